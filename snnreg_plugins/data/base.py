@@ -1,0 +1,145 @@
+"""What the image datamodules have in common: splits, batches and dataloaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+def require_integer(name: str, value: int, minimum: int) -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least ``minimum``."""
+    if not isinstance(value, int) or value < minimum:
+        raise ValueError(f"Expected argument `{name}` to be an integer of at least {minimum}, but got {value!r}.")
+
+
+class _ImageData(LightningDataModule):
+    """Datamodule of images (C, H, W), float32 in [0, 1], and labels, int64.
+
+    A subclass defines :meth:`_load`, and ``prepare_data`` if there is something to download. Data is read
+    once, when first needed, so the dataloaders also work without a Trainer and without ``setup``.
+
+    Args:
+        batch_size: Images per batch (per process).
+        num_workers: Processes that prepare batches; 0 prepares them in the main process.
+        validation_size: Images held out of the training set for validation.
+        seed: Seed of the choice of validation images; that of the training order is ``seed_everything``.
+    """
+
+    num_classes: int = 10
+    image_shape: tuple[int, int, int]
+
+    #: The stored grey level that stands for 1.0.
+    _white: int = 255
+    #: Changes a batch of uint8 training images; a module-level function, so that workers can pickle it.
+    _augmentation: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, batch_size: int, num_workers: int, validation_size: int, seed: int) -> None:
+        super().__init__()
+        require_integer("batch_size", batch_size, 1)
+        require_integer("num_workers", num_workers, 0)
+        require_integer("validation_size", validation_size, 1)
+        require_integer("seed", seed, 0)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.validation_size = validation_size
+        self.seed = seed
+        self._parts: dict[str, _Batches] = {}
+
+    def _load(self, train: bool) -> Batch:
+        """Read the training or the test set: uint8 images (N, C, H, W) and int64 labels (N,)."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        # Reading is lazy; reading here makes missing or broken data stop a run before it starts.
+        self._part("test" if stage in ("test", "predict") else "train")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Give the test set with its labels, as ``test_dataloader`` does; ``predict_step`` ignores them."""
+        return self.test_dataloader()
+
+    def _part(self, name: str) -> _Batches:
+        if name not in self._parts:
+            images, labels = self._load(train=name != "test")
+            if name == "test":
+                self._parts["test"] = _Batches(images, labels, self._white)
+            else:
+                held_out = self._held_out(labels)
+                self._parts["validation"] = _Batches(images[held_out], labels[held_out], self._white)
+                self._parts["train"] = _Batches(images[~held_out], labels[~held_out], self._white, self._augmentation)
+        return self._parts[name]
+
+    def _held_out(self, labels: Tensor) -> Tensor:
+        """Mask the validation images: drawn by ``seed``, every class in its share (to within one image)."""
+        count = len(labels)
+        if self.validation_size >= count:
+            raise ValueError(
+                f"Expected argument `validation_size` to be less than the {count} training images of "
+                f"{type(self).__name__}, but got {self.validation_size}."
+            )
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        by_class = shuffled[labels[shuffled].argsort(stable=True)]
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[by_class[torch.arange(self.validation_size) * count // self.validation_size]] = True
+        return mask
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
+        return DataLoader(
+            self._part(part),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_identity,
+        )
+
+
+class _Batches(Dataset[Batch]):
+    """Images kept as uint8 and converted a whole batch at a time, with no collation of single samples."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        white: int,
+        augmentation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.white = white
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Give a whole batch; the DataLoader calls this rather than ``__getitem__`` where it exists."""
+        index = torch.as_tensor(indices)
+        images = self.images[index]
+        if self.augmentation is not None:
+            images = self.augmentation(images)
+        return images.to(torch.float32) / self.white, self.labels[index]
+
+
+def _identity(batch: Any) -> Any:
+    """Collate nothing: the dataset already gives batches."""
+    return batch

@@ -1,0 +1,7 @@
+"""Export of trained networks to spiking neurons; one file a target."""
+
+from snnreg_plugins.export.graph import ConversionError
+from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.snntorch import to_snntorch
+
+__all__ = ["ConversionError", "SpikingNetwork", "to_snntorch"]

@@ -1,0 +1,203 @@
+r"""Penalties on activity: one pure function each, from a batch of activity to a differentiable scalar.
+
+All are means over the samples of a batch :math:`a` of shape ``(B, ...)``. Each takes a ``weight``: non-negative,
+broadcastable to one sample (the fan-out map, say), by which the positions of a sample count. Without one, all
+positions count alike. Sums are taken in float32 at least, also of half-precision activity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Penalty: TypeAlias = Callable[..., Tensor]
+
+
+def l1(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Mean absolute activity.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i |a_{bi}|}{\sum_i w_i}
+
+    With fan-out weights this is the synaptic-operation loss of Sorbaro et al. 2020
+    (`doi:10.3389/fnins.2020.00662 <https://doi.org/10.3389/fnins.2020.00662>`_) per synapse.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> l1(torch.tensor([[0.0, 2.0], [1.0, 1.0]]))
+        tensor(1.)
+        >>> l1(torch.tensor([[0.0, 2.0]]), weight=torch.tensor([3.0, 1.0]))
+        tensor(0.5000)
+    """
+    return _mean(activity.abs(), weight)
+
+
+def l2(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Mean squared activity.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i a_{bi}^2}{\sum_i w_i}
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> l2(torch.tensor([[0.0, 2.0]]))
+        tensor(2.)
+    """
+    return _mean(_single(activity).square(), weight)
+
+
+def transformed_l1(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Mean of the transformed L1 norm with a = 1, which saturates: large activity is not pushed down.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i \, 2|a_{bi}| / (1 + |a_{bi}|)}{\sum_i w_i}
+
+    From Zhang and Xin 2018 (arXiv 1411.5735), Eq. 1.3.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> transformed_l1(torch.tensor([[0.0, 1.0]]))
+        tensor(0.5000)
+    """
+    magnitude = _single(activity).abs()
+    return _mean(2 * magnitude / (1 + magnitude), weight)
+
+
+def hoyer(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Hoyer's ratio of norms, per sample; scale-invariant, between 1 (one active position) and √n (all equal).
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i |a_{bi}|}{\sqrt{\sum_i w_i a_{bi}^2}}
+        \quad \text{with the weights scaled to mean 1}
+
+    A silent sample gives 0, with gradient 0. From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 1, there
+    on weights.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> hoyer(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 3.0, 0.0]]))
+        tensor(1.5000)
+    """
+    first, second = _moments(activity, weight)
+    return (first / second.sqrt()).mean()
+
+
+def hoyer_square(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Hoyer-square, per sample; scale-invariant, an estimate of how many positions are active (1 to n).
+
+    .. math:: \frac{1}{B} \sum_b \frac{\left(\sum_i w_i |a_{bi}|\right)^2}{\sum_i w_i a_{bi}^2}
+        \quad \text{with the weights scaled to mean 1}
+
+    A silent sample gives 0, with gradient 0. From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 3; on
+    activations Kurtz et al. 2020.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> hoyer_square(torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 3.0, 0.0]]))
+        tensor(2.5000)
+    """
+    first, second = _moments(activity, weight)
+    return (first.square() / second).mean()
+
+
+def expected_rate(activity: Tensor, weight: Tensor | None = None, *, threshold: Tensor | float) -> Tensor:
+    r"""Mean spike rate that the activity will have after threshold balancing with threshold λ.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i \, \text{clip}(a_{bi} / \lambda, 0, 1)}{\sum_i w_i}
+
+    With fan-out weights this is the share of its synapses that a layer will use in a time step. As λ follows the
+    activity (a robust maximum), scaling all activity down gains nothing, unlike with :func:`l1`.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+        threshold: λ > 0, broadcastable to one sample; no gradient flows into it.
+
+    Example:
+        >>> expected_rate(torch.tensor([[0.0, 1.0, 4.0, -3.0]]), threshold=2.0)
+        tensor(0.3750)
+    """
+    level = threshold.detach() if isinstance(threshold, Tensor) else threshold
+    return _mean((activity / level).clamp(0, 1), weight)
+
+
+#: Penalties by name.
+PENALTIES: dict[str, Penalty] = {
+    "l1": l1,
+    "l2": l2,
+    "hoyer": hoyer,
+    "hoyer_square": hoyer_square,
+    "transformed_l1": transformed_l1,
+    "expected_rate": expected_rate,
+}
+
+
+def robust_maximum(activity: Tensor, quantile: float = 0.999, samples: int = 16_384) -> Tensor:
+    r"""Estimate a high quantile of non-negative activity from the first samples of a batch.
+
+    The smallest value that at least ``quantile`` of the values do not exceed.
+
+    Args:
+        activity: Shape ``(B, ...)``.
+        quantile: Between 0 and 1.
+        samples: Values to look at, at least; whole samples are taken from the start of the batch, which
+            shuffling makes a random choice.
+
+    Returns:
+        A scalar in float32 or better, detached.
+
+    Example:
+        >>> robust_maximum(torch.arange(1000.0).reshape(10, 100))
+        tensor(998.)
+    """
+    rows = activity.detach().flatten(1) if activity.dim() > 1 else activity.detach().unsqueeze(1)
+    values = _single(rows[: -(-samples // max(1, rows.shape[1]))]).flatten()
+    rank = max(1, min(values.numel(), round(quantile * values.numel() + 0.499)))
+    return values.kthvalue(rank).values
+
+
+def _single(activity: Tensor) -> Tensor:
+    """Raise half precision to float32: squares and sums of it overflow."""
+    return activity.float() if activity.dtype in (torch.float16, torch.bfloat16) else activity
+
+
+def _sum(values: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    exact = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
+    return values.sum(dims, dtype=exact)
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over samples of the weighted mean over positions."""
+    if weight is None:
+        return _sum(values) / values.numel()
+    return _sum(values * weight) / (len(values) * _total(weight, values))
+
+
+def _total(weight: Tensor, values: Tensor) -> Tensor:
+    """Sum a weight over all positions of a sample."""
+    return _sum(weight.expand(values.shape[1:]).to(values.device))
+
+
+def _moments(activity: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weighted Σ|a| and Σa² of each sample, (0, 1) for a silent one."""
+    values = _single(activity)
+    first, second = values.abs(), values.square()
+    if weight is not None:
+        scaled = weight * (values[0].numel() / _total(weight, values))
+        first, second = first * scaled, second * scaled
+    first, second = _sum(first.flatten(1), (1,)), _sum(second.flatten(1), (1,))
+    return first, torch.where(second > 0, second, 1.0)

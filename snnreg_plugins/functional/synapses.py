@@ -1,0 +1,241 @@
+"""Which layers have synapses, how many an input position reaches, and how many events arrive there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_CONVOLUTIONS)
+
+#: The layers that multiply activity by weights.
+SYNAPTIC_LAYERS = (nn.Linear, *CONVOLUTIONS)
+
+SynapticLayer: TypeAlias = (
+    nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+)
+
+# Below this every integer is exact in float32, so that sums of events stay exact in any order.
+_EXACT_FLOAT32 = 2**24
+
+
+def is_synaptic(module: nn.Module) -> bool:
+    """Tell whether ``module`` multiplies activity by weights (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d)."""
+    return isinstance(module, SYNAPTIC_LAYERS)
+
+
+def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
+    r"""Count the synapses that each input position of a layer really reaches.
+
+    One event at position :math:`i` costs :math:`\text{fan\_out}_i` synaptic operations. Borders, stride,
+    dilation, groups, padding (a number, ``"same"``, any padding mode) and output padding are honoured: a
+    position at the border of an unpadded convolution reaches fewer outputs than one in the middle, one that
+    reflection padding repeats reaches more. A weight of zero is still a synapse; the bias is none.
+
+    Args:
+        layer: A synaptic layer.
+        input_shape: Shape of one input without the batch: ``(..., in_features)`` for Linear,
+            ``(C, *spatial)`` for convolutions.
+
+    Returns:
+        Integers (int64) of shape ``input_shape``, on the CPU; an expanded view, so clone it before writing.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If ``input_shape`` does not fit the layer.
+
+    Example:
+        >>> from torch import nn
+        >>> fan_out(nn.Conv2d(1, 2, kernel_size=3), (1, 4, 4))[0]
+        tensor([[2, 4, 4, 2],
+                [4, 8, 8, 4],
+                [4, 8, 8, 4],
+                [2, 4, 4, 2]])
+        >>> fan_out(nn.Linear(3, 10), (3,))
+        tensor([10, 10, 10])
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if isinstance(layer, nn.Linear):
+        if not shape or shape[-1] != layer.in_features:
+            raise ValueError(
+                f"Expected argument `input_shape` to end in the layer's {layer.in_features} input features, "
+                f"but got {shape}."
+            )
+        return torch.tensor(layer.out_features).expand(shape)
+    if not isinstance(layer, CONVOLUTIONS):
+        raise TypeError(
+            f"Expected argument `layer` to be Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d, "
+            f"but got {type(layer).__name__}."
+        )
+    if len(shape) != 1 + len(layer.kernel_size) or shape[0] != layer.in_channels:
+        raise ValueError(
+            f"Expected argument `input_shape` to be (C, *spatial) with C = {layer.in_channels} and "
+            f"{len(layer.kernel_size)} spatial dimension(s), without the batch, but got {shape}."
+        )
+    # Whether a kernel tap hits an output is decided in each dimension alone: the map is an outer product.
+    reached = torch.tensor(layer.out_channels // layer.groups)
+    for dim, size in enumerate(shape[1:]):
+        reached = reached.unsqueeze(-1) * _reach(layer, dim, size)
+    return reached.expand(shape)
+
+
+def _reach(layer: Any, dim: int, size: int) -> Tensor:
+    """Count, for the ``size`` positions of one dimension, the (output, kernel tap) pairs that use each."""
+    kernel, stride, dilation = layer.kernel_size[dim], layer.stride[dim], layer.dilation[dim]
+    span = dilation * (kernel - 1)
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+        padding = layer.padding[dim]
+        outputs = (size - 1) * stride - 2 * padding + span + layer.output_padding[dim] + 1
+        _at_least_one_output(outputs, layer, size)
+        target = torch.arange(size).unsqueeze(1) * stride + torch.arange(kernel) * dilation - padding
+        return ((target >= 0) & (target < outputs)).sum(1)
+
+    if layer.padding == "same":
+        before, after = span // 2, span - span // 2
+    elif layer.padding == "valid":
+        before = after = 0
+    else:
+        before = after = layer.padding[dim]
+    # Pad the positions themselves as the layer pads its input; a tap on a zero pad (-1) is no synapse.
+    positions = torch.arange(size, dtype=torch.float64).reshape(1, 1, size)
+    if layer.padding_mode == "zeros":
+        positions = F.pad(positions, (before, after), value=-1.0)
+    else:
+        positions = F.pad(positions, (before, after), mode=layer.padding_mode)
+    _at_least_one_output(positions.shape[-1] - span, layer, size)
+    taps = positions.flatten().long().unfold(0, span + 1, stride)[:, ::dilation].flatten()
+    return torch.bincount(taps[taps >= 0], minlength=size)
+
+
+def _at_least_one_output(outputs: int, layer: nn.Module, size: int) -> None:
+    if outputs < 1:
+        raise ValueError(
+            f"Expected argument `input_shape` to give {layer} at least one output, but a size of {size} gives none."
+        )
+
+
+def dense_macs(layer: SynapticLayer, input_shape: Sequence[int]) -> int:
+    r"""Count the multiply-accumulates of a layer when no input is skipped.
+
+    .. math:: \text{MACs} = \sum_i \text{fan\_out}_i
+
+    Products with padded zeros are not counted: no input is there.
+
+    Args:
+        layer: A synaptic layer.
+        input_shape: Shape of one input without the batch.
+
+    Returns:
+        MACs per sample.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If ``input_shape`` does not fit the layer.
+
+    Example:
+        >>> from torch import nn
+        >>> dense_macs(nn.Conv2d(1, 2, kernel_size=3), (1, 4, 4))
+        72
+    """
+    return int(fan_out(layer, input_shape).sum())
+
+
+def is_integer_valued(x: Tensor) -> bool:
+    """Tell whether all values are whole numbers, so that the tensor counts events.
+
+    Spikes (0, 1), sums of spikes (0..k²) and ternary spikes (-1, 0, 1) are; an image in [0, 1] or an
+    activation is not.
+
+    Example:
+        >>> is_integer_valued(torch.tensor([0.0, 1.0, 4.0])), is_integer_valued(torch.tensor([0.0, 0.5]))
+        (True, False)
+    """
+    if not x.is_floating_point() or x.numel() == 0:
+        return not x.is_complex()
+    # One fraction decides, and real-valued input has one in its first sample. Of the ways to ask for a
+    # non-zero, the extremes are vectorized, `any` and `equal` are not (ten times slower on a CPU).
+    if x.dim() > 1 and len(x) > 1 and not is_integer_valued(x[0]):
+        return False
+    low, high = x.frac().aminmax()
+    return bool(low == 0) and bool(high == 0)
+
+
+def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = None) -> tuple[int, int, int]:
+    r"""Count what a layer's input costs: synaptic operations, effective and dense MACs.
+
+    .. math::
+        \text{SOPs} = \sum_i |x_i| \cdot \text{fan\_out}_i \qquad
+        \text{effective MACs} = \sum_i [x_i \neq 0] \cdot \text{fan\_out}_i \qquad
+        \text{dense MACs} = \sum_i \text{fan\_out}_i
+
+    Integer-valued input is a count of events and gives SOPs (and no effective MACs); any other input is real
+    and gives effective MACs (and no SOPs). All are exact integers.
+
+    Args:
+        layer: A synaptic layer.
+        x: Its input, with or without the batch; sums run over the batch too.
+        fan_out_map: :func:`fan_out` of the layer for one sample of ``x``, where it is known already.
+
+    Returns:
+        SOPs, effective MACs, dense MACs; summed over all samples of ``x``.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If the shape of ``x`` does not fit the layer.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.Linear(4, 10)
+        >>> operations(layer, torch.tensor([[0.0, 1.0, 0.0, 2.0]]))
+        (30, 0, 40)
+        >>> operations(layer, torch.tensor([[0.0, 0.3, 0.0, 1.0]]))
+        (0, 20, 40)
+    """
+    shape = sample_shape(layer, x)
+    reached = fan_out(layer, shape) if fan_out_map is None else fan_out_map
+    # All channels of a convolution have the same fan-out, and so have all features of a linear layer.
+    reached_positions = reached[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * len(shape)]
+    spiking, counts = _events(x)
+    events = _sum_per_position(counts, reached_positions.dim())
+    cost = int((events * reached_positions.to(events.device)).sum())
+    dense = x.numel() // max(1, math.prod(shape)) * int(reached.sum())
+    return (cost, 0, dense) if spiking else (0, cost, dense)
+
+
+def count_events(x: Tensor) -> int:
+    """Count the events in a tensor: Σ|x| where it is integer-valued, else its non-zero entries.
+
+    Example:
+        >>> count_events(torch.tensor([0.0, 1.0, 3.0])), count_events(torch.tensor([0.0, 0.1, 3.0]))
+        (4, 2)
+    """
+    return int(_sum_per_position(_events(x)[1], 0))
+
+
+def _events(x: Tensor) -> tuple[bool, Tensor]:
+    """Tell whether ``x`` is integer-valued, and give the events at each position, as whole floats."""
+    spiking = is_integer_valued(x)
+    values = x.detach() if x.is_floating_point() else x.detach().double()
+    return spiking, values.abs() if spiking else values.sign().abs_()
+
+
+def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
+    """Return the shape of one sample of a layer's input, without batch and leading dimensions."""
+    dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
+    return tuple(x.shape[-dims:])
+
+
+def _sum_per_position(counts: Tensor, position_dims: int) -> Tensor:
+    """Sum whole floating-point numbers ≥ 0 over all but the last dimensions, exactly, to int64."""
+    rest = tuple(range(counts.dim() - position_dims))
+    if counts.numel() == 0:
+        return counts.sum(rest, dtype=torch.int64)
+    # float32 sums are the fast ones, and exact as long as no partial sum can pass 2**24.
+    terms = counts.numel() // math.prod(counts.shape[len(rest) :])
+    exact = torch.float32 if terms * float(counts.max()) < _EXACT_FLOAT32 else torch.float64
+    return counts.sum(rest, dtype=exact).long()

@@ -1,0 +1,98 @@
+"""Thresholds from a histogram of activations: bounded memory on any number of samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BINS = 8192
+
+
+class ActivationHistogram:
+    """Histogram of non-negative activations, per channel, over any number of batches.
+
+    The range doubles when a larger value comes, by merging bins in pairs; so memory is bounded, no pass over the
+    data is repeated, and a quantile is off by at most ``2 / BINS`` (0.025 %) of the largest activation.
+
+    Args:
+        channels: Number of channels (dimension 1 of the activations).
+        bins: Number of bins of each channel.
+        device: Where to count.
+    """
+
+    def __init__(self, channels: int, bins: int = BINS, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(channels, bins, dtype=torch.int64, device=device)
+        self.largest = torch.zeros(channels, device=device)
+        self.range = 0.0  # the upper end of the last bin
+
+    def update(self, activations: Tensor) -> None:
+        """Add activations of shape ``(B, C, ...)``; negative ones count as 0."""
+        channels, bins = self.counts.shape
+        values = activations.detach().movedim(1, 0).reshape(channels, -1).float().clamp_min(0)
+        self.largest = torch.maximum(self.largest, values.amax(1))
+        peak = float(self.largest.max())
+        if not peak < float("inf"):
+            raise ValueError("Expected finite activations on the calibration data, but got NaN or infinity.")
+        if self.range == 0.0:
+            self.range = peak
+        while self.range < peak:
+            merged = self.counts.unflatten(1, (bins // 2, 2)).sum(2)
+            self.counts = torch.cat([merged, torch.zeros_like(merged)], dim=1)
+            self.range *= 2
+        index = (values * (bins / self.range if self.range else 0.0)).long().clamp_max_(bins - 1)
+        index += torch.arange(channels, device=index.device).unsqueeze(1) * bins
+        self.counts += torch.bincount(index.flatten(), minlength=channels * bins).reshape(channels, bins)
+
+
+def maximum(histogram: ActivationHistogram, per_channel: bool = False) -> Tensor:
+    """Largest activation (Diehl et al. 2015, data-based normalisation).
+
+    Args:
+        histogram: Activations on calibration data.
+        per_channel: One threshold per channel, else one for the layer.
+
+    Returns:
+        Shape ``(C,)``, or a scalar.
+
+    Example:
+        >>> histogram = ActivationHistogram(channels=2)
+        >>> histogram.update(torch.tensor([[1.0, 4.0], [3.0, 2.0]]))
+        >>> maximum(histogram), maximum(histogram, per_channel=True)
+        (tensor(4.), tensor([3., 4.]))
+    """
+    return histogram.largest.clone() if per_channel else histogram.largest.max()
+
+
+def percentile(histogram: ActivationHistogram, per_channel: bool = False, *, percent: float = 99.9) -> Tensor:
+    """Percentile of all activations, zeros included (Rueckauer et al. 2017, robust normalisation).
+
+    The smallest bin edge below which at least ``percent`` of the activations lie, and never above the largest
+    activation.
+
+    Args:
+        histogram: Activations on calibration data.
+        per_channel: One threshold per channel, else one for the layer.
+        percent: In (0, 100].
+
+    Returns:
+        Shape ``(C,)``, or a scalar.
+
+    Raises:
+        ValueError: If ``percent`` is out of range.
+
+    Example:
+        >>> histogram = ActivationHistogram(channels=1)
+        >>> histogram.update(torch.arange(1000.0).reshape(1000, 1))
+        >>> round(float(percentile(histogram, percent=90.0)), 1)
+        899.0
+    """
+    if not 0 < percent <= 100:
+        raise ValueError(f"Expected argument `percent` to be in (0, 100], but got {percent}.")
+    counts = histogram.counts if per_channel else histogram.counts.sum(0, keepdim=True)
+    largest = maximum(histogram, per_channel)
+    cumulated = counts.cumsum(1)
+    needed = (cumulated[:, -1:].double() * (percent / 100)).ceil().long().clamp_min(1)
+    first_bin = torch.searchsorted(cumulated, needed).squeeze(1)
+    # Bin 0 holds the zeros: a channel that is mostly silent has the percentile 0, not a bin's width.
+    edge = torch.where(first_bin > 0, first_bin + 1, 0).float() * (histogram.range / counts.shape[1])
+    return torch.minimum(edge if per_channel else edge[0], largest)

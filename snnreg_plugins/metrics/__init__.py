@@ -1,0 +1,6 @@
+"""Metrics of cost, in the manner of torchmetrics: built on a model, they count in its forward passes."""
+
+from snnreg_plugins.metrics.operations import Energy, SynapticOperations
+from snnreg_plugins.metrics.spike_rate import SpikeRate
+
+__all__ = ["Energy", "SpikeRate", "SynapticOperations"]

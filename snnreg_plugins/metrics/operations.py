@@ -1,0 +1,142 @@
+"""Synaptic operations and energy of a model's forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+from snnreg_plugins.functional.synapses import fan_out, operations, sample_shape
+from snnreg_plugins.metrics.base import WatchingMetric
+from snnreg_plugins.probes import synaptic_layers
+
+
+class SynapticOperations(WatchingMetric):
+    r"""Synaptic operations per sample, with effective and dense MACs beside them; exact.
+
+    .. math:: \text{SOPs} = \frac{1}{N} \sum_\text{layers} \sum_i \text{events}_i \cdot \text{fan\_out}_i
+
+    The metric is built on a model, watches the input of every synaptic layer (Linear, Conv1d/2d/3d,
+    ConvTranspose1d/2d/3d) and counts by itself: just run the model. Integer-valued input is a count of events
+    and gives SOPs. Any other input (the first layer's image, a DNN's activations, averaged spikes) is real and
+    gives effective MACs: one per non-zero input and synapse. Dense MACs count every input at every call of a
+    layer. Stepping the model through time from outside counts each sample once.
+
+    - ``compute()``: SOPs/sample, a float64 scalar.
+    - ``total(quantity)``: the same for ``"sops"``, ``"effective_macs"`` or ``"dense_macs"``.
+    - ``by_layer(quantity)``: the same for each layer, by name.
+
+    Args:
+        model: The model to watch.
+        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        kwargs: See ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: If the model has no synaptic layer.
+        RuntimeError: On ``compute()``, if no forward pass was seen.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with SynapticOperations(model) as sops:
+        ...     _ = model(torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]]))
+        >>> sops.by_layer()["0"]  # (2 + 1) events to 8 outputs each, for 2 samples
+        12.0
+        >>> sops.total("dense_macs")
+        tensor(56., dtype=torch.float64)
+    """
+
+    quantities = ("sops", "effective_macs", "dense_macs")
+
+    def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
+        layers = synaptic_layers(model)
+        if not layers:
+            raise ValueError(
+                "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d), "
+                f"but {type(model).__name__} has none."
+            )
+        super().__init__(model, layers, batch_dim, **kwargs)
+        self._fan_out: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        for _, layer in self._layers:
+            self._counter.hooks.before(layer, self._observe)
+
+    def _observe(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        index = self._index[layer]
+        key = (index, sample_shape(layer, args[0]))
+        if key not in self._fan_out:
+            self._fan_out[key] = fan_out(layer, key[1]).to(args[0].device)
+        for quantity, count in enumerate(operations(layer, args[0], self._fan_out[key])):
+            self._pending[index][quantity] += count
+
+    def compute(self) -> Tensor:
+        """Return SOPs/sample."""
+        return self._column("sops").sum() / self.samples
+
+    def total(self, quantity: str = "sops") -> Tensor:
+        """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, over all layers."""
+        with self.sync_context(should_sync=self._to_sync):
+            return self._column(quantity).sum() / self.samples
+
+    def by_layer(self, quantity: str = "sops") -> dict[str, float]:
+        """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, for each layer by name."""
+        with self.sync_context(should_sync=self._to_sync):
+            return dict(zip(self.layers, (self._column(quantity) / self.samples).tolist(), strict=True))
+
+
+class Energy(SynapticOperations):
+    r"""Energy of the synaptic arithmetic, in J per sample.
+
+    .. math:: E = 10^{-12} \sum_\text{layers} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
+
+    An estimate from published energies per operation: no memory access, no neuron updates, no static power.
+
+    Args:
+        model: The model to watch.
+        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
+        dense: Count dense instead of effective MACs: hardware that skips no zeros. SOPs are then 0.
+        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        kwargs: See ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: If the model has no synaptic layer, or the table's name is unknown.
+        RuntimeError: On ``compute()``, if no forward pass was seen.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(10, 100)
+        >>> with Energy(model, table="horowitz_fp32") as joule:
+        ...     _ = model(torch.full((1, 10), 0.5))
+        >>> f"{joule.compute():.2e}"  # 1000 MACs of 4.6 pJ
+        '4.60e-09'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: str | EnergyTable = "horowitz_fp32",
+        dense: bool = False,
+        batch_dim: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.table = energy_table(table)
+        self.dense = dense
+        super().__init__(model, batch_dim, **kwargs)
+
+    def _joule(self) -> Tensor:
+        sops, macs = self._column("sops"), self._column("effective_macs")
+        if self.dense:
+            sops, macs = torch.zeros_like(sops), self._column("dense_macs")
+        return energy(sops, macs, self.table) / self.samples
+
+    def compute(self) -> Tensor:
+        """Return J/sample."""
+        return self._joule().sum()
+
+    def by_layer(self, quantity: str = "energy") -> dict[str, float]:
+        """Return J/sample (or, as :class:`SynapticOperations`, a count) for each layer by name."""
+        if quantity != "energy":
+            return super().by_layer(quantity)
+        with self.sync_context(should_sync=self._to_sync):
+            return dict(zip(self.layers, self._joule().tolist(), strict=True))
