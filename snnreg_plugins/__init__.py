@@ -1,8 +1,12 @@
 """Train sparse networks in PyTorch Lightning, export them to spiking neurons, and see what every spike costs."""
 
-from snnreg_plugins.callbacks import ActivityRegularization
-from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
-from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snnreg_plugins.callbacks import ActivityRegularization, SpikingValidation
+    from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
+    from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
 
 __version__ = "0.1.0"
 
@@ -12,6 +16,31 @@ __all__ = [
     "Energy",
     "SpikeRate",
     "SpikingNetwork",
+    "SpikingValidation",
     "SynapticOperations",
     "to_snntorch",
 ]
+
+# Loaded when asked for: Lightning and torchmetrics import whatever of torchvision and matplotlib is installed.
+_HOMES = {
+    "ActivityRegularization": "callbacks",
+    "ConversionError": "export",
+    "Energy": "metrics",
+    "SpikeRate": "metrics",
+    "SpikingNetwork": "export",
+    "SpikingValidation": "callbacks",
+    "SynapticOperations": "metrics",
+    "to_snntorch": "export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

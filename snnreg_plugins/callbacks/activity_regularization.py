@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 from typing_extensions import override
 
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate, robust_maximum
@@ -113,6 +114,7 @@ class ActivityRegularization(Callback):
         self._observed: dict[str, list[Tensor]] = {}
         self._step = _Step()
         self._factor = 0.0
+        self._active = False  # apart from the factor, whose every change would make compiled code compile again
         self._seen = False
         self._backward_in_batch = False
 
@@ -153,6 +155,7 @@ class ActivityRegularization(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch - self.start_epoch + 1
         self._factor = min(1.0, max(0.0, epochs / (self.warmup_epochs + 1)))
+        self._active = self._factor > 0
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -163,26 +166,24 @@ class ActivityRegularization(Callback):
     def _observe(self, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Put the penalty of one call of a layer on the way of its gradient."""
         activity = args[0]
-        if self._factor == 0.0 or not layer.training or not activity.is_floating_point():
+        if not self._active or not activity.is_floating_point():
             return None
-        if torch.compiler.is_compiling():
-            differentiable = torch.is_grad_enabled() and activity.requires_grad
-            first_time = True
-        else:
-            first_time = torch._C._current_graph_task_id() == -1  # else checkpointing computes it a second time
-            differentiable = torch.is_grad_enabled() and activity.requires_grad
-            if first_time and activity.requires_grad and activity.is_leaf:
-                return None  # the network's own input, which a user differentiates by
-            if not differentiable and not (first_time and _in_reentrant_checkpoint()):
-                return None
+        compiling = torch.compiler.is_compiling()
+        # Else checkpointing computes it a second time, within the backward pass.
+        first_time = compiling or torch._C._current_graph_task_id() == -1
+        differentiable = torch.is_grad_enabled() and activity.requires_grad
+        if activity.requires_grad and activity.is_leaf and (first_time or not _called_from(CheckpointFunction.backward)):
+            return None  # the network's own input, which a user differentiates by
+        if not differentiable and (compiling or not first_time or not _called_from(CheckpointFunction.forward)):
+            return None
 
         name, strength = self._watched[layer]
         weight, amount = self._weight(name, layer, activity)
         group = name if self.weighting == "uniform" else ""
         value = self._value(name, activity, weight, first_time)
         if first_time:
-            self._step.record(name, group, amount, strength, value, compiled=torch.compiler.is_compiling())
-        if not differentiable or torch.compiler.is_compiling():
+            self._step.record(name, group, amount, strength, value, compiling)
+        if not differentiable or compiling:
             return None
         return (_Carry.apply(activity, value, self._step, group, amount * strength), *args[1:])
 
@@ -240,7 +241,7 @@ class ActivityRegularization(Callback):
                 "ActivityRegularization saw a backward pass that did not go through Lightning, and so could not add the "
                 "penalty. Call self.manual_backward(loss) instead of loss.backward()."
             )
-        if self._factor > 0 and self._backward_in_batch and not self._seen:
+        if self._active and self._backward_in_batch and not self._seen:
             raise MisconfigurationException(
                 f"ActivityRegularization saw no activity in the first batch: none of {self._names()} received an input "
                 "that depends on parameters. Only what nn.Linear, nn.Conv and nn.ConvTranspose modules read is seen, not "
@@ -361,7 +362,8 @@ class _Step:
         if self.scale == 0.0:
             self.ran_without_scale = True
             return 0.0
-        return self.scale * amount / self.amounts()[group]
+        # A group that the forward pass did not see is the network's own input, repeated by checkpointing.
+        return self.scale * amount / self.amounts().get(group, float("inf"))
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
@@ -413,14 +415,11 @@ def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> tuple[Tensor, int]
     return reached[:1].to(torch.float32), int(reached.sum())
 
 
-def _in_reentrant_checkpoint() -> bool:
-    """Tell whether a forward without gradients is one that reentrant checkpointing will repeat with them."""
-    if torch.is_grad_enabled():
-        return False
-    code = torch.utils.checkpoint.CheckpointFunction.forward.__code__
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is code:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+def _called_from(function: Any) -> bool:
+    """Tell whether ``function`` is running. Reentrant checkpointing leaves no other trace: its first forward runs
+    without gradients, and its second on inputs that look like leaves.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None

@@ -1,0 +1,185 @@
+"""LightningModules that classify: a DNN, and a spiking network exported from one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from snnreg_plugins.export import SpikingNetwork, to_snntorch
+
+
+class Classifier(LightningModule):
+    """Train any network as a classifier, with cross-entropy.
+
+    Logs ``train/loss``, and ``val/loss``, ``val/accuracy`` or ``test/loss``, ``test/accuracy``.
+
+    Args:
+        network: Gives scores ``(B, K)``.
+        optimizer: From parameters to an optimizer; Adam with its defaults if None.
+        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+
+    Example:
+        >>> model = Classifier(nn.Linear(2, 3))
+        >>> model(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Give scores ``(B, K)``."""
+        scores: Tensor = self.network(x)
+        return scores
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = F.cross_entropy(self(x), y)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Give scores for a batch of images, or of (images, labels)."""
+        scores: Tensor = self(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return scores
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        x, y = batch
+        scores = self(x)
+        accuracy = (scores.argmax(1) == y).float().mean()
+        logged = {f"{stage}/loss": F.cross_entropy(scores, y), f"{stage}/accuracy": accuracy}
+        self.log_dict(logged, prog_bar=True, batch_size=len(x), sync_dist=True)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
+
+
+class SpikingClassifier(Classifier):
+    """Fine-tune with surrogate gradients the spiking network that a DNN is exported to.
+
+    At the start of a run the DNN's weights are read from ``checkpoint``, its thresholds are balanced on the training
+    data, and it is exported to snnTorch neurons; :attr:`network` is then the
+    :class:`~snnreg_plugins.SpikingNetwork`.
+
+    Args:
+        network: The DNN, untrained; its weights come from the checkpoint.
+        checkpoint: A Lightning checkpoint of a :class:`Classifier` of that DNN. Only tensors are read from it, no
+            code is run. None keeps the weights of ``network``.
+        timesteps: Time steps T.
+        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
+        percent: Which percentile.
+        per_channel: One threshold per channel instead of one per layer.
+        initial_potential: v₀ / λ.
+        beta: Decay of the potential per step.
+        calibration_batches: Batches of training data to balance thresholds on.
+        optimizer: From parameters to an optimizer; Adam with its defaults if None.
+        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+
+    Raises:
+        FileNotFoundError: On start of a run, if there is no file at ``checkpoint``.
+        ValueError: On start of a run, if the checkpoint's weights do not fit ``network``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        checkpoint: str | None = None,
+        timesteps: int = 4,
+        threshold: str = "percentile",
+        percent: float = 99.9,
+        per_channel: bool = False,
+        initial_potential: float = 0.5,
+        beta: float = 1.0,
+        calibration_batches: int = 10,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        if calibration_batches < 1:
+            raise ValueError(f"Expected argument `calibration_batches` to be at least 1, but got {calibration_batches}.")
+        super().__init__(network, optimizer, scheduler)
+        self.checkpoint = checkpoint
+        self.calibration_batches = calibration_batches
+        self.export = {
+            "timesteps": timesteps,
+            "threshold": threshold,
+            "percent": percent,
+            "per_channel": per_channel,
+            "initial_potential": initial_potential,
+            "beta": beta,
+        }
+
+    @override
+    def setup(self, stage: str) -> None:
+        if isinstance(self.network, SpikingNetwork):
+            return
+        if self.checkpoint is not None:
+            load_network(self.network, self.checkpoint)
+        self.network = to_snntorch(self.network, self._calibration(), **self.export)  # type: ignore[arg-type]
+
+    def _calibration(self) -> list[Tensor]:
+        """First batches of the training data, the same in every process."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        loader = datamodule.train_dataloader() if datamodule is not None else self.trainer.train_dataloader
+        if loader is None:
+            self.trainer.fit_loop.setup_data()
+            loader = self.trainer.train_dataloader
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return [batch[0] for batch, _ in zip(loader, range(self.calibration_batches), strict=False)]
+
+
+def load_network(network: nn.Module, checkpoint: str) -> None:
+    """Read the weights of a :class:`Classifier`'s network from a Lightning checkpoint, running no code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or its weights do not fit the network.
+    """
+    if not os.path.isfile(checkpoint):
+        raise FileNotFoundError(
+            f"Expected argument `checkpoint` to be a Lightning checkpoint, but there is no file {checkpoint!r}. Train "
+            "one first, with `snnreg fit`."
+        )
+    try:
+        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise ValueError(
+            f"Expected argument `checkpoint` to be a Lightning checkpoint that holds tensors and plain data only, but "
+            f"{checkpoint!r} could not be read: {str(error).splitlines()[0]}"
+        ) from error
+    own = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
+    try:
+        network.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights in {checkpoint!r} do not fit {type(network).__name__}. Use the network, with its arguments, "
+            f"that the checkpoint was trained with. {error}"
+        ) from error

@@ -1,0 +1,373 @@
+"""The gradient of the callback's penalty is that of the same penalty written by hand, in every training mode."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from snnreg_plugins import ActivityRegularization
+from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, loader, start
+
+STRENGTH = 0.5
+
+ROWS = {
+    "plain": {},
+    "in-place ReLU": dict(net=dict(inplace=True)),
+    "functional ReLU": dict(net=dict(functional=True)),
+    "reused layer": dict(net=dict(shared=True)),
+    "Adam": dict(module=dict(optimizer="adam"), tolerance=1e-7),
+    "gradient clipping": dict(trainer=dict(gradient_clip_val=0.1)),
+    "accumulate 2": dict(trainer=dict(accumulate_grad_batches=2)),
+    "accumulate 3": dict(trainer=dict(accumulate_grad_batches=3)),
+    "manual optimization": dict(module=dict(manual=True)),
+    "bf16-mixed": dict(trainer=dict(precision="bf16-mixed"), dtype=torch.float32, tolerance=1e-6),
+    "bf16-mixed, accumulate 2": dict(
+        trainer=dict(precision="bf16-mixed", accumulate_grad_batches=2), dtype=torch.float32, tolerance=1e-6
+    ),
+    "fp16 scaler": dict(scaler=True, dtype=torch.float32, tolerance=1e-6),
+    "fp16 scaler, accumulate 2": dict(
+        scaler=True, trainer=dict(accumulate_grad_batches=2), dtype=torch.float32, tolerance=1e-6
+    ),
+    "autograd.grad in training_step": dict(module=dict(probe_grad=True)),
+    "checkpointing": dict(net=dict(checkpointing="non-reentrant"), reference_net={}),
+    "reentrant checkpointing": dict(net=dict(checkpointing="reentrant"), reference_net={}),
+    "reentrant checkpointing, accumulate 2": dict(
+        net=dict(checkpointing="reentrant"), reference_net={}, trainer=dict(accumulate_grad_batches=2)
+    ),
+    "LBFGS with checkpointing": dict(
+        net=dict(checkpointing="reentrant"), reference_net={}, module=dict(optimizer="lbfgs"), tolerance=1e-6
+    ),
+    "compiled": dict(compile=dict(backend="aot_eager", fullgraph=True)),
+    "compiled, accumulate 2": dict(
+        compile=dict(backend="aot_eager", fullgraph=True), trainer=dict(accumulate_grad_batches=2)
+    ),
+    "compiled, fp16 scaler": dict(
+        compile=dict(backend="aot_eager", fullgraph=True), scaler=True, dtype=torch.float32, tolerance=1e-5
+    ),
+    "LBFGS": dict(module=dict(optimizer="lbfgs"), tolerance=1e-6),
+}
+
+
+def run(row, weighting, by_hand, strength=STRENGTH):
+    dtype = row.get("dtype", torch.float64)
+    net = start(row.get("reference_net", row.get("net", {})) if by_hand else row.get("net", {}), dtype)
+    if "compile" in row and not by_hand:
+        net.compile(**row["compile"])
+    trainer = dict(row.get("trainer", {}))
+    if row.get("scaler"):
+        trainer["plugins"] = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))]
+    if by_hand:
+        module, callbacks = Module(net, strength, weighting, **row.get("module", {})), []
+    else:
+        module = Module(net, **row.get("module", {}))
+        callbacks = [ActivityRegularization("l1", strength, weighting)]
+    return fit(module, callbacks, dtype, **trainer)[0]
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "fan_out"])
+@pytest.mark.parametrize("row", ROWS)
+def test_gradient_equals_the_penalty_by_hand(row, weighting):
+    row = ROWS[row]
+    expected = run(row, weighting, by_hand=True)
+    without = run(row, weighting, by_hand=True, strength=0.0)
+    actual = run(row, weighting, by_hand=False)
+    print((actual - expected).abs().max(), (without - expected).abs().max())
+    assert (without - expected).abs().max() > 1e-3  # the penalty matters
+    torch.testing.assert_close(actual, expected, rtol=0, atol=row.get("tolerance", 1e-12))
+
+
+PENALTY_FORMULAS = {
+    "l1": lambda a: a.abs().mean(),
+    "l2": lambda a: (a**2).mean(),
+    "hoyer": lambda a: sum(s.abs().sum() / (s**2).sum() ** 0.5 for s in a) / len(a),
+    "hoyer_square": lambda a: sum(s.abs().sum() ** 2 / (s**2).sum() for s in a) / len(a),
+    "transformed_l1": lambda a: (2 * a.abs() / (1 + a.abs())).mean(),
+}
+
+
+class FormulaModule(Module):
+    """Adds any penalty on some layers by hand."""
+
+    def __init__(self, net, strengths, formula):
+        super().__init__(net)
+        self.strengths, self.formula = strengths, formula
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        activities = []
+        loss = torch.nn.functional.cross_entropy(self.net(x, activities), y)
+        factor = self.factor(self.current_epoch)
+        for name, activity in activities:
+            loss = loss + factor * self.strengths.get(name, 0.0) * self.formula(name, activity)
+        return loss
+
+    def factor(self, epoch):
+        return 1.0
+
+
+ALL = ("conv2", "fc1", "fc2", "fc3")
+
+
+@pytest.mark.parametrize("penalty", PENALTY_FORMULAS)
+def test_every_penalty_equals_its_formula(penalty):
+    formula = PENALTY_FORMULAS[penalty]
+    net = start({}, torch.float64)
+    by_hand = FormulaModule(copy.deepcopy(net), dict.fromkeys(ALL, 0.01), lambda _, a: formula(a))
+    expected, _ = fit(by_hand, dtype=torch.float64)
+    actual, _ = fit(Module(net), [ActivityRegularization(penalty, 0.01)], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_callable_penalty_layers_and_strengths():
+    net = start({}, torch.float64)
+    strengths = {"fc1": 0.3, "conv2": 0.2, "fc3": 0.1}
+    by_hand = FormulaModule(copy.deepcopy(net), strengths, lambda _, a: (a**3).mean())
+    expected, _ = fit(by_hand, dtype=torch.float64)
+    callback = ActivityRegularization(
+        lambda a, weight: (a**3).mean(), {"net.fc1": 0.3, "Conv2d": 0.2, "net.fc3": 0.1, "*fc1": 0.9}
+    )
+    actual, _ = fit(Module(net), [callback], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_layers_choose_by_name_and_type():
+    net = start({}, torch.float64)
+    by_hand = FormulaModule(copy.deepcopy(net), {"fc2": 0.1, "conv2": 0.1}, lambda _, a: a.mean())
+    expected, _ = fit(by_hand, dtype=torch.float64)
+    actual, _ = fit(Module(net), [ActivityRegularization("l1", 0.1, layers=["Conv2d", "*.fc2"])], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_start_and_warm_up():
+    class WarmUp(FormulaModule):
+        def factor(self, epoch):
+            return {0: 0.0, 1: 1 / 3, 2: 2 / 3}.get(epoch, 1.0)
+
+    net = start({}, torch.float64)
+    by_hand = WarmUp(copy.deepcopy(net), dict.fromkeys(ALL, 0.2), lambda _, a: a.mean())
+    expected, _ = fit(by_hand, dtype=torch.float64, max_epochs=5)
+    callback = ActivityRegularization("l1", 0.2, start_epoch=1, warmup_epochs=2)
+    actual, _ = fit(Module(net), [callback], torch.float64, max_epochs=5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+class ExpectedRateModule(Module):
+    """Keeps its own running percentiles."""
+
+    def __init__(self, net, strength, weighting):
+        super().__init__(net)
+        self.strength, self.weighting, self.levels = strength, weighting, {}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        activities = []
+        loss = torch.nn.functional.cross_entropy(self.net(x, activities), y)
+        penalty, used, synapses = 0.0, 0.0, 0
+        for name, a in activities:
+            ordered = a.detach().flatten().sort().values
+            level = ordered[-(-999 * len(ordered) // 1000) - 1]  # the 99.9th percentile
+            old = self.levels.get(name, level)
+            rate = (a / old).clamp(0, 1)
+            penalty = penalty + rate.mean()
+            fan_out = FAN_OUT[name](self.net)
+            used, synapses = used + (rate * fan_out).sum() / len(a), synapses + int(fan_out.sum())
+            self.levels[name] = 0.9 * old + 0.1 * level
+        return loss + self.strength * (penalty if self.weighting == "uniform" else used / synapses)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "fan_out"])
+def test_expected_rate_follows_the_running_percentile(weighting):
+    net = start({}, torch.float64)
+    by_hand = ExpectedRateModule(copy.deepcopy(net), 0.2, weighting)
+    expected, _ = fit(by_hand, dtype=torch.float64, max_epochs=2)
+    callback = ActivityRegularization("expected_rate", 0.2, weighting)
+    actual, _ = fit(Module(net), [callback], torch.float64, max_epochs=2)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    assert {name: float(level) for name, level in callback.state_dict()["thresholds"].items()} == pytest.approx(
+        {f"net.{name}": float(level) for name, level in by_hand.levels.items()}, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("penalty", ["l1", "expected_rate"])
+def test_resumed_training_continues_as_if_never_stopped(penalty, tmp_path):
+    def callbacks():
+        return [ActivityRegularization(penalty, 0.3, "fan_out", start_epoch=1, warmup_epochs=2)]
+
+    straight, _ = fit(Module(start({}), optimizer="adam"), callbacks(), max_epochs=4)
+    _, trainer = fit(Module(start({}), optimizer="adam"), callbacks(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    module = Module(start({}), optimizer="adam")
+    resumed, _ = fit(module, callbacks(), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(resumed, straight)
+
+
+def test_logs_the_penalty_of_each_layer_and_in_total():
+    module = Module(start({}, torch.float64))
+    callback = ActivityRegularization("l1", {"net.conv2": 2.0, "net.fc1": 3.0})
+    data = next(iter(loader(torch.float64)))
+    activities = []
+    module.net(data[0], activities)
+    means = {name: float(a.mean()) for name, a in activities}
+    _, trainer = fit(module, [callback], torch.float64, limit_train_batches=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["penalty/net.conv2"] == pytest.approx(means["conv2"])
+    assert logged["penalty/net.fc1"] == pytest.approx(means["fc1"])
+    assert logged["penalty/total"] == pytest.approx(2 * means["conv2"] + 3 * means["fc1"])
+    assert "penalty/net.fc2" not in logged
+
+
+def test_hooks_come_off_after_training_and_after_a_crash():
+    class Crash(Module):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            raise KeyError("boom")
+
+    for module in (Module(start({})), Crash(start({}))):
+        try:
+            fit(module, [ActivityRegularization()])
+        except KeyError:
+            pass
+        assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in module.modules())
+
+
+def test_two_callbacks_add_up():
+    net = start({}, torch.float64)
+    by_hand = FormulaModule(copy.deepcopy(net), dict.fromkeys(ALL, 0.1), lambda _, a: a.mean() + 2 * (a**2).mean())
+    expected, _ = fit(by_hand, dtype=torch.float64)
+    callbacks = [ActivityRegularization("l1", 0.1), ActivityRegularization("l2", 0.2)]
+    actual, _ = fit(Module(net), callbacks, torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_validation_inside_training_is_left_alone():
+    class Validating(Module):
+        def training_step(self, batch, batch_idx):
+            self.net.eval()
+            with torch.no_grad():
+                self.net(batch[0] * 100)
+            self.net.train()
+            return super().training_step(batch, batch_idx)
+
+    net = start({}, torch.float64)
+    expected, _ = fit(Module(copy.deepcopy(net), 0.5), dtype=torch.float64)
+    actual, _ = fit(Validating(net), [ActivityRegularization("l1", 0.5)], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_layers_in_eval_mode_are_regularized_too():
+    net = start({}, torch.float64)
+    expected, _ = fit(Module(copy.deepcopy(net), 0.5), dtype=torch.float64)
+
+    class Frozen(Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.net.eval()
+
+    actual, _ = fit(Frozen(net), [ActivityRegularization("l1", 0.5)], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+class DirectBackward(Module):
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.loss(batch).backward()
+        optimizer.step()
+
+
+class StrongWolfe(Module):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), line_search_fn="strong_wolfe")
+
+
+class Functional(Module):
+    """Its layers are never called as modules."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].flatten(1)
+        return torch.nn.functional.linear(x, self.net.fc1.weight, self.net.fc1.bias).sum()
+
+
+@pytest.mark.parametrize(
+    ("module", "callback", "error", "message"),
+    [
+        (lambda: DirectBackward(start({}), manual=True), {}, MisconfigurationException, "manual_backward"),
+        (lambda: StrongWolfe(start({})), {}, MisconfigurationException, "strong_wolfe"),
+        (lambda: Functional(start({})), {}, MisconfigurationException, "no activity in the first batch"),
+        (lambda: Module(start({})), dict(layers="features.*"), ValueError, "'features.\\*' matches none"),
+        (lambda: Module(start({})), dict(strength={"conv9": 1.0}), ValueError, "'conv9' matches none"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(module, callback, error, message):
+    with pytest.raises(error, match=message):
+        fit(module(), [ActivityRegularization(**callback)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(penalty="l3"), "`penalty`.*'l3'"),
+        (dict(strength=-1.0), "`strength`.*-1.0"),
+        (dict(strength=float("nan")), "`strength`.*nan"),
+        (dict(strength={"fc1": -1.0}), "`strength`"),
+        (dict(weighting="sops"), "`weighting`.*'sops'"),
+        (dict(start_epoch=-1), "`start_epoch`.*-1"),
+        (dict(warmup_epochs=-1), "`warmup_epochs`.*-1"),
+        (dict(percent=0.0), "`percent`.*0.0"),
+        (dict(momentum=1.0), "`momentum`.*1.0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ActivityRegularization(**arguments)
+
+
+DDP_ROWS = {
+    "ddp": dict(strategy="ddp_spawn"),
+    "accumulate 2": dict(strategy="ddp_spawn", trainer=dict(accumulate_grad_batches=2)),
+    "find_unused_parameters": dict(strategy="ddp_find_unused_parameters_true"),
+    "static graph, reentrant checkpointing": dict(
+        strategy="static", net=dict(checkpointing="reentrant"), reference_net={}
+    ),
+}
+
+
+def _ddp_worker(rank, port, row, by_hand, weighting, file):
+    import os
+
+    from lightning.pytorch.strategies import DDPStrategy
+
+    torch.set_num_threads(1)
+    os.environ |= dict(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
+    )
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
+
+    os.environ |= dict(GROUP_RANK="0", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test", NODE_RANK="0")
+    options = dict(static_graph=True) if row["strategy"] == "static" else {}
+    options["find_unused_parameters"] = "unused" in row["strategy"]
+    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo", **options)
+    net = start(row.get("reference_net", row.get("net", {})) if by_hand else row.get("net", {}), torch.float64)
+    module = Module(net, STRENGTH if by_hand else 0.0, weighting)
+    callbacks = [] if by_hand else [ActivityRegularization("l1", STRENGTH, weighting)]
+    result, _ = fit(
+        module, callbacks, torch.float64, devices=2, strategy=strategy, **row.get("trainer", {})
+    )
+    if rank == 0:
+        torch.save(result, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", DDP_ROWS)
+def test_gradient_equals_the_penalty_by_hand_in_two_processes(row, tmp_path):
+    results = []
+    for by_hand in (True, False):
+        file = tmp_path / f"{by_hand}.pt"
+        torch.multiprocessing.spawn(
+            _ddp_worker, (free_port(), DDP_ROWS[row], by_hand, "fan_out", file), nprocs=2, join=True
+        )
+        results.append(torch.load(file, weights_only=True))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
