@@ -1,5 +1,6 @@
 """Lightning callbacks; one class a file."""
 
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
+from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 
-__all__ = ["ActivityRegularization"]
+__all__ = ["ActivityRegularization", "SpikingValidation"]

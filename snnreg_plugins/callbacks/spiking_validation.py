@@ -1,0 +1,192 @@
+"""What would the spiking network cost and score, shown at every validation."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, fx
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export.calibrate import threshold_function
+from snnreg_plugins.export.graph import trace
+from snnreg_plugins.functional.energy import energy, energy_table
+from snnreg_plugins.metrics import SpikeRate, SynapticOperations
+
+
+class SpikingValidation(Callback):
+    """Export the network at validation, run it on the validation data, and log what it costs and scores.
+
+    Thresholds are balanced on the last batches of training (on the first validation batch, if there was no training
+    yet), so no data is read a second time. The model is only read: weights, random state and metrics of the user's
+    own are left alone, and training goes on as it would without this callback.
+
+    Logged, each over all validation batches and processes: ``snn/accuracy``, ``snn/spike_rate`` (spikes/neuron/step),
+    ``snn/sops`` and ``snn/effective_macs`` (per sample; the MACs are those of the analog first layer), ``snn/energy``
+    (J/sample), ``snn/sops/<layer>``, ``snn/spike_rate/<layer>``; and ``dnn/accuracy``, ``dnn/effective_macs``,
+    ``dnn/dense_macs``, ``dnn/energy`` (of a DNN that skips zeros). ``snn/accuracy`` is on the progress bar.
+
+    Batches are ``(input, label)``; override :meth:`unpack` for others.
+
+    Args:
+        timesteps: Time steps T of the spiking network.
+        every_n_epochs: Run in every n-th epoch.
+        limit_batches: Validation batches to run it on, all if None.
+        calibration_batches: Training batches to balance thresholds on.
+        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
+        percent: Which percentile.
+        per_channel: One threshold per channel instead of one per layer.
+        initial_potential: v₀ / λ.
+        table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        ConversionError: On start of a run, if the network cannot be exported.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SpikingValidation(timesteps=4)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 8,
+        every_n_epochs: int = 1,
+        limit_batches: int | None = None,
+        calibration_batches: int = 8,
+        threshold: Literal["percentile", "max"] = "percentile",
+        percent: float = 99.9,
+        per_channel: bool = False,
+        initial_potential: float = 0.5,
+        table: str = "horowitz_fp32",
+    ) -> None:
+        counts = {
+            "timesteps": timesteps,
+            "every_n_epochs": every_n_epochs,
+            "limit_batches": 1 if limit_batches is None else limit_batches,
+            "calibration_batches": calibration_batches,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+        threshold_function(threshold, percent)
+        self.every_n_epochs = every_n_epochs
+        self.limit_batches = limit_batches
+        self.table = energy_table(table)
+        self.options: dict[str, Any] = {
+            "timesteps": timesteps,
+            "threshold": threshold,
+            "percent": percent,
+            "per_channel": per_channel,
+            "initial_potential": initial_potential,
+        }
+        #: The spiking network of the last validation.
+        self.network: SpikingNetwork | None = None
+        self._recent: deque[Tensor] = deque(maxlen=calibration_batches)
+        self._run: _Run | None = None
+        self._due = False
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the inputs and the labels of a batch; override for batches that are not ``(input, label)``."""
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise TypeError(
+            f"SpikingValidation expects batches of (input, label), but got {type(batch).__name__}. Override "
+            "SpikingValidation.unpack(batch) to return both."
+        )
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trace(pl_module)  # what cannot be exported is said before training, not after its first epoch
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._recent.append(self.unpack(batch)[0].detach())
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        in_turn = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        self._due = not trainer.sanity_checking and (in_turn or trainer.state.fn != TrainerFn.FITTING)
+        self._run = None
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._due or (self.limit_batches is not None and batch_idx >= self.limit_batches):
+            return
+        x, y = self.unpack(batch)
+        if self._run is None:
+            self._run = self._export(trainer, pl_module, x)
+        self._run.update(x, y)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> _Run:
+        dnn = trace(pl_module)
+        network = to_snntorch(dnn, list(self._recent) or [x], **self.options)
+        if trainer.world_size > 1:
+            # Each process saw other batches; all run the network of the first.
+            network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
+        self.network = network
+        return _Run(dnn, network)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None:
+            return
+        values = self._run.values(self.table)
+        self._run.close()
+        self._run = None
+        pl_module.log("snn/accuracy", values.pop("snn/accuracy"), prog_bar=True, rank_zero_only=False)
+        pl_module.log_dict(values)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._run = None
+
+
+class _Run:
+    """Both networks with their metrics, over one validation."""
+
+    def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork) -> None:
+        self.dnn, self.snn = dnn, snn
+        device = next(snn.parameters()).device
+        self.correct = {"dnn": MeanMetric().to(device), "snn": MeanMetric().to(device)}
+        self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
+        self.rate = SpikeRate(snn).to(device)
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        with torch.no_grad():
+            for name, network in (("dnn", self.dnn), ("snn", self.snn)):
+                self.correct[name].update((network(x).argmax(1) == y).float())
+
+    def values(self, table: Any) -> dict[str, Any]:
+        """All figures, over all processes."""
+        logged: dict[str, Any] = {}
+        for name, operations in self.operations.items():
+            counts = {quantity: float(operations.total(quantity)) for quantity in operations.quantities}
+            logged[f"{name}/accuracy"] = self.correct[name].compute()
+            logged[f"{name}/effective_macs"] = counts["effective_macs"]
+            logged[f"{name}/energy"] = energy(counts["sops"], counts["effective_macs"], table)
+        logged["dnn/dense_macs"] = float(self.operations["dnn"].total("dense_macs"))
+        logged["snn/sops"] = float(self.operations["snn"].total("sops"))
+        logged["snn/spike_rate"] = self.rate.compute().float()
+        logged |= {f"snn/sops/{layer}": sops for layer, sops in self.operations["snn"].by_layer().items()}
+        logged |= {f"snn/spike_rate/{layer}": rate for layer, rate in self.rate.by_layer().items()}
+        return logged
+
+    def close(self) -> None:
+        for metric in (*self.operations.values(), self.rate):
+            metric.close()

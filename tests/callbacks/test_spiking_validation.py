@@ -1,0 +1,163 @@
+"""Validation shows the spiking network, and training never notices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, to_snntorch
+
+QUIET = dict(
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
+
+
+class Module(LightningModule):
+    def __init__(self, activation=F.relu):
+        super().__init__()
+        self.activation = activation
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+        self.dropout, self.fc = nn.Dropout(0.3), nn.Linear(4 * 36, 3)
+
+    def forward(self, x):
+        return self.fc(self.dropout(self.activation(self.norm(self.conv(x))).flatten(1)))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def data(samples=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(samples, 1, 8, 8, generator=generator)
+    return TensorDataset(x, (x.mean((1, 2, 3)) * 30).long() % 3)
+
+
+def fit(callbacks, module=None, **options):
+    seed_everything(0)
+    module = module or Module()
+    trainer = Trainer(**(QUIET | dict(max_epochs=2) | options), callbacks=callbacks)
+    trainer.fit(module, DataLoader(data(), batch_size=8, shuffle=True), DataLoader(data(20, 1), batch_size=8))
+    return module, trainer
+
+
+def test_training_ends_with_the_same_weights_bit_for_bit():
+    without, _ = fit([])
+    state_without = torch.random.get_rng_state()
+    with_it, _ = fit([SpikingValidation(timesteps=4)])
+    assert torch.equal(state_without, torch.random.get_rng_state())
+    for name, value in without.state_dict().items():
+        assert torch.equal(value, with_it.state_dict()[name]), name
+
+
+def test_logs_what_a_plain_evaluation_gives():
+    callback = SpikingValidation(timesteps=4, calibration_batches=5)
+    module, trainer = fit([callback], max_epochs=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    module.eval()
+    # The last five batches of training are the whole training set, in another order.
+    network = to_snntorch(module, DataLoader(data(), batch_size=8), timesteps=4)
+    x, y = data(20, 1).tensors
+    with torch.no_grad(), SynapticOperations(network) as sops, SpikeRate(network) as rate:
+        snn = (network(x).argmax(1) == y).float().mean()
+        with SynapticOperations(module) as macs:
+            dnn = (module(x).argmax(1) == y).float().mean()
+    assert logged["snn/accuracy"] == pytest.approx(float(snn))
+    assert logged["dnn/accuracy"] == pytest.approx(float(dnn))
+    assert logged["snn/sops"] == pytest.approx(float(sops.compute()))
+    assert logged["snn/effective_macs"] == pytest.approx(sops.by_layer("effective_macs")["encoder.conv"])
+    assert logged["snn/sops/body.fc"] == pytest.approx(sops.by_layer()["body.fc"])
+    assert logged["snn/spike_rate"] == pytest.approx(float(rate.compute()))
+    assert logged["dnn/effective_macs"] == pytest.approx(float(macs.total("effective_macs")))
+    assert logged["dnn/dense_macs"] == 36 * 4 * 9 + 144 * 3
+    joule = 1e-12 * (0.9 * logged["snn/sops"] + 4.6 * logged["snn/effective_macs"])
+    assert logged["snn/energy"] == pytest.approx(joule)
+    assert logged["dnn/energy"] == pytest.approx(4.6e-12 * logged["dnn/effective_macs"])
+    assert "snn/accuracy" in trainer.progress_bar_metrics
+
+
+def test_every_n_epochs_and_limit_batches():
+    class Spy(SpikingValidation):
+        calls: list = []
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.calls.append((trainer.current_epoch, self._run and int(self._run.operations["snn"].samples)))
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    fit([Spy(timesteps=2, every_n_epochs=2, limit_batches=2)], max_epochs=4, num_sanity_val_steps=0)
+    assert Spy.calls == [(0, None), (1, 16), (2, None), (3, 16)]
+
+
+def test_works_in_validation_alone_and_leaves_the_users_metrics_alone():
+    module = Module()
+    callback = SpikingValidation(timesteps=2)
+    trainer = Trainer(**QUIET, callbacks=[callback])
+    with SynapticOperations(module) as own:
+        trainer.validate(module, DataLoader(data(20), batch_size=8), verbose=False)
+    assert 0 <= float(trainer.callback_metrics["snn/accuracy"]) <= 1
+    assert int(own.samples) == 20
+
+
+def test_keeps_the_network_ready_for_fine_tuning():
+    callback = SpikingValidation(timesteps=2)
+    fit([callback])
+    loss = callback.network(data().tensors[0]).square().sum()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in callback.network.parameters())
+
+
+def test_what_cannot_be_exported_is_refused_before_training():
+    with pytest.raises(ConversionError, match="gelu.*nn.ReLU"):
+        fit([SpikingValidation()], Module(F.gelu))
+
+
+def test_other_batches_need_unpack():
+    class Dicts(Module):
+        def training_step(self, batch, batch_idx):
+            return self(batch["x"]).sum()
+
+        def validation_step(self, batch, batch_idx):
+            self(batch["x"])
+
+    class Unpacking(SpikingValidation):
+        def unpack(self, batch):
+            return batch["x"], batch["y"]
+
+    def run(callback):
+        rows = [{"x": x, "y": y} for x, y in data(16)]
+        trainer = Trainer(**QUIET, max_epochs=1, callbacks=[callback])
+        trainer.fit(Dicts(), DataLoader(rows, batch_size=8), DataLoader(rows, batch_size=8))
+        return trainer.callback_metrics
+
+    assert "snn/sops" in run(Unpacking())
+    with pytest.raises(TypeError, match="Override SpikingValidation.unpack"):
+        run(SpikingValidation())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(timesteps=0), "`timesteps`.*0"),
+        (dict(every_n_epochs=0), "`every_n_epochs`.*0"),
+        (dict(limit_batches=0), "`limit_batches`.*0"),
+        (dict(threshold="median"), "`threshold`.*'median'"),
+        (dict(percent=101.0), "`percent`.*101"),
+        (dict(table="horowitz"), "`table`.*'horowitz'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SpikingValidation(**arguments)
