@@ -1,6 +1,7 @@
 """Lightning callbacks; one class a file."""
 
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
+from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 
-__all__ = ["ActivityRegularization", "SpikingValidation"]
+__all__ = ["ActivityRegularization", "ExportReport", "SpikingValidation"]

@@ -1,0 +1,131 @@
+"""Export the trained network at the end of a fit, and report what it scores and spends."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+from typing_extensions import override
+
+from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export.calibrate import threshold_function
+from snnreg_plugins.export.files import save_network
+from snnreg_plugins.export.report import Report, report
+from snnreg_plugins.functional.energy import energy_table
+
+
+class ExportReport(Callback):
+    """Export the network when training ends: write the spiking network, and a report in print, as JSON and as PNG.
+
+    Thresholds are balanced on training data, accuracy and cost are measured on test data. Written to ``output_dir``:
+
+    - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
+    - ``report.json``: all figures;
+    - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there).
+
+    Args:
+        output_dir: Folder to write to; it is made.
+        timesteps: Time steps T of the written network.
+        steps: Numbers of time steps to report on.
+        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
+        percent: Which percentile.
+        per_channel: One threshold per channel instead of one per layer.
+        initial_potential: v₀ / λ.
+        beta: Decay of the potential per step.
+        calibration_batches: Batches of training data to balance thresholds on.
+        table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        ConversionError: If the network cannot be exported.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ExportReport("exported")], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        output_dir: str = "exported",
+        timesteps: int = 8,
+        steps: list[int] | None = None,
+        threshold: Literal["percentile", "max"] = "percentile",
+        percent: float = 99.9,
+        per_channel: bool = False,
+        initial_potential: float = 0.5,
+        beta: float = 1.0,
+        calibration_batches: int = 20,
+        table: str = "horowitz_fp32",
+    ) -> None:
+        steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
+        for name, values in (("timesteps", [timesteps]), ("calibration_batches", [calibration_batches]), ("steps", steps)):
+            if not values or min(values) < 1:
+                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {values}.")
+        threshold_function(threshold, percent)
+        energy_table(table)
+        self.output_dir = output_dir
+        self.steps = steps
+        self.calibration_batches = calibration_batches
+        self.table = table
+        self.options: dict[str, Any] = {
+            "timesteps": timesteps,
+            "threshold": threshold,
+            "percent": percent,
+            "per_channel": per_channel,
+            "initial_potential": initial_potential,
+            "beta": beta,
+        }
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
+            self.run(pl_module, trainer.datamodule)
+
+    @rank_zero_only
+    def run(self, model: nn.Module, datamodule: Any) -> Report:
+        """Export ``model``, write the files, print the report and return it.
+
+        Args:
+            model: The trained DNN, or a LightningModule around it or around a :class:`SpikingNetwork`.
+            datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
+        """
+        if datamodule is None:
+            raise ValueError("ExportReport needs a LightningDataModule: pass Trainer.fit one as `datamodule`.")
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        calibration = self._calibration(datamodule)
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        inner = getattr(model, "network", None)
+        if isinstance(inner, SpikingNetwork):
+            network, dnn = inner, model.source
+        else:
+            network, dnn = to_snntorch(model, calibration, **self.options), model
+        result = report(
+            dnn,
+            network,
+            ((x.to(device), y.to(device)) for x, y in datamodule.test_dataloader()),
+            steps=self.steps,
+            table=self.table,
+            progress=True,
+        )
+        save_network(
+            network, os.path.join(self.output_dir, "spiking.pt"), input_shape=calibration[0].shape[1:], **self.options
+        )
+        result.save_json(os.path.join(self.output_dir, "report.json"))
+        result.print()
+        written = ["spiking.pt", "report.json"]
+        try:
+            result.save_plot(os.path.join(self.output_dir, "report.png"))
+            written.append("report.png")
+        except ModuleNotFoundError as error:
+            print(f"No picture: {error}")
+        print(f"Written to {self.output_dir}: {', '.join(written)}")
+        return result
+
+    def _calibration(self, datamodule: Any) -> list[Tensor]:
+        batches = zip(datamodule.train_dataloader(), range(self.calibration_batches), strict=False)
+        return [batch[0] for batch, _ in batches]

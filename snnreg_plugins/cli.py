@@ -1,0 +1,147 @@
+"""The command line: ``lightning fit --config recipes/x.yaml``, the same as ``snnreg ...``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Imported for their names: YAML may then say `class_path: Digits`.
+import snnreg_plugins.data
+import snnreg_plugins.modules  # noqa: F401
+from snnreg_plugins.callbacks import ExportReport
+
+_SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
+
+
+class ExportTrainer(Trainer):
+    """Lightning's Trainer, which also exports."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str,
+        output_dir: str = "exported",
+        timesteps: int = 8,
+        steps: list[int] | None = None,
+        threshold: Literal["percentile", "max"] = "percentile",
+        percent: float = 99.9,
+        per_channel: bool = False,
+        initial_potential: float = 0.5,
+        beta: float = 1.0,
+        calibration_batches: int = 20,
+        table: str = "horowitz_fp32",
+    ) -> None:
+        """Write the spiking network of a checkpoint, and report what it scores and spends.
+
+        Args:
+            model: The LightningModule that was trained.
+            datamodule: The data it was trained on.
+            ckpt_path: The checkpoint. Only tensors and plain data are read from it; no code is run.
+            output_dir: Folder to write spiking.pt, report.json and report.png to.
+            timesteps: Time steps T of the written network.
+            steps: Numbers of time steps to report on.
+            threshold: How thresholds are chosen from activations.
+            percent: Which percentile.
+            per_channel: One threshold per channel instead of one per layer.
+            initial_potential: Initial potential as a share of the threshold.
+            beta: Decay of the potential per step.
+            calibration_batches: Batches of training data to balance thresholds on.
+            table: Energy per operation.
+        """
+        exporter = ExportReport(
+            output_dir,
+            timesteps,
+            steps,
+            threshold,
+            percent,
+            per_channel,
+            initial_potential,
+            beta,
+            calibration_batches,
+            table,
+        )
+        load_checkpoint(model, ckpt_path)
+        exporter.run(model, datamodule)
+
+
+def load_checkpoint(model: LightningModule, path: str) -> None:
+    """Read a checkpoint's weights into a module, running no code from the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or its weights do not fit.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected argument `ckpt_path` to be a checkpoint, but there is no file {path!r}.")
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path!r} do not fit the model of the recipe. {error}") from error
+
+
+class CLI(LightningCLI):
+    """LightningCLI with ``export``, and the Digits as default data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Add ``export`` to Lightning's subcommands."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make the embedded digits the default data."""
+        parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Words after the program's name; those of the process if None.
+    """
+    words = sys.argv[1:] if args is None else args
+    if args is None and words and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
+        _pass_on()
+    words = [_packaged(word, before) for before, word in zip(["", *words], words, strict=False)]
+    sys.argv[1:] = words
+    # Its own wording of a number of workers this machine does not have.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    CLI(
+        LightningModule,
+        LightningDataModule,
+        trainer_class=ExportTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        # A second run of the same recipe replaces the first one's config.yaml.
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def _pass_on() -> None:
+    """Leave commands that are none of ours to Lightning's SDK, whose script has the same name as ours."""
+    if Path(sys.argv[0]).stem == "lightning" and find_spec("lightning_sdk") is not None:
+        from lightning_sdk.cli.entrypoint import main_cli
+
+        sys.exit(main_cli())
+
+
+def _packaged(word: str, before: str) -> str:
+    """Find the packaged copy of a recipe that is not on disk: ``recipes/x.yaml`` works from any folder."""
+    option, equals, value = word.partition("=")
+    path = value if equals and option in ("--config", "-c") else word if before in ("--config", "-c") else ""
+    if not path.startswith("recipes/") or os.path.exists(path):
+        return word
+    for home in (Path(__file__).parent, Path(__file__).parents[1]):
+        if (home / path).is_file():
+            found = str(home / path)
+            return f"{option}={found}" if equals else found
+    return word
