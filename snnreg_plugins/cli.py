@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
+import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
+from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
@@ -80,10 +83,9 @@ def load_checkpoint(model: LightningModule, path: str) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or its weights do not fit.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected argument `ckpt_path` to be a checkpoint, but there is no file {path!r}.")
+    weights = read_tensors(path, "ckpt_path").get("state_dict", {})
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path!r} do not fit the model of the recipe. {error}") from error
 
@@ -101,29 +103,44 @@ class CLI(LightningCLI):
         parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line.
-
-    Args:
-        args: Words after the program's name; those of the process if None.
-    """
-    words = sys.argv[1:] if args is None else args
-    if args is None and words and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
+def main() -> None:
+    """Run the command line."""
+    words = sys.argv[1:]
+    if words and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
         _pass_on()
-    words = [_packaged(word, before) for before, word in zip(["", *words], words, strict=False)]
-    sys.argv[1:] = words
-    # Its own wording of a number of workers this machine does not have.
+    # In place, as LightningCLI reads it.
+    sys.argv[1:] = [_packaged(word, before) for before, word in zip(["", *words], words, strict=False)]
+    # Data in memory needs no workers, and the other warning is Lightning's own to heed.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    CLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=ExportTrainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        # A second run of the same recipe replaces the first one's config.yaml.
-        save_config_kwargs={"overwrite": True},
-    )
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=ExportTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # A second run of the same recipe replaces the first one's config.yaml.
+            save_config_kwargs={"overwrite": True},
+        )
+    except pickle.UnpicklingError:
+        sys.exit("error: The checkpoint holds more than tensors and plain data. Running code from a file is not safe.")
+    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+        # What this package refuses is told in a line; a bug, here or elsewhere, keeps its traceback.
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        sys.exit(f"error: {refusal}")
+
+
+def _refusal(error: BaseException | None) -> BaseException | None:
+    """Find the error that this package itself raised, also where a parser has wrapped it."""
+    while error is not None:
+        innermost = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(innermost.filename).is_relative_to(Path(__file__).parent):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _pass_on() -> None:

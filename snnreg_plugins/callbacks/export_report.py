@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -83,37 +81,41 @@ class ExportReport(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
-            self.run(pl_module, trainer.datamodule)
+            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches)
 
-    @rank_zero_only
-    def run(self, model: nn.Module, datamodule: Any) -> Report:
+    def run(self, model: nn.Module, datamodule: Any, limit_batches: float | None = None) -> Report:
         """Export ``model``, write the files, print the report and return it.
 
         Args:
-            model: The trained DNN, or a LightningModule around it or around a :class:`SpikingNetwork`.
+            model: The trained DNN or a LightningModule around it; or one whose ``network`` is a
+                :class:`~snnreg_plugins.SpikingNetwork` already, exported from its ``dnn`` with its
+                ``export_options``, such as a :class:`~snnreg_plugins.modules.SpikingClassifier`.
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
+            limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
         """
         if datamodule is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass Trainer.fit one as `datamodule`.")
         datamodule.prepare_data()
         datamodule.setup("test")
         calibration = self._calibration(datamodule)
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        inner = getattr(model, "network", None)
-        if isinstance(inner, SpikingNetwork):
-            network, dnn = inner, model.source
+        network: Any = getattr(model, "network", None)
+        dnn, options = model, self.options
+        if isinstance(network, SpikingNetwork):
+            dnn, options = model.dnn, model.export_options
         else:
-            network, dnn = to_snntorch(model, calibration, **self.options), model
+            network = to_snntorch(model, calibration, **options)
+        loader = datamodule.test_dataloader()
+        limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
         result = report(
             dnn,
             network,
-            ((x.to(device), y.to(device)) for x, y in datamodule.test_dataloader()),
+            [batch for batch, _ in zip(loader, range(limit), strict=False)],
             steps=self.steps,
             table=self.table,
             progress=True,
         )
         save_network(
-            network, os.path.join(self.output_dir, "spiking.pt"), input_shape=calibration[0].shape[1:], **self.options
+            network, os.path.join(self.output_dir, "spiking.pt"), input_shape=calibration[0].shape[1:], **options
         )
         result.save_json(os.path.join(self.output_dir, "report.json"))
         result.print()

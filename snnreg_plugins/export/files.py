@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snnreg_plugins._files import atomic
+from snnreg_plugins._files import atomic, read_tensors
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.snntorch import to_snntorch
 
@@ -40,7 +40,8 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
 
     Args:
         path: The file. Only tensors and plain data are read from it; no code is run.
-        model: The DNN that was exported, with any weights: the file has none of its structure.
+        model: What was exported (the DNN, or the LightningModule around it), with any weights: the file has none of
+            its structure.
 
     Returns:
         The network, equal to the one written.
@@ -58,14 +59,9 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
         >>> torch.equal(load_network(path, model)(x), network(x))
         True
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no spiking network at {os.fspath(path)!r}. Write one with `snnreg export`.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{os.fspath(path)!r} is no spiking network: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"{os.fspath(path)!r} is no spiking network of the format {_FORMAT!r}.")
+    content = read_tensors(path, "path")
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
     generator = torch.Generator().manual_seed(0)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     # Any input gives the structure; all values come from the file.

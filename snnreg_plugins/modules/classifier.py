@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from snnreg_plugins._files import read_tensors
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 
 
 class Classifier(LightningModule):
@@ -87,7 +88,8 @@ class SpikingClassifier(Classifier):
 
     At the start of a run the DNN's weights are read from ``checkpoint``, its thresholds are balanced on the training
     data, and it is exported to snnTorch neurons; :attr:`network` is then the
-    :class:`~snnreg_plugins.SpikingNetwork`.
+    :class:`~snnreg_plugins.SpikingNetwork`, and :attr:`dnn` what it was exported from. Validation and test log
+    ``val/sops`` (per sample) and ``val/spike_rate`` (spikes/neuron/step) too, or ``test/...``.
 
     Args:
         network: The DNN, untrained; its weights come from the checkpoint.
@@ -104,6 +106,7 @@ class SpikingClassifier(Classifier):
         scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
 
     Raises:
+        ValueError: If an argument is out of range.
         FileNotFoundError: On start of a run, if there is no file at ``checkpoint``.
         ValueError: On start of a run, if the checkpoint's weights do not fit ``network``.
     """
@@ -122,12 +125,13 @@ class SpikingClassifier(Classifier):
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        if calibration_batches < 1:
-            raise ValueError(f"Expected argument `calibration_batches` to be at least 1, but got {calibration_batches}.")
+        for name, value in (("timesteps", timesteps), ("calibration_batches", calibration_batches)):
+            if value < 1:
+                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
         super().__init__(network, optimizer, scheduler)
         self.checkpoint = checkpoint
         self.calibration_batches = calibration_batches
-        self.export = {
+        self.export_options: dict[str, Any] = {
             "timesteps": timesteps,
             "threshold": threshold,
             "percent": percent,
@@ -141,8 +145,40 @@ class SpikingClassifier(Classifier):
         if isinstance(self.network, SpikingNetwork):
             return
         if self.checkpoint is not None:
-            load_network(self.network, self.checkpoint)
-        self.network = to_snntorch(self.network, self._calibration(), **self.export)  # type: ignore[arg-type]
+            load_weights(self.network, self.checkpoint)
+        dnn = self.network
+        self.network = to_snntorch(dnn, self._calibration(), **self.export_options)
+        self._dnn = (dnn,)  # in a tuple: its weights are not trained, nor saved
+
+    @property
+    def dnn(self) -> nn.Module:
+        """The DNN that the network was exported from."""
+        return self._dnn[0]
+
+    @override
+    def on_validation_start(self) -> None:
+        self._watch()
+
+    @override
+    def on_test_start(self) -> None:
+        self._watch()
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_cost("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_cost("test")
+
+    def _watch(self) -> None:
+        metrics = {"sops": SynapticOperations(self.network), "spike_rate": SpikeRate(self.network)}
+        self._cost = {name: metric.to(self.device) for name, metric in metrics.items()}
+
+    def _log_cost(self, stage: str) -> None:
+        for name, metric in self._cost.items():
+            self.log(f"{stage}/{name}", metric.compute().float(), prog_bar=True)
+            metric.close()
 
     def _calibration(self) -> list[Tensor]:
         """First batches of the training data, the same in every process."""
@@ -156,25 +192,14 @@ class SpikingClassifier(Classifier):
             return [batch[0] for batch, _ in zip(loader, range(self.calibration_batches), strict=False)]
 
 
-def load_network(network: nn.Module, checkpoint: str) -> None:
+def load_weights(network: nn.Module, checkpoint: str) -> None:
     """Read the weights of a :class:`Classifier`'s network from a Lightning checkpoint, running no code from it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or its weights do not fit the network.
     """
-    if not os.path.isfile(checkpoint):
-        raise FileNotFoundError(
-            f"Expected argument `checkpoint` to be a Lightning checkpoint, but there is no file {checkpoint!r}. Train "
-            "one first, with `snnreg fit`."
-        )
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise ValueError(
-            f"Expected argument `checkpoint` to be a Lightning checkpoint that holds tensors and plain data only, but "
-            f"{checkpoint!r} could not be read: {str(error).splitlines()[0]}"
-        ) from error
+    weights = read_tensors(checkpoint, "checkpoint").get("state_dict", {})
     own = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
     try:
         network.load_state_dict(own)

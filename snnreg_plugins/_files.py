@@ -1,0 +1,72 @@
+"""Files: written whole or not at all, and read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file so that it appears at ``path`` only when it is complete.
+
+    Folders on the way are made. A link is written through, as by ``open``.
+
+    Args:
+        path: Where the file shall be. One that is there already stays as it is until the new one is complete.
+
+    Yields:
+        A path in the same folder with the same suffix, to write to.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with atomic(folder / "results" / "scores.csv") as temporary:
+        ...     _ = temporary.write_text("epoch,accuracy")
+        >>> [file.name for file in (folder / "results").iterdir()]
+        ['scores.csv']
+    """
+    target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name of our own rather than `tempfile`, whose files nobody else may read.
+    temporary = target.with_name(f".{uuid4().hex}{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
+    """Read a file of tensors and plain data that ``torch.save`` wrote; code in it is not run but refused.
+
+    Args:
+        path: The file.
+        argument: The argument that named it, for the error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything else, or cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, dict):
+            return content
+        reason = f"it holds a {type(content).__name__}"
+    except pickle.UnpicklingError:
+        reason = "it holds more than that, and running code from a file is not safe"
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(
+        f"Expected argument `{argument}` to name a file of tensors and plain data that this package or Lightning wrote, "
+        f"but {os.fspath(path)!r} cannot be read: {reason}"
+    )

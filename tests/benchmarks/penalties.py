@@ -1,0 +1,94 @@
+"""Accuracy and SOPs of LeNet on Fashion-MNIST for each penalty and strength, at several T.
+
+    python -m tests.benchmarks.penalties --output penalties.json
+
+trains one network per penalty and strength on all 60,000 images, exports each and measures it on all 10,000 test
+images; then prints, for each penalty, the row of the largest strength that costs at most half a point of DNN accuracy.
+Runs that the output file already holds are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from snnreg_plugins import ActivityRegularization, to_snntorch
+from snnreg_plugins.data import FashionMNIST
+from snnreg_plugins.export.report import report
+from snnreg_plugins.modules import Classifier, LeNet
+
+STEPS = (4, 8, 16, 32)
+GRID = {
+    "none": [0.0],
+    "l1": [0.1, 0.3, 1.0, 3.0],
+    "hoyer_square": [1e-4, 3e-4, 1e-3, 3e-3],
+    "expected_rate": [1.0, 3.0, 10.0, 30.0],
+}
+
+
+def train(penalty: str, strength: float, epochs: int, seed: int) -> dict:
+    """Train, export and measure one network."""
+    seed_everything(seed, verbose=False)
+    data = FashionMNIST(batch_size=128, validation_size=1)
+    model = Classifier(
+        LeNet(),
+        lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
+    )
+    weighting = "fan_out" if penalty == "expected_rate" else "uniform"
+    callbacks = [ActivityRegularization(penalty, strength, weighting, warmup_epochs=1)] if penalty != "none" else []
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(model, data)
+    results = {}
+    for per_channel in (False, True):
+        calibration = [batch[0] for batch, _ in zip(data.train_dataloader(), range(40), strict=False)]
+        network = to_snntorch(model, calibration, timesteps=max(STEPS), per_channel=per_channel)
+        measured = report(model, network, data.test_dataloader(), steps=STEPS)
+        results["channel" if per_channel else "layer"] = measured.to_dict()
+    return results
+
+
+def main() -> None:
+    """Run the grid and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("penalties.json"))
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=list(GRID), help="penalties to run")
+    parser.add_argument("--strengths", nargs="*", type=float, help="in place of the grid's")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    runs = json.loads(options.output.read_text()) if options.output.exists() else {}
+    for penalty in options.only:
+        for strength in options.strengths or GRID[penalty]:
+            key = f"{penalty} {strength:g} epochs={options.epochs} seed={options.seed}"
+            if key not in runs:
+                runs[key] = train(penalty, strength, options.epochs, options.seed)
+                options.output.write_text(json.dumps(runs))
+            for thresholds, measured in runs[key].items():
+                print(key, thresholds, row(measured), flush=True)
+
+
+def row(measured: dict) -> str:
+    """One line: DNN accuracy, and accuracy / SOPs of the SNN at every T."""
+    snn = [f"T={s['timesteps']}: {s['accuracy']:.2%} / {s['sops'] / 1e3:.0f}k" for s in measured["steps"]]
+    return f"DNN {measured['dnn']['accuracy']:.2%} ({measured['dnn']['effective_macs'] / 1e3:.0f}k MACs)  " + "  ".join(snn)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The command line and every recipe, run for a moment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from snnreg_plugins import cli
+from snnreg_plugins.data import CIFAR10, MNIST
+from snnreg_plugins.export.files import load_network
+from snnreg_plugins.modules import Classifier, LeNet
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+MOMENT = [
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["snnreg", *map(str, words)])
+        cli.main()
+
+    return run
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Random images of the shapes of the data sets that have to be downloaded."""
+
+    def images(shape):
+        def load(self, train):
+            generator = torch.Generator().manual_seed(int(train))
+            x = torch.randint(0, 256, (5600 if train else 300, *shape), generator=generator, dtype=torch.uint8)
+            return x, torch.randint(0, 10, (len(x),), generator=generator)
+
+        return load
+
+    for data, shape in ((MNIST, (1, 28, 28)), (CIFAR10, (3, 32, 32))):
+        monkeypatch.setattr(data, "_load", images(shape))
+        monkeypatch.setattr(data, "prepare_data", lambda self: None)
+
+
+def recipes():
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def test_there_are_all_recipes():
+    assert recipes() == [
+        "cifar10_vgg_expected_rate",
+        "digits_lenet_expected_rate",
+        "digits_lenet_finetune",
+        "fashion_mnist_lenet_expected_rate",
+        "fashion_mnist_lenet_hoyer_square",
+        "fashion_mnist_lenet_l1",
+        "fashion_mnist_lenet_none",
+    ]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_runs(name, command, stand_ins, capsys):
+    if name == "digits_lenet_finetune":
+        command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
+    command("fit", "--config", f"recipes/{name}.yaml", *MOMENT)
+    folder = Path("runs") / name
+    assert {"spiking.pt", "report.json", "report.png"} <= {path.name for path in folder.iterdir()}
+    figures = json.loads((folder / "report.json").read_text())
+    assert figures["steps"][-1]["sops"] > 0
+    assert "SNN, T = 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_header_gives_a_launch_command_and_an_override_that_parse(name, command, capsys):
+    lines = [line.removeprefix("#").strip() for line in (RECIPES / f"{name}.yaml").read_text().splitlines()]
+    commands = [line for line in lines if line.startswith("snnreg fit")]
+    assert len(commands) == 2
+    for line in commands:
+        _, *words = line.split()
+        with pytest.raises(SystemExit) as stop:
+            command(*words, "--print_config")
+        assert not stop.value.code
+    override = dict(zip(words[3::2], words[4::2], strict=True))
+    printed = yaml.safe_load(capsys.readouterr().out.split("# lightning.pytorch")[-1].split("\n", 1)[1])
+    assert override
+    for option, value in override.items():
+        found = printed
+        for key in option.removeprefix("--").split("."):
+            found = found[key]
+        assert str(found) == value
+
+
+def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
+    config = ["--config", "recipes/digits_lenet_expected_rate.yaml"]
+    command("fit", *config, *MOMENT)
+    checkpoint = "runs/digits_lenet_expected_rate/dnn.ckpt"
+    for subcommand in ("validate", "test", "predict"):
+        command(subcommand, *config, "--ckpt_path", checkpoint)
+    assert "snn/accuracy" in capsys.readouterr().out  # SpikingValidation runs in validation alone too
+    command("export", *config, "--ckpt_path", checkpoint, "--timesteps=3", "--per_channel=true", "--output_dir=out")
+    assert "SNN, T = 3" in capsys.readouterr().out
+    network = load_network("out/spiking.pt", Classifier(LeNet((1, 16, 16))))
+    assert network.timesteps == 3
+    assert network(torch.rand(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_a_second_run_replaces_the_first(command):
+    for _ in range(2):
+        command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
+    assert [path.name for path in Path("runs/digits_lenet_expected_rate").glob("*.ckpt")] == ["dnn.ckpt"]
+
+
+def test_digits_are_the_default_data(command, capsys):
+    with pytest.raises(SystemExit):
+        command("fit", "--print_config")
+    printed = yaml.safe_load(capsys.readouterr().out.split("\n", 1)[1])
+    assert printed["data"]["class_path"] == "snnreg_plugins.data.Digits"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.init_args.checkpoint=nowhere.ckpt"], "there is no 'nowhere.ckpt'"),
+        (["--model.init_args.timesteps=0"], "`timesteps`"),
+    ],
+)
+def test_a_refusal_is_one_line(words, message, command):
+    with pytest.raises(SystemExit) as stop:
+        command("fit", "--config", "recipes/digits_lenet_finetune.yaml", *words)
+    assert message in str(stop.value.code)
+
+
+def test_checkpoints_that_hold_code_are_not_run(command, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "hostile.ckpt")
+    config = ["--config", "recipes/digits_lenet_expected_rate.yaml"]
+    with pytest.raises(SystemExit) as stop:
+        command("export", *config, "--ckpt_path=hostile.ckpt")
+    assert "not safe" in str(stop.value.code)
+    with pytest.raises(ValueError, match=r"hostile\.ckpt"):
+        load_network("hostile.ckpt", LeNet())
+    assert not (tmp_path / "owned").exists()
