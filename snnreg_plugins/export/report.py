@@ -1,0 +1,628 @@
+"""What an exported network scores and spends, beside the DNN it was exported from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from snnreg_plugins._files import atomic
+from snnreg_plugins.export.graph import trace
+from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+from snnreg_plugins.functional.synapses import count_events, fan_out, operations, sample_shape
+from snnreg_plugins.probes import Hooks, neuron_layers, synaptic_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
+    from rich.table import Table
+
+# Okabe and Ito 2008: distinct for every kind of colour vision.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#555555"
+_PLOT_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.labelcolor": _GREY,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class DNNReport:
+    """What the DNN scores and spends.
+
+    Args:
+        accuracy: Share of samples classified correctly, in [0, 1].
+        sops: SOPs/sample: of layers with integer-valued input, such as a binary image; else 0.
+        effective_macs: MACs/sample of real-valued input, zeros skipped.
+        dense_macs: MACs/sample, nothing skipped.
+        energy: J/sample on hardware that skips zeros.
+        dense_energy: J/sample on hardware that skips nothing.
+    """
+
+    accuracy: float
+    sops: float
+    effective_macs: float
+    dense_macs: float
+    energy: float
+    dense_energy: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a run of the spiking network over T time steps scores and spends.
+
+    Args:
+        timesteps: T.
+        accuracy: Share of samples classified correctly, in [0, 1].
+        spike_rate: Spikes/neuron/step, over all neurons and the T steps.
+        sops: SOPs/sample.
+        effective_macs: MACs/sample of layers with real-valued input, as the analog first layer, which is computed once.
+        energy: J/sample, MACs included.
+    """
+
+    timesteps: int
+    accuracy: float
+    spike_rate: float
+    sops: float
+    effective_macs: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one layer of the spiking network does: a neuron layer, or a synaptic layer. What does not apply is None.
+
+    Args:
+        name: Its name in the DNN.
+        kind: Its class.
+        threshold_min: Lowest threshold of the layer's channels; the threshold where there is but one.
+        threshold_max: Highest threshold of the layer's channels.
+        spike_rate: Spikes/neuron/step.
+        sops: SOPs/sample.
+        effective_macs: MACs/sample.
+        energy: J/sample.
+    """
+
+    name: str
+    kind: str
+    threshold_min: float | None = None
+    threshold_max: float | None = None
+    spike_rate: float | None = None
+    sops: float | None = None
+    effective_macs: float | None = None
+    energy: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an exported network scores and spends, beside its DNN; plain numbers. Made by :func:`report`.
+
+    Args:
+        samples: Number of samples measured.
+        dnn: The DNN.
+        steps: The spiking network at each T, ascending.
+        timesteps: The T of ``layers``.
+        layers: The spiking network's layers, in the order they are computed in.
+        table: Name of the energy table, or ``"custom"``.
+        mac: pJ per MAC.
+        ac: pJ per synaptic operation.
+        source: Where these energies were published.
+    """
+
+    samples: int
+    dnn: DNNReport
+    steps: tuple[StepReport, ...]
+    timesteps: int
+    layers: tuple[LayerReport, ...]
+    table: str
+    mac: float
+    ac: float
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested dicts and lists of plain numbers and strings, as JSON has them."""
+        plain = asdict(self)
+        return plain | {"steps": list(plain["steps"]), "layers": list(plain["layers"])}
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def print(self, console: Console | None = None) -> None:
+        """Print a table of DNN and SNN over T, and one of the SNN's layers.
+
+        Args:
+            console: Where to print; the terminal if None.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        console.print(self._overview())
+        console.print(self._by_layer())
+        console.print(
+            "SOP: one spike at one synapse. MAC: one real-valued input at one synapse. Sparse: zeros skipped. The "
+            "SNN's MACs come from real-valued input, as at its analog first layer, and are part of its energy.\n"
+            f"Energy is an estimate from published numbers, not a measurement: {self.mac:.3g} pJ per MAC and "
+            f"{self.ac:.3g} pJ per SOP ({self.source}). Arithmetic at synapses only: no neuron updates, memory access "
+            "or static power.",
+            style="dim",
+            highlight=False,
+            markup=False,
+        )
+
+    def save_plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw accuracy and operations over T and the spike rate by layer, to a PNG (or what the suffix says).
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        try:
+            from matplotlib import rc_context
+            from matplotlib.figure import Figure
+            from matplotlib.layout_engine import ConstrainedLayoutEngine
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                'Report.save_plot needs matplotlib: pip install "snnreg_plugins[plot]"'
+            ) from error
+
+        height = max(4.0, 1.8 + 0.24 * sum(layer.spike_rate is not None for layer in self.layers))
+        with rc_context(_PLOT_STYLE), atomic(path) as temporary:
+            # The legends stand below the panels and take no part in the layout, which they would squeeze.
+            layout = ConstrainedLayoutEngine(rect=(0, 0.5 / height, 1, 1 - 0.5 / height), wspace=0.04)
+            figure = Figure(figsize=(12, height), layout=layout)  # not by pyplot, which keeps it and wants a display
+            accuracy, cost, rates = figure.subplots(1, 3)
+            self._draw_accuracy(accuracy)
+            self._draw_cost(cost)
+            self._draw_rates(rates)
+            figure.savefig(temporary, format=temporary.suffix[1:] or "png", dpi=160)
+
+    def _overview(self) -> Table:
+        dnn = self.dnn
+        table = _table(f"DNN and SNN, per sample (mean of {self.samples:,})")
+        table.add_column("")
+        for header in ("Accuracy", "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for name, sops, macs, joule in (
+            ("DNN, dense", 0.0, dnn.dense_macs, dnn.dense_energy),
+            ("DNN, sparse", dnn.sops, dnn.effective_macs, dnn.energy),
+        ):
+            table.add_row(
+                name,
+                _percent(dnn.accuracy),
+                "",
+                _count(sops) if sops else "",
+                _count(macs),
+                _joule(joule),
+                _ratio(joule, dnn.energy),
+            )
+        table.add_section()
+        for step in self.steps:
+            table.add_row(
+                f"SNN, T = {step.timesteps}",
+                _percent(step.accuracy),
+                f"{step.spike_rate:.3f}",
+                _count(step.sops),
+                _count(step.effective_macs),
+                _joule(step.energy),
+                _ratio(step.energy, dnn.energy),
+            )
+        return table
+
+    def _by_layer(self) -> Table:
+        table = _table(f"SNN by layer at T = {self.timesteps}, per sample")
+        table.add_column("Layer", overflow="fold")
+        table.add_column("Kind", overflow="ellipsis", max_width=12)
+        for header in ("Threshold", "Spike rate", "SOPs", "MACs", "Energy"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                _span(layer.threshold_min, layer.threshold_max),
+                "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
+                "" if layer.sops is None or (layer.effective_macs and not layer.sops) else _count(layer.sops),
+                _count(layer.effective_macs) if layer.effective_macs else "",
+                "" if layer.energy is None else _joule(layer.energy),
+            )
+        total = self._at_timesteps()
+        table.add_section()
+        table.add_row(
+            "total",
+            "",
+            "",
+            f"{total.spike_rate:.3f}",
+            _count(total.sops),
+            _count(total.effective_macs),
+            _joule(total.energy),
+        )
+        return table
+
+    def _at_timesteps(self) -> StepReport:
+        return next(step for step in self.steps if step.timesteps == self.timesteps)
+
+    def _draw_accuracy(self, axes: Axes) -> None:
+        self._draw_over_steps(axes, [100 * step.accuracy for step in self.steps], label="SNN")
+        axes.axhline(100 * self.dnn.accuracy, color=_ORANGE, linewidth=1.8, label="DNN")
+        axes.set(title="Accuracy", ylabel="Samples correct (%)")
+        _legend_below(axes)
+
+    def _draw_cost(self, axes: Axes) -> None:
+        from matplotlib.ticker import EngFormatter, LogLocator
+
+        dnn = self.dnn
+        self._draw_over_steps(axes, [step.sops for step in self.steps], label="SNN, SOPs")
+        macs = [step.effective_macs for step in self.steps]
+        if any(macs):
+            steps = [step.timesteps for step in self.steps]
+            axes.plot(steps, macs, color=_BLUE, linewidth=1.8, linestyle=(0, (1, 1.5)), label="SNN, analog MACs")
+        effective = "DNN, effective MACs" + (" + SOPs" if dnn.sops else "")
+        axes.axhline(dnn.effective_macs + dnn.sops, color=_ORANGE, linewidth=1.8, label=effective)
+        axes.axhline(dnn.dense_macs, color=_ORANGE, linewidth=1.8, linestyle=(0, (4, 2)), label="DNN, dense MACs")
+        axes.set(title="Operations", ylabel="Operations / sample", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.minorticks_off()
+        _legend_below(axes)
+
+    def _draw_rates(self, axes: Axes) -> None:
+        layers = [layer for layer in self.layers if layer.spike_rate is not None]
+        rates = [layer.spike_rate or 0.0 for layer in layers]
+        bars = axes.barh([layer.name for layer in layers], rates, height=0.6, color=_BLUE)
+        axes.bar_label(bars, [f"{rate:.3f}" for rate in rates], padding=4, color=_GREY)
+        axes.set_ylim(max(len(layers), 4) - 0.5, -0.5)
+        axes.margins(x=0.18)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set(title=f"Spike rate by layer at T = {self.timesteps}", xlabel="Spikes / neuron / step")
+
+    def _draw_over_steps(self, axes: Axes, values: Sequence[float], label: str) -> None:
+        steps = [step.timesteps for step in self.steps]
+        axes.plot(steps, values, color=_BLUE, linewidth=2, marker="o", markersize=5, label=label, zorder=3)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.minorticks_off()
+        axes.set_xlabel("Time steps T")
+
+
+def report(
+    dnn: nn.Module,
+    network: SpikingNetwork,
+    data: Iterable[Any],
+    *,
+    steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    table: str | EnergyTable = "horowitz_fp32",
+    progress: bool = False,
+) -> Report:
+    r"""Measure what an exported network scores and spends at every T, beside the DNN it was exported from.
+
+    One pass over the data. The spiking network runs for max(steps) time steps: its first T steps are its run of T
+    steps, so that accuracy, SOPs and energy at each T are exactly those of a run of its own. Energy is
+
+    .. math:: E = 10^{-12} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
+
+    an estimate from published energies per operation: synaptic arithmetic alone. MACs are those of layers with
+    real-valued input, as the analog first layer has; they are part of the spiking network's energy. The same rule
+    holds for the DNN: integer-valued input (a binary image) is events and gives SOPs.
+
+    Both networks are measured in eval mode and left as they were. The DNN is measured on a copy, so that what
+    watches it counts nothing; metrics that watch ``network`` count this pass too. Batches are moved to where the
+    networks are. In distributed runs each process reports on its own data.
+
+    Args:
+        dnn: The DNN, a classifier: input ``(B, ...)`` to scores ``(B, K)``.
+        network: The spiking network exported from it.
+        data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, target class indices ``(B,)``.
+        steps: The numbers of time steps to report.
+        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
+        progress: Show a progress bar over the batches.
+
+    Returns:
+        The numbers, with ``print()``, ``save_json(path)`` and ``save_plot(path)``. Its numbers by layer are at
+        ``network.timesteps`` if that is one of ``steps``, else at the largest of them.
+
+    Raises:
+        ValueError: If ``steps`` are not positive integers, ``data`` holds no sample or its targets are no class
+            indices, or ``table`` is an unknown name.
+        TypeError: If ``network`` is no SpikingNetwork, or ``data`` does not give (input, target) pairs.
+        ConversionError: If ``dnn`` cannot be traced.
+
+    Example:
+        >>> from snnreg_plugins import to_snntorch
+        >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> x, y = torch.rand(100, 2), torch.randint(3, (100,))
+        >>> result = report(model, to_snntorch(model, x, timesteps=4), [(x, y)], steps=(1, 2, 4))
+        >>> [step.timesteps for step in result.steps]
+        [1, 2, 4]
+        >>> result.dnn.dense_macs, result.steps[-1].effective_macs  # 2 · 16 + 16 · 3; of the analog layer 2 · 16
+        (80.0, 32.0)
+    """
+    ascending = _ascending(steps)
+    prices = energy_table(table)
+    if not isinstance(network, SpikingNetwork):
+        raise TypeError(
+            "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
+            f"{type(network).__name__}."
+        )
+    longest = ascending[-1]
+    at = network.timesteps if network.timesteps in ascending else longest
+    traced = trace(dnn)
+    samples, correct, correct_at = 0, 0, torch.zeros(longest, dtype=torch.int64)
+    with (
+        torch.no_grad(),
+        _Counter([traced]) as of_dnn,
+        _Counter([network.encoder, network.body], longest) as of_snn,
+        _run_as(network, longest),
+    ):
+        for inputs, targets in _pairs(data, progress):
+            scores = traced(inputs.to(_device(traced))).cpu()
+            labels = _labels(targets, scores)
+            running = network(inputs.to(_device(network)), per_step=True).cpu()
+            correct += int((scores.argmax(1) == labels).sum())
+            correct_at += (running.argmax(2) == labels).sum(1)
+            samples += len(labels)
+    if not samples:
+        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
+    return Report(
+        samples=samples,
+        dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),
+        steps=tuple(_step_report(T, int(correct_at[T - 1]), of_snn.total(T), samples, prices) for T in ascending),
+        timesteps=at,
+        layers=tuple(
+            _layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)
+        ),
+        table=table if isinstance(table, str) else "custom",
+        mac=prices.mac,
+        ac=prices.ac,
+        source=prices.source,
+    )
+
+
+class _Counts(NamedTuple):
+    """What layers did, summed over samples."""
+
+    sops: int
+    effective_macs: int
+    dense_macs: int
+    spikes: int
+    neuron_steps: int
+
+
+class _Counter:
+    """Counts what the layers of traced networks do in each time step, exactly.
+
+    Args:
+        parts: The networks, in the order they run in. The last one's runs are the time steps; what the others do
+            belongs to the first step.
+        steps: Time steps of a forward pass.
+    """
+
+    def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1) -> None:
+        self.layers: dict[str, nn.Module] = {}
+        self.hooks = Hooks()
+        self._step = 0
+        self._fan_out: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        for part in parts:
+            synapses, neurons = synaptic_layers(part), neuron_layers(part)
+            for name in dict.fromkeys(str(node.target) for node in part.graph.nodes if node.op == "call_module"):
+                if name in synapses:
+                    self.layers[name] = synapses[name]
+                    self.hooks.before(synapses[name], partial(self._arrive, name, len(self.layers) - 1))
+                elif name in neurons:
+                    self.layers[name] = neurons[name]
+                    self.hooks.after(neurons[name], partial(self._emit, len(self.layers) - 1))
+        self.hooks.after(parts[-1], self._advance)
+        self._counts = torch.zeros(steps, len(self.layers), len(_Counts._fields), dtype=torch.int64)
+
+    def _arrive(self, name: str, index: int, layer: Any, args: tuple[Tensor, ...]) -> None:
+        key = name, sample_shape(layer, args[0])
+        if key not in self._fan_out:
+            self._fan_out[key] = fan_out(layer, key[1]).to(args[0].device)
+        self._counts[self._step, index, :3] += torch.tensor(operations(layer, args[0], self._fan_out[key]))
+
+    def _emit(self, index: int, _: nn.Module, __: Any, output: Any) -> None:
+        spikes = output[0] if isinstance(output, tuple) else output
+        self._counts[self._step, index, 3:] += torch.tensor((count_events(spikes), spikes.numel()))
+
+    def _advance(self, *_: Any) -> None:
+        self._step = (self._step + 1) % len(self._counts)
+
+    def total(self, timesteps: int) -> _Counts:
+        """Sum over all layers and the first time steps."""
+        return _Counts(*self._counts[:timesteps].sum((0, 1)).tolist())
+
+    def by_layer(self, timesteps: int) -> Iterator[tuple[str, nn.Module, _Counts]]:
+        """Walk the layers in the order they run in, with the sums over the first time steps."""
+        for (name, layer), counts in zip(self.layers.items(), self._counts[:timesteps].sum(0).tolist(), strict=True):
+            yield name, layer, _Counts(*counts)
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.remove()
+
+
+def _dnn_report(correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
+    return DNNReport(
+        accuracy=correct / samples,
+        sops=counts.sops / samples,
+        effective_macs=counts.effective_macs / samples,
+        dense_macs=counts.dense_macs / samples,
+        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
+        dense_energy=energy(0, counts.dense_macs, prices) / samples,
+    )
+
+
+def _step_report(timesteps: int, correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> StepReport:
+    return StepReport(
+        timesteps=timesteps,
+        accuracy=correct / samples,
+        spike_rate=counts.spikes / counts.neuron_steps,
+        sops=counts.sops / samples,
+        effective_macs=counts.effective_macs / samples,
+        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
+    )
+
+
+def _layer_report(name: str, layer: Any, counts: _Counts, samples: int, prices: EnergyTable) -> LayerReport:
+    kind = type(layer).__name__
+    if counts.neuron_steps:
+        return LayerReport(
+            name,
+            kind,
+            threshold_min=float(layer.threshold.min()),
+            threshold_max=float(layer.threshold.max()),
+            spike_rate=counts.spikes / counts.neuron_steps,
+        )
+    return LayerReport(
+        name,
+        kind,
+        sops=counts.sops / samples,
+        effective_macs=counts.effective_macs / samples,
+        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
+    )
+
+
+def _ascending(steps: Sequence[int]) -> list[int]:
+    """Check and sort ``steps``, each once."""
+    whole = isinstance(steps, Iterable) and all(isinstance(T, int) and not isinstance(T, bool) for T in steps)
+    if not whole or not steps or min(steps) < 1:
+        raise ValueError(
+            f"Expected argument `steps` to be one or more integers of at least 1, such as (1, 2, 4, 8), but got "
+            f"{steps!r}."
+        )
+    return sorted(set(steps))
+
+
+@contextmanager
+def _run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
+    """Let a network run for some time steps in eval mode, and be as it was afterwards."""
+    modes, before = {module: module.training for module in network.modules()}, network.timesteps
+    try:
+        for module in modes:
+            module.training = False
+        network.timesteps = timesteps
+        yield
+    finally:
+        network.timesteps = before
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _pairs(data: Any, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk the batches that hold a sample."""
+    expected = "Expected argument `data` to give (input, target) pairs of tensors, as a DataLoader does, but got"
+    if not isinstance(data, Iterable):
+        loader = ", which is none itself: pass its `test_dataloader()`" if hasattr(data, "test_dataloader") else ""
+        raise TypeError(f"{expected} {type(data).__name__}{loader}.")
+    if progress:
+        from rich.progress import track
+
+        data = track(data, "Measuring DNN and SNN")
+    for batch in data:
+        if not isinstance(batch, (tuple, list)):
+            raise TypeError(f"{expected} a batch of type {type(batch).__name__}.")
+        if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+            raise TypeError(f"{expected} a batch of {', '.join(type(part).__name__ for part in batch) or 'nothing'}.")
+        if len(batch[0]):
+            yield batch[0], batch[1]
+
+
+def _labels(targets: Tensor, scores: Tensor) -> Tensor:
+    """Check the targets of a batch against the DNN's scores."""
+    if scores.dim() != 2:
+        raise ValueError(
+            f"Expected argument `dnn` to be a classifier with scores of shape (B, K), but got {tuple(scores.shape)}."
+        )
+    if targets.shape != scores.shape[:1] or targets.is_floating_point():
+        raise ValueError(
+            f"Expected argument `data` to give targets of shape ({len(scores)},), integers as class indices, but got "
+            f"{tuple(targets.shape)} of {targets.dtype}. Of one-hot targets give `target.argmax(1)`."
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= scores.shape[1]:
+        raise ValueError(
+            f"Expected argument `data` to give targets from 0 to {scores.shape[1] - 1}, the classes that the DNN "
+            f"scores, but got {low if low < 0 else high}."
+        )
+    return targets.cpu()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+
+
+def _legend_below(axes: Axes) -> None:
+    legend = axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.8, ncols=2, columnspacing=1.2, handlelength=2.2
+    )
+    legend.set_in_layout(False)
+
+
+def _scaled(value: float, prefixes: dict[int, str]) -> str:
+    """Write a number ≥ 0 with three digits and a prefix for a power of 1000."""
+    if not value:
+        return f"0{prefixes[0]}"
+    digits, exponent = f"{value:.2e}".split("e")  # rounded first: 999.6 is 1.00k
+    group = min(max(int(exponent) // 3, min(prefixes)), max(prefixes))
+    shown = f"{float(f'{digits}e{int(exponent) - 3 * group}'):#.3g}".rstrip(".")
+    return f"{shown}{prefixes[group]}"
+
+
+def _count(value: float) -> str:
+    return _scaled(value, {0: "", 1: "k", 2: "M", 3: "G", 4: "T"})
+
+
+def _joule(value: float) -> str:
+    return _scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _ratio(value: float, reference: float) -> str:
+    return f"{value / reference:.2f}" if reference else ""
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
