@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 from typing_extensions import override
@@ -172,7 +172,11 @@ class ActivityRegularization(Callback):
         # Else checkpointing computes it a second time, within the backward pass.
         first_time = compiling or torch._C._current_graph_task_id() == -1
         differentiable = torch.is_grad_enabled() and activity.requires_grad
-        if activity.requires_grad and activity.is_leaf and (first_time or not _called_from(CheckpointFunction.backward)):
+        if (
+            activity.requires_grad
+            and activity.is_leaf
+            and (first_time or not _called_from(CheckpointFunction.backward))
+        ):
             return None  # the network's own input, which a user differentiates by
         if not differentiable and (compiling or not first_time or not _called_from(CheckpointFunction.forward)):
             return None

@@ -12,6 +12,7 @@ from typing_extensions import override
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
 from snnreg_plugins.export.calibrate import threshold_function
 from snnreg_plugins.export.files import save_network
+from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.report import Report, report
 from snnreg_plugins.functional.energy import energy_table
 
@@ -60,7 +61,11 @@ class ExportReport(Callback):
         table: str = "horowitz_fp32",
     ) -> None:
         steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
-        for name, values in (("timesteps", [timesteps]), ("calibration_batches", [calibration_batches]), ("steps", steps)):
+        for name, values in (
+            ("timesteps", [timesteps]),
+            ("calibration_batches", [calibration_batches]),
+            ("steps", steps),
+        ):
             if not values or min(values) < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {values}.")
         threshold_function(threshold, percent)
@@ -79,9 +84,17 @@ class ExportReport(Callback):
         }
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What cannot be exported or measured is said before training.
+        if getattr(trainer, "datamodule", None) is None:
+            raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
+        if not isinstance(getattr(pl_module, "network", None), SpikingNetwork):
+            trace(pl_module)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
-            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches)
+        if trainer.is_global_zero and not trainer.interrupted:
+            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches)  # type: ignore[attr-defined]
 
     def run(self, model: nn.Module, datamodule: Any, limit_batches: float | None = None) -> Report:
         """Export ``model``, write the files, print the report and return it.
@@ -93,17 +106,15 @@ class ExportReport(Callback):
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
         """
-        if datamodule is None:
-            raise ValueError("ExportReport needs a LightningDataModule: pass Trainer.fit one as `datamodule`.")
         datamodule.prepare_data()
         datamodule.setup("test")
         calibration = self._calibration(datamodule)
-        network: Any = getattr(model, "network", None)
-        dnn, options = model, self.options
+        dnn: Any = model
+        network, options = getattr(model, "network", None), self.options
         if isinstance(network, SpikingNetwork):
-            dnn, options = model.dnn, model.export_options
+            dnn, options = dnn.dnn, dnn.export_options
         else:
-            network = to_snntorch(model, calibration, **options)
+            network = to_snntorch(dnn, calibration, **options)
         loader = datamodule.test_dataloader()
         limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
         result = report(

@@ -182,6 +182,7 @@ class SpikingClassifier(Classifier):
 
     def _calibration(self) -> list[Tensor]:
         """First batches of the training data, the same in every process."""
+        loader: Any
         datamodule = getattr(self.trainer, "datamodule", None)
         loader = datamodule.train_dataloader() if datamodule is not None else self.trainer.train_dataloader
         if loader is None:

@@ -28,9 +28,7 @@ class LeNet(nn.Sequential):
         torch.Size([2, 10])
     """
 
-    def __init__(
-        self, image_shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, kernel_size: int = 5
-    ) -> None:
+    def __init__(self, image_shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, kernel_size: int = 5) -> None:
         channels, height, width = image_shape
         if min(height, width) < 8:
             raise ValueError(f"Expected argument `image_shape` to be at least 8 × 8, but got {tuple(image_shape)}.")

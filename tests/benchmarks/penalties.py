@@ -87,7 +87,8 @@ def main() -> None:
 def row(measured: dict) -> str:
     """One line: DNN accuracy, and accuracy / SOPs of the SNN at every T."""
     snn = [f"T={s['timesteps']}: {s['accuracy']:.2%} / {s['sops'] / 1e3:.0f}k" for s in measured["steps"]]
-    return f"DNN {measured['dnn']['accuracy']:.2%} ({measured['dnn']['effective_macs'] / 1e3:.0f}k MACs)  " + "  ".join(snn)
+    dnn = measured["dnn"]
+    return f"DNN {dnn['accuracy']:.2%} ({dnn['effective_macs'] / 1e3:.0f}k MACs)  " + "  ".join(snn)
 
 
 if __name__ == "__main__":

@@ -90,15 +90,15 @@ def test_logs_what_a_plain_evaluation_gives():
 
 
 def test_every_n_epochs_and_limit_batches():
-    class Spy(SpikingValidation):
-        calls: list = []
+    calls = []
 
+    class Spy(SpikingValidation):
         def on_validation_epoch_end(self, trainer, pl_module):
-            self.calls.append((trainer.current_epoch, self._run and int(self._run.operations["snn"].samples)))
+            calls.append((trainer.current_epoch, self._run and int(self._run.operations["snn"].samples)))
             super().on_validation_epoch_end(trainer, pl_module)
 
     fit([Spy(timesteps=2, every_n_epochs=2, limit_batches=2)], max_epochs=4, num_sanity_val_steps=0)
-    assert Spy.calls == [(0, None), (1, 16), (2, None), (3, 16)]
+    assert calls == [(0, None), (1, 16), (2, None), (3, 16)]
 
 
 def test_works_in_validation_alone_and_leaves_the_users_metrics_alone():
