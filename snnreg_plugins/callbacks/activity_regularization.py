@@ -242,14 +242,14 @@ class ActivityRegularization(Callback):
     ) -> None:
         if self._step.ran_without_scale and not self._backward_in_batch:
             raise MisconfigurationException(
-                "ActivityRegularization saw a backward pass that did not go through Lightning, and so could not add the "
+                "ActivityRegularization saw a backward pass that did not go through Lightning, and could not add the "
                 "penalty. Call self.manual_backward(loss) instead of loss.backward()."
             )
         if self._active and self._backward_in_batch and not self._seen:
             raise MisconfigurationException(
                 f"ActivityRegularization saw no activity in the first batch: none of {self._names()} received an input "
-                "that depends on parameters. Only what nn.Linear, nn.Conv and nn.ConvTranspose modules read is seen, not "
-                "F.linear or a module that was never called; a network compiled before training is not seen either."
+                "that depends on parameters. Only what nn.Linear, nn.Conv and nn.ConvTranspose modules read is seen, "
+                "not F.linear or a module that was never called; a network compiled before training is not seen either."
             )
         self._balance(trainer)
 
@@ -420,8 +420,10 @@ def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> tuple[Tensor, int]
 
 
 def _called_from(function: Any) -> bool:
-    """Tell whether ``function`` is running. Reentrant checkpointing leaves no other trace: its first forward runs
-    without gradients, and its second on inputs that look like leaves.
+    """Tell whether ``function`` is running.
+
+    Reentrant checkpointing leaves no other trace: its first forward runs without gradients, and its second on inputs
+    that look like leaves.
     """
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code is not function.__code__:

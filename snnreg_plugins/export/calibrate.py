@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from snnreg_plugins.functional.thresholds import ActivationHistogram, maximum, percentile
 from snnreg_plugins.probes import Hooks
@@ -32,7 +33,7 @@ def threshold_function(threshold: str | Threshold, percent: float) -> Threshold:
     if callable(threshold):
         return threshold
     methods: dict[str, Threshold] = {"max": maximum, "percentile": partial(percentile, percent=percent)}
-    if threshold not in methods:
+    if threshold not in list(methods):
         raise ValueError(
             f"Expected argument `threshold` to be a function or one of {sorted(methods)}, but got {threshold!r}."
         )
@@ -45,19 +46,22 @@ def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Te
     """Walk the input tensors of calibration data.
 
     Raises:
-        TypeError: If a batch is neither a tensor nor a tuple or list that starts with one.
+        TypeError: If it gives something else than tensors, or tuples or lists that start with one.
         ValueError: If there is no sample at all.
     """
-    if isinstance(calibration, Tensor):
-        calibration = calibration.split(_CHUNK)
+    expected = "Expected argument `calibration` to be a tensor, or to give tensors or (input, target) pairs, but got"
+    data: Any = calibration
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(f"{expected} a dataset, which gives single samples. Wrap it in a DataLoader.")
+    if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
+        raise TypeError(f"{expected} {data!r}.")
+    if isinstance(data, Tensor):
+        data = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
     empty = True
-    for batch in calibration:
+    for batch in data:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(inputs, Tensor):
-            raise TypeError(
-                "Expected argument `calibration` to be a tensor, or to give tensors or (input, target) pairs, but got "
-                f"a batch of type {type(batch).__name__}."
-            )
+        if not isinstance(inputs, Tensor) or inputs.dim() == 0:
+            raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
         if len(inputs):
             empty = False
             yield inputs.to(device)
@@ -65,43 +69,52 @@ def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Te
         raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
 
 
+def run(network: nn.Module, inputs: Tensor) -> None:
+    """Run a network on calibration data.
+
+    Raises:
+        ValueError: If the data does not fit the network.
+    """
+    try:
+        network(inputs)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            "Expected argument `calibration` to hold inputs of the model, but the model fails on samples of shape "
+            f"{tuple(inputs.shape[1:])} and {inputs.dtype}: {error}"
+        ) from error
+
+
 def thresholds(
-    network: fx.GraphModule, calibration: Calibration, threshold: Threshold, per_channel: bool
-) -> tuple[dict[str, Tensor], Tensor]:
+    network: fx.GraphModule, inputs: Iterable[Tensor], threshold: Threshold, per_channel: bool
+) -> dict[str, Tensor]:
     """Balance thresholds: one (or one per channel) for each ReLU, from its activations on calibration data.
 
     Args:
         network: A network of :func:`~snnreg_plugins.export.graph.trace`.
-        calibration: Data the network was trained on.
+        inputs: Batches of what the network was trained on.
         threshold: The method.
         per_channel: One threshold per channel instead of one per layer.
 
     Returns:
-        Thresholds by layer, shaped to broadcast over a sample's activations; and one sample of the data, which
-        shapes can be read from.
+        Thresholds by layer: scalars, or ``(C,)``.
 
     Raises:
         ValueError: If an activation is not finite, or a layer is silent on all of the data.
     """
     histograms: dict[str, ActivationHistogram] = {}
-    shapes: dict[str, torch.Size] = {}
 
     def observe(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if name not in histograms:
             histograms[name] = ActivationHistogram(output.shape[1], device=output.device)
-            shapes[name] = output.shape[1:]
         try:
             histograms[name].update(output)
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
 
     relus = {name: module for name, module in network.named_modules() if isinstance(module, nn.ReLU)}
-    sample = torch.empty(0)
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    with torch.no_grad(), Hooks(after=[(module, partial(observe, name)) for name, module in relus.items()]):
-        for inputs in batches(calibration, device):
-            sample = inputs[:1]
-            network(inputs)
+    with Hooks(after=[(module, partial(observe, name)) for name, module in relus.items()]):
+        for batch in inputs:
+            run(network, batch)
 
     balanced: dict[str, Tensor] = {}
     for name, histogram in histograms.items():
@@ -115,7 +128,6 @@ def thresholds(
             )
         if per_channel:
             channels = threshold(histogram, True)
-            channels = torch.where(channels > _DEAD * level, channels, level)
-            level = channels.reshape(-1, *[1] * (len(shapes[name]) - 1))
+            level = torch.where(channels > _DEAD * level, channels, level)
         balanced[name] = level
-    return balanced, sample
+    return balanced

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from snnreg_plugins.export.calibrate import Calibration, Threshold, threshold_function, thresholds
+from snnreg_plugins.export.calibrate import Calibration, Threshold, batches, run, threshold_function, thresholds
 from snnreg_plugins.export.graph import (
     ADAPTIVE_AVERAGE_POOLS,
     AVERAGE_POOLS,
     MAX_POOLS,
     ConversionError,
     add_submodule,
+    fold_batch_norms,
     refusal,
     scale_inputs,
     trace,
 )
-from snnreg_plugins.export.network import InitialState, RateGatedMaxPool, SpikingNetwork, SumPool
+from snnreg_plugins.export.network import InitialState, SpikeMaxPool, SpikingNetwork, SumPool, require_timesteps
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, is_synaptic
 
 
@@ -48,22 +50,46 @@ def convert(
     initial_potential: float,
 ) -> SpikingNetwork:
     """Export ``model`` to spiking neurons of ``target``; the arguments are those of the target's function."""
+    require_timesteps(timesteps)
     method = threshold_function(threshold, percent)
     if not 0 <= initial_potential < 1:
         raise ValueError(f"Expected argument `initial_potential` to be in [0, 1), but got {initial_potential}.")
     traced = trace(model)
-    # Weights of the result are to be trained, also when it is made within validation.
-    with torch.inference_mode(False), torch.no_grad():
-        levels, sample = thresholds(traced, calibration, method, per_channel)
-        ShapeProp(traced).propagate(sample)
+    device = _device(traced)
+    with (
+        # Weights of the result are to be trained, also when it is made in validation; this turns gradients on.
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.random.fork_rng(devices=[]),  # a DataLoader draws a seed
+    ):
+        _require_finite(traced)
+        inputs = batches(calibration, device)
+        first = next(inputs)
+        # Two samples: with one, squeeze() would take the batch away.
+        samples = first[:1].repeat_interleave(2, 0)
+        run(traced, samples)
+        ShapeProp(traced).propagate(samples)
+        fold_batch_norms(traced)
+        levels = thresholds(traced, chain([first], inputs), method, per_channel)
         return _Builder(traced, levels, target, initial_potential).build(timesteps)
+
+
+def _require_finite(network: nn.Module) -> None:
+    for name, values in network.state_dict().items():
+        if not values.isfinite().all():
+            raise ValueError(f"Expected a model of finite weights, but {name!r} holds NaN or infinity.")
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
 class _Builder:
     """Splits a traced graph into what is computed once and what in every step, and swaps in spiking parts.
 
     ``scale`` holds for every tensor of the graph what one unit of it (one spike, say) is worth in activation,
-    shaped like one sample: a neuron layer's output has its threshold for scale, and the synaptic layer that
+    shaped like two samples: a neuron layer's output has its threshold for scale, and the synaptic layer that
     reads it takes the scale into its weights, so that its currents are in units of activation again.
     """
 
@@ -78,12 +104,11 @@ class _Builder:
         self.root, self.once, self.step = nn.Module(), fx.Graph(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}  # nodes of the source in the graph that computes them
         self.exports: dict[fx.Node, fx.Node] = {}  # constants that the step reads
+        self.constants, self.given = self.step.placeholder("constants"), self.step.placeholder("states")
         self.scale: dict[fx.Node, Any] = {}
         self.states: list[fx.Node] = []
 
     def build(self, timesteps: int) -> SpikingNetwork:
-        constants, given = self.step.placeholder("constants"), self.step.placeholder("states")
-        self.given = given
         for node in self.source.graph.nodes:
             if node.op == "placeholder":
                 self.values[node] = self.once.node_copy(node)
@@ -91,7 +116,7 @@ class _Builder:
             elif node.op == "output":
                 self._readout(node.args[0])
             else:
-                self._convert(node, constants)
+                self._convert(node)
         if not self.states:
             raise ConversionError("The model has no ReLU, so there is nothing to turn into spiking neurons.")
         self.once.output(tuple(self.values[node] for node in self.exports))
@@ -106,7 +131,7 @@ class _Builder:
             release=self.target.release,
         )
 
-    def _convert(self, node: fx.Node, constants: fx.Node) -> None:
+    def _convert(self, node: fx.Node) -> None:
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         spiking = isinstance(module, nn.ReLU) or any(self._in_step(source) for source in node.all_input_nodes)
         if not spiking:
@@ -118,7 +143,7 @@ class _Builder:
         for source in node.all_input_nodes:
             if not self._in_step(source) and source not in self.exports:
                 index = len(self.exports)
-                self.exports[source] = self.step.call_function(operator.getitem, (constants, index))
+                self.exports[source] = self.step.call_function(operator.getitem, (self.constants, index))
         if module is None:
             self.values[node] = self.step.node_copy(node, self._step_value)
             self.scale[node] = self._run(node)
@@ -131,10 +156,12 @@ class _Builder:
         shape = self._sample(node)
         if isinstance(module, nn.ReLU):
             # In units of the incoming current, which is not always activation (ReLU after pooled spikes).
-            level = self.levels[name]
-            cell = self.target.neuron(level / self._per_channel(node, scale, level.dim()))
-            add_submodule(self.root, name, cell)
-            add_submodule(self.root, f"{name}_initial", InitialState(self.initial_potential * cell.threshold))
+            level, unit = self.levels[name].to(shape.dtype), self._channels(node, scale, 1)
+            if level.dim():
+                level, unit = (channels.reshape(-1, *[1] * (shape.dim() - 2)) for channels in (level, unit))
+            threshold = level / (unit if level.dim() else unit[0])
+            add_submodule(self.root, name, self.target.neuron(threshold))
+            add_submodule(self.root, f"{name}_initial", InitialState(self.initial_potential * threshold))
             state = self.step.call_module(f"{name}_initial", (self._state(), current))
             self.values[node] = self._stateful(name, current, state)
             self.scale[node] = level.expand_as(shape)
@@ -146,7 +173,7 @@ class _Builder:
             self.values[node] = self.step.call_module(name, (current,))
             self.scale[node] = torch.ones_like(shape)
         elif isinstance(module, MAX_POOLS):
-            add_submodule(self.root, name, RateGatedMaxPool(module))
+            add_submodule(self.root, name, SpikeMaxPool(module))
             self.values[node] = self._stateful(name, current, self._state())
             self.scale[node] = self._pooled_scale(node, scale)
         elif isinstance(module, (*AVERAGE_POOLS, *ADAPTIVE_AVERAGE_POOLS)):
@@ -171,7 +198,7 @@ class _Builder:
                     "choose an output size that divides the input size",
                 )
             kernel = tuple(size // out for size, out in zip(sizes, pooled, strict=True))
-            return SumPool(AVERAGE_POOLS[len(kernel) - 1](kernel))
+            return SumPool(AVERAGE_POOLS[len(kernel) - 1](kernel))  # type: ignore[arg-type]
         pool = SumPool(module)
         padded_differently = any(pool.padding) and not module.count_include_pad
         if module.ceil_mode or padded_differently or getattr(module, "divisor_override", None):
@@ -189,7 +216,7 @@ class _Builder:
             raise ConversionError("The model's output does not depend on any ReLU: nothing would spike.")
         output, scale = self._step_value(source), self.scale[source]
         if not bool((scale == 1).all()):
-            self.root.register_buffer("output_scale", scale)
+            self.root.register_buffer("output_scale", scale[:1].clone(memory_format=torch.contiguous_format))
             output = self.step.call_function(operator.mul, (output, self.step.get_attr("output_scale")))
         self.step.output((output, tuple(self.states)))
 
@@ -209,10 +236,9 @@ class _Builder:
         return self.exports.get(node) or self.values[node]
 
     def _sample(self, node: fx.Node) -> Tensor:
-        """One empty sample of a node's shape, on its device."""
+        """Two empty samples of a node's shape."""
         meta = node.meta["tensor_meta"]
-        device = next((parameter.device for parameter in self.source.parameters()), torch.device("cpu"))
-        return torch.empty(meta.shape, dtype=meta.dtype, device=device)
+        return torch.empty(meta.shape, dtype=meta.dtype, device=_device(self.source))
 
     def _run(self, node: fx.Node) -> Any:
         """Move scales as a shape operation moves values; compute sizes."""
@@ -237,15 +263,6 @@ class _Builder:
                 "use per_channel=False",
             )
         return channels[:, 0]
-
-    def _per_channel(self, node: fx.Node, scale: Tensor, dims: int) -> Tensor:
-        """Give a scale the shape of a threshold: a scalar, or (C, 1, ..., 1)."""
-        channels = self._channels(node, scale, 1)
-        if dims:
-            return channels.reshape(-1, *[1] * (dims - 1))
-        if bool((channels == channels[0]).all()):
-            return channels[0]
-        raise refusal(node, "a ReLU on spikes of several thresholds", str(node.target), "use per_channel=True")
 
     def _pooled_scale(self, node: fx.Node, scale: Tensor) -> Tensor:
         shape = self._sample(node)

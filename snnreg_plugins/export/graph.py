@@ -7,6 +7,8 @@ import operator
 import re
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from snnreg_plugins.export.network import ChannelAffine
 from snnreg_plugins.functional.synapses import (
     CONVOLUTIONS,
     SYNAPTIC_LAYERS,
@@ -39,14 +42,15 @@ _KEPT = (
 
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_RELU_IN_PLACE = partial(nn.ReLU, inplace=True)
 # Functions that are a module in disguise: what they become, and the names of their arguments after the input.
-_AS_MODULE: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+_AS_MODULE: dict[Any, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     F.relu: (nn.ReLU, ("inplace",)),
-    F.relu_: (nn.ReLU, ()),
     torch.relu: (nn.ReLU, ()),
-    torch.relu_: (nn.ReLU, ()),
     "relu": (nn.ReLU, ()),
-    "relu_": (nn.ReLU, ()),
+    F.relu_: (_RELU_IN_PLACE, ()),
+    torch.relu_: (_RELU_IN_PLACE, ()),
+    "relu_": (_RELU_IN_PLACE, ()),
     F.max_pool1d: (nn.MaxPool1d, _MAX_POOL),
     F.max_pool2d: (nn.MaxPool2d, _MAX_POOL),
     F.max_pool3d: (nn.MaxPool3d, _MAX_POOL),
@@ -69,57 +73,52 @@ _DROPOUT_FUNCTIONS = (
     F.feature_alpha_dropout,
     torch.dropout,
 )
-# What only moves values, or computes with sizes.
-SHAPE_FUNCTIONS = (
+# What only moves values.
+_SHAPE_FUNCTIONS = (
     torch.flatten,
     torch.reshape,
     torch.permute,
     torch.transpose,
     torch.squeeze,
     torch.unsqueeze,
-    getattr,
     operator.getitem,
-    operator.mul,
-    operator.floordiv,
-    operator.add,
-    operator.sub,
 )
-SHAPE_METHODS = (
+_SHAPE_METHODS = (
     "view",
     "reshape",
     "flatten",
     "unflatten",
-    "size",
-    "dim",
     "contiguous",
     "permute",
     "transpose",
     "squeeze",
     "unsqueeze",
-    "numel",
 )
+_SIZE_METHODS = ("size", "dim", "numel")
+_SIZE_ATTRIBUTES = ("shape", "ndim")
+_SIZE_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
 
+_ONE_BRANCH = "leave it out: every layer has to read one other layer, without skip connections and branches"
+# What to do about a module or function, by its name.
 _REMEDIES = {
-    "GELU": "train with nn.ReLU in its place",
-    "SiLU": "train with nn.ReLU in its place",
-    "ELU": "train with nn.ReLU in its place",
-    "Sigmoid": "train with nn.ReLU in its place, or leave it out where it only shapes the output",
-    "Tanh": "train with nn.ReLU in its place",
-    "Softmax": "leave it out: scores before it rank the classes alike",
-    "LogSoftmax": "leave it out: scores before it rank the classes alike",
-    "softmax": "leave it out: scores before it rank the classes alike",
-    "log_softmax": "leave it out: scores before it rank the classes alike",
-    "gelu": "train with nn.ReLU in its place",
-    "silu": "train with nn.ReLU in its place",
-    "sigmoid": "train with nn.ReLU in its place, or leave it out where it only shapes the output",
-    "tanh": "train with nn.ReLU in its place",
-    "LayerNorm": "train with nn.BatchNorm in its place, which folds into the weights",
-    "GroupNorm": "train with nn.BatchNorm in its place, which folds into the weights",
-    "InstanceNorm2d": "train with nn.BatchNorm in its place, which folds into the weights",
-    "linear": "use nn.Linear, which owns its weights",
-    "conv1d": "use nn.Conv1d, which owns its weights",
-    "conv2d": "use nn.Conv2d, which owns its weights",
-}
+    name: remedy
+    for names, remedy in (
+        ("ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Softplus Tanh", "train with nn.ReLU in its place"),
+        ("relu6 leaky_relu prelu elu celu selu gelu silu mish softplus tanh", "train with nn.ReLU in its place"),
+        ("Sigmoid sigmoid", "train with nn.ReLU in its place, or leave it out where it only shapes the output"),
+        ("Softmax LogSoftmax softmax log_softmax", "leave it out: scores before it rank the classes alike"),
+        ("LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm", "train with "
+         "nn.BatchNorm in its place, which folds into the weights"),
+        ("layer_norm group_norm instance_norm batch_norm", "train with nn.BatchNorm in its place, which folds into "
+         "the weights"),
+        ("linear matmul", "use nn.Linear, which owns its weights"),
+        ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
+        ("mean", "use nn.AdaptiveAvgPool and nn.Flatten in its place"),
+        ("add iadd cat concat stack", _ONE_BRANCH),
+        ("AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d", "use nn.MaxPool in its place"),
+    )
+    for name in names.split()
+}  # fmt: skip
 _SUPPORTED = (
     "use Linear, Conv, ConvTranspose, ReLU, BatchNorm after a synaptic layer, average or max pooling, Flatten, "
     "Dropout and Identity"
@@ -134,28 +133,31 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """Trace a model to a graph whose every computation is a supported module, or moves values only.
 
     The result computes what the model does in eval mode: functional activations and pools have become modules,
-    dropout is gone, batch norm after a synaptic layer is folded into it, a module called twice has become two. It
-    shares nothing with the model, which is left as it was.
+    dropout is gone, a module called twice has become two. It shares nothing with the model, which is left as it was.
 
     Args:
         model: A network, a LightningModule with ``forward(x)``, or either wrapped by ``torch.compile`` or DDP.
 
     Raises:
+        TypeError: If ``model`` is no module.
         ConversionError: If the model cannot be traced or holds something unsupported; names the layer and the
             line in the user's code, and says what to do.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
     model = _unwrapped(model)
-    modes = {module: module.training for module in model.modules()}
-    # Set directly: `eval()` may be overridden.
-    for module in modes:
-        module.training = False
+    # All attributes: a forward that keeps what it computed would keep what tracing puts in its place.
+    before = [(module, module.training, vars(module).copy()) for module in model.modules()]
     try:
+        for module, _, _ in before:
+            module.training = False  # directly: `eval()` may be overridden
         # Parameters of a traced copy are to be trained, also when validation runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            tracer = _Tracer()
-            return _normalized(model, _traced(tracer, model))
+            return _normalized(model, _traced(_Tracer(), model))
     finally:
-        for module, mode in modes.items():
+        for module, mode, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
             module.training = mode
 
 
@@ -171,7 +173,8 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Past the module's hooks, which expect tensors.
+        # Past the module's hooks, which expect tensors, and past torch.compile, which cannot be traced.
+        m = _unwrapped(m)
         return super().call_module(m, m.forward, args, kwargs)
 
 
@@ -208,13 +211,15 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     for node in list(graph.nodes):
         module: nn.Module | None = None
         if node.op == "call_module":
-            source = named[node.target]
-            if isinstance(source, _DROPPED):
+            layer, name = named[node.target], str(node.target).replace("._orig_mod", "")
+            if isinstance(layer, _DROPPED):
                 _skip(graph, node)
                 continue
-            if not isinstance(source, _KEPT):
-                raise refusal(node, type(source).__name__, str(node.target))
-            module, name = bare_copy(source), str(node.target)
+            if not isinstance(layer, _KEPT):
+                raise refusal(node, type(layer).__name__, name)
+            if len(node.args) + len(node.kwargs) > 1:
+                raise refusal(node, "a call with more than the input", name, "give the layer its input alone")
+            module = bare_copy(layer)
         elif node.op in ("call_function", "call_method"):
             if node.target in _DROPOUT_FUNCTIONS:
                 _skip(graph, node)
@@ -224,7 +229,9 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             elif not _moves_values(node):
                 raise refusal(node, _function_name(node))
         elif node.op == "get_attr":
-            raise refusal(node, f"the tensor {node.target!r}")
+            readers = [_function_name(user) for user in node.users]
+            remedy = _REMEDIES.get("".join(readers[:1]), "compute with it outside of the network, or in a layer")
+            raise refusal(node, f"the tensor {node.target!r}", remedy=remedy)
         elif node.op == "output" and not isinstance(node.args[0], fx.Node):
             raise ConversionError(
                 f"{type(model).__name__}.forward returns {type(node.args[0]).__name__}, but a spiking network gives "
@@ -232,9 +239,12 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             )
         if module is None:
             continue
+        source = _input(node)
         if isinstance(module, MAX_POOLS) and module.return_indices:
-            raise refusal(node, "max pooling with return_indices=True")
+            raise refusal(node, "max pooling with return_indices=True", remedy="use return_indices=False")
         if isinstance(module, nn.ReLU):
+            if module.inplace and not all(user is node or _is_size(user) for user in source.users):
+                raise refusal(node, "an in-place ReLU whose input is read again", remedy="read its output instead")
             module.inplace = False
         # A module called twice becomes two: each has a state and a scale of its own.
         unique, number = name, 1
@@ -242,18 +252,21 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             unique, number = f"{name}_{number}", number + 1
         used.add(unique)
         add_submodule(own, unique, module)
-        node.op, node.target = "call_module", unique
-        node.args, node.kwargs = (node.args[0] if node.args else node.kwargs["input"],), {}
-    _fold_batch_norms(own, graph)
+        node.op, node.target, node.args, node.kwargs = "call_module", unique, (source,), {}
     traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced.eval()
 
 
-def _skip(graph: fx.Graph, node: fx.Node) -> None:
+def _input(node: fx.Node) -> fx.Node:
     source = node.args[0] if node.args else node.kwargs["input"]
-    node.replace_all_uses_with(source)
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _skip(graph: fx.Graph, node: fx.Node) -> None:
+    node.replace_all_uses_with(_input(node))
     graph.erase_node(node)
 
 
@@ -265,60 +278,67 @@ def _as_module(node: fx.Node) -> nn.Module:
 
 
 def _moves_values(node: fx.Node) -> bool:
-    """Tell whether a function only reshapes, or reads or computes sizes."""
-    if node.op == "call_method":
-        return node.target in SHAPE_METHODS
+    """Tell whether a function only moves values, or reads or computes sizes."""
     if node.target is getattr:
-        return node.args[1] in ("shape", "ndim")
-    if node.target in (operator.mul, operator.floordiv, operator.add, operator.sub):
+        return node.args[1] in _SIZE_ATTRIBUTES
+    if node.target in _SIZE_ARITHMETIC:
         return all(not isinstance(arg, fx.Node) or _is_size(arg) for arg in node.args)
-    return node.target in SHAPE_FUNCTIONS
+    return node.target in (*_SHAPE_FUNCTIONS, *_SHAPE_METHODS, *_SIZE_METHODS)
 
 
 def _is_size(node: fx.Node) -> bool:
-    if node.target in ("size", "dim", "numel") or node.target is getattr:
+    """Tell whether a node is a size or shape, or computed from such alone."""
+    if node.target in _SIZE_METHODS or node.target is getattr:
         return True
-    return node.op == "call_function" and any(_is_size(arg) for arg in node.all_input_nodes)
+    return node.op == "call_function" and all(_is_size(arg) for arg in node.all_input_nodes)
 
 
-def _fold_batch_norms(own: nn.Module, graph: fx.Graph) -> None:
-    modules = dict(own.named_modules())
+def fold_batch_norms(traced: fx.GraphModule) -> None:
+    """Fold every batch norm of a traced network, in place: into the weights before it, or to an affine map.
+
+    Args:
+        traced: A network of :func:`trace`, in which ``ShapeProp`` has left shapes.
+
+    Raises:
+        ConversionError: If a batch norm behind an activation does not follow a synaptic layer, or has no statistics.
+    """
+    modules = dict(traced.named_modules())
     neural: set[fx.Node] = set()  # nodes that depend on an activation
-    for node in graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.ReLU) or neural.intersection(node.all_input_nodes):
+    for node in list(traced.graph.nodes):
+        norm: Any = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(norm, nn.ReLU) or neural.intersection(node.all_input_nodes):
             neural.add(node)
-    for node in list(graph.nodes):
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, _BatchNorm):
             continue
+        name, source = str(node.target), _input(node)
         if norm.running_mean is None or norm.running_var is None:
-            raise refusal(
-                node,
-                "batch norm without running statistics",
-                str(node.target),
-                "use track_running_stats=True",
-            )
-        source = node.args[0]
-        layer = modules.get(str(source.target)) if source.op == "call_module" else None
-        if layer is None or not is_synaptic(layer) or len(source.users) > 1:
-            if node not in neural:
-                continue  # on the constant input it is computed as it stands
-            raise refusal(
-                node,
-                "batch norm that does not follow a synaptic layer",
-                str(node.target),
-                "move it directly behind a Linear or Conv layer that nothing else reads, so that it folds into the "
-                "weights",
-            )
+            raise refusal(node, "batch norm without running statistics", name, "use track_running_stats=True")
         gain = torch.rsqrt(norm.running_var + norm.eps)
         gain = gain if norm.weight is None else gain * norm.weight
         shift = -norm.running_mean * gain
-        scale_outputs(layer, gain, shift if norm.bias is None else shift + norm.bias)
-        _skip(graph, node)
+        shift = shift if norm.bias is None else shift + norm.bias
+
+        layer = modules[str(source.target)] if source.op == "call_module" else nn.Identity()
+        # Channels are dimension 1, also behind a Linear, which has its features in the last.
+        same_channels = not isinstance(layer, nn.Linear) or len(source.meta["tensor_meta"].shape) == 2
+        if is_synaptic(layer) and same_channels and len(source.users) == 1:
+            scale_outputs(layer, gain, shift)
+            _skip(traced.graph, node)
+        elif node in neural:
+            raise refusal(
+                node,
+                "batch norm that does not follow a synaptic layer",
+                name,
+                "move it directly behind a Linear or Conv layer that nothing else reads, so that it folds into the "
+                "weights",
+            )
+        else:  # on the constant input
+            add_submodule(traced, name, ChannelAffine(gain, shift))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
 
 
-def scale_outputs(layer: nn.Module, gain: Tensor, shift: Tensor) -> None:
+def scale_outputs(layer: Any, gain: Tensor, shift: Tensor) -> None:
     """Change a synaptic layer in place so that channel c gives ``gain[c] * output + shift[c]``."""
     weight = layer.weight
     if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
@@ -330,7 +350,7 @@ def scale_outputs(layer: nn.Module, gain: Tensor, shift: Tensor) -> None:
     layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias * gain + shift)
 
 
-def scale_inputs(layer: nn.Module, scale: Tensor) -> None:
+def scale_inputs(layer: Any, scale: Tensor) -> None:
     """Change a synaptic layer in place so that it gives for input x what it gave for ``scale[c] * x``."""
     weight = layer.weight
     if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
@@ -353,17 +373,15 @@ def bare_copy(module: nn.Module) -> nn.Module:
         if "_hooks" in name and isinstance(value, dict):
             vars(bare)[name] = OrderedDict()
     bare = copy.deepcopy(bare)
-    for parameter in bare.parameters():
-        parameter.grad = None
     return bare.eval()
 
 
 def _plain(layer: Any) -> nn.Module:
     """Rebuild a synaptic layer with the weights it computes with: parametrized, normed and pruned ones too."""
-    source = copy.copy(layer)
     for hook in layer._forward_pre_hooks.values():
-        if type(hook).__module__.startswith("torch.nn.utils"):  # weight norm and pruning compute weights in hooks
-            hook(source, ())
+        # Old weight norm and pruning set the weight in a hook; `trace` puts back the one that was there.
+        if type(hook).__module__.startswith("torch.nn.utils"):
+            hook(layer, ())
     base, has_bias = _base(layer), layer.bias is not None
     plain: Any
     if base is nn.Linear:
@@ -374,10 +392,11 @@ def _plain(layer: Any) -> nn.Module:
         if base in TRANSPOSED_CONVOLUTIONS:
             arguments["output_padding"] = layer.output_padding
         plain = base(**arguments, padding_mode=layer.padding_mode, bias=has_bias, device="meta")
-    plain.weight = nn.Parameter(source.weight.detach().clone())
+    plain.weight = nn.Parameter(layer.weight.detach().clone())
     if has_bias:
-        plain.bias = nn.Parameter(source.bias.detach().clone())
-    return plain.eval()
+        plain.bias = nn.Parameter(layer.bias.detach().clone())
+    plain.eval()
+    return plain  # type: ignore[no-any-return]
 
 
 def _base(layer: nn.Module) -> Any:
@@ -415,12 +434,12 @@ def _where(node: fx.Node) -> str:
 
 
 def _is_users(file: str) -> bool:
-    return not re.search(r"[/\\](torch|lightning|snnreg_plugins[/\\]export)[/\\]", file)
+    return not re.search(r"-packages[/\\](torch|lightning|pytorch_lightning)[/\\]|snnreg_plugins[/\\]export[/\\]", file)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Look inside torch.compile and DistributedDataParallel."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
+    """Look inside torch.compile and data parallelism."""
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return _unwrapped(model.module)
     inner = getattr(model, "_orig_mod", None)
     return _unwrapped(inner) if isinstance(inner, nn.Module) else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,8 +60,7 @@ class SpikingNetwork(nn.Module):
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected argument `timesteps` to be an integer of at least 1, but got {value!r}.")
+        require_timesteps(value)
         self._timesteps = value
 
     def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
@@ -75,24 +75,52 @@ class SpikingNetwork(nn.Module):
             1, 2, ..., T steps gives.
         """
         constants = self.encoder(x)
-        states: tuple[Tensor | None, ...] = (None,) * self._states
-        total: Tensor | None = None
+        states: tuple[Any, ...] = (None,) * self._states
+        total: Any = 0
         running: list[Tensor] = []
         try:
             for step in range(1, self.timesteps + 1):
                 output, states = self.body(constants, states)
-                total = output if total is None else total + output
+                total = total + _at_least_float32(output)
                 if per_step:
                     running.append(total / step)
         finally:
             # A state kept in a module would hold the graph, and break deepcopy and buffers shared over processes.
-            for module in self.body.modules():
-                self._release(module)
-        return torch.stack(running) if per_step else total / self.timesteps
+            with torch.inference_mode(False):
+                for module in self.body.modules():
+                    self._release(module)
+        scores: Tensor = torch.stack(running) if per_step else total / self.timesteps
+        return scores.to(output.dtype)
 
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
         return f"timesteps={self.timesteps}"
+
+
+def require_timesteps(value: int) -> None:
+    """Raise a ValueError unless ``value`` is a number of time steps."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected argument `timesteps` to be an integer of at least 1, but got {value!r}.")
+
+
+class ChannelAffine(nn.Module):
+    r"""An affine map of each channel: what a batch norm on the network's constant input becomes.
+
+    .. math:: y_c = w_c \, x_c + b_c
+
+    Args:
+        weight: w, shape ``(C,)``.
+        bias: b, shape ``(C,)``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, ...)`` to the same shape."""
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 class SumPool(nn.Module):
@@ -114,7 +142,7 @@ class SumPool(nn.Module):
     @property
     def window(self) -> int:
         """Number of positions in a window."""
-        return int(torch.tensor(self.kernel_size).prod())
+        return math.prod(self.kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sum over windows, ``(B, C, *spatial)`` to ``(B, C, *pooled)``."""
@@ -131,11 +159,15 @@ class SumPool(nn.Module):
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class RateGatedMaxPool(nn.Module):
-    """Max pooling of spikes: of each window pass on the spikes of the neuron that fired most so far.
+class SpikeMaxPool(nn.Module):
+    r"""Max pooling of spikes: the k-th spike passes when the first neuron of the window fires for the k-th time.
 
-    The rate of what passes tends to the largest rate in the window, as max pooling of activations demands. Costs
-    a counter per input neuron. From Rueckauer et al. 2017, Sec. 2.2.5.
+    With :math:`N_i(t)` the number of spikes of neuron i until step t,
+
+    .. math:: s_t = \max_i N_i(t) - \max_i N_i(t - 1)
+
+    is 0 or 1, and its sum is that of the most active neuron, as max pooling of activations demands. Costs a counter
+    per input neuron. Currents pass in the same way: by their sums.
 
     Args:
         pool: The max pooling whose windows to pick from.
@@ -147,20 +179,17 @@ class RateGatedMaxPool(nn.Module):
         self.kernel_size, self.stride = pool.kernel_size, pool.stride
         self.padding, self.dilation, self.ceil_mode = pool.padding, pool.dilation, pool.ceil_mode
 
-    def forward(self, spikes: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pool ``(B, C, *spatial)`` spikes; ``counts`` are the spikes so far, None at the first step."""
-        counts = spikes.detach() if counts is None else counts + spikes.detach()
+    def forward(self, spikes: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Pool ``(B, C, *spatial)`` spikes; the state is the sums so far and their maxima, None at the first step."""
+        counts = _at_least_float32(spikes)
+        if state is not None:
+            counts = state[0] + counts
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.dims - 1]
-        pooled, index = pool(
-            counts,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.ceil_mode,
-            return_indices=True,
+        highest: Tensor = pool(
+            counts, self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode
         )
-        return spikes.flatten(2).gather(2, index.flatten(2)).view_as(pooled), counts
+        passed = highest if state is None else highest - state[1]
+        return passed.to(spikes.dtype), (counts, highest)
 
     def extra_repr(self) -> str:
         """Show the window in ``print(network)``."""
@@ -187,6 +216,11 @@ class InitialState(nn.Module):
 
 def keep(_: nn.Module) -> None:
     """Release nothing: for neurons that keep no state in themselves."""
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Make sums over steps exact: bfloat16 counts to 256 only."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:

@@ -35,7 +35,8 @@ def to_snntorch(
         v_t = \beta v_{t-1} + W s_t + b - \lambda \, [v_{t-1} > \lambda] \qquad s^\text{out}_t = [v_t > \lambda]
 
     where W is the DNN's weight times the λ of the layer before (batch norm and the 1/k² of average pooling folded
-    in too). Average pooling becomes sum pooling, max pooling is rate-gated. The model is left as it was.
+    in too). Average pooling becomes sum pooling; max pooling passes as many spikes as the most active neuron of the
+    window has fired. The model is left as it was.
 
     Args:
         model: A network of Linear, Conv, BatchNorm, ReLU, pooling, Flatten and Dropout that torch.fx can trace, or
@@ -58,7 +59,7 @@ def to_snntorch(
     Raises:
         ConversionError: If a part of the model cannot be expressed; names the layer and what to do instead.
         ValueError: If an argument is out of range, or a layer is silent on all of the calibration data.
-        TypeError: If ``calibration`` gives something else than inputs.
+        TypeError: If ``model`` is no module, or ``calibration`` gives something else than inputs.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
@@ -94,15 +95,14 @@ class _SnnTorch:
         cell: nn.Module = snntorch.Leaky(
             beta=torch.tensor(self.beta, dtype=threshold.dtype, device=threshold.device),
             threshold=threshold.clone(),
-            spike_grad=FastSigmoid(self.surrogate_slope / float(threshold.mean())),
+            spike_grad=FastSigmoid(self.surrogate_slope / threshold),
             reset_mechanism="subtract",
             # The reset of the step after the spike makes soft reset exact; the immediate one can stall a neuron.
             reset_delay=True,
         )
         # snnTorch lists every neuron in the class, to reset hidden states that ours do not have: it would keep
         # them, and all networks ever made, alive.
-        neurons: list[Any] = snntorch.SpikingNeuron.instances
-        del neurons[next(index for index, neuron in enumerate(neurons) if neuron is cell)]
+        snntorch.SpikingNeuron.instances.remove(cell)
         return cell.to(threshold.device)
 
     @property
@@ -110,8 +110,8 @@ class _SnnTorch:
         return release
 
 
-def release(module: nn.Module) -> None:
+def release(module: Any) -> None:
     """Let a ``Leaky`` go of the potential and reset that it keeps as attributes after a step."""
     if hasattr(module, "reset_mem"):
-        module.mem = torch.zeros(0)
+        module.mem = module.mem.new_zeros(0)
         module.reset = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ SynapticLayer: TypeAlias = (
 
 # Below this every integer is exact in float32, so that sums of events stay exact in any order.
 _EXACT_FLOAT32 = 2**24
+# From here on a look at the first sample costs less than one at all.
+_LARGE = 2**16
 
 
 def is_synaptic(module: nn.Module) -> bool:
@@ -155,14 +156,9 @@ def is_integer_valued(x: Tensor) -> bool:
         >>> is_integer_valued(torch.tensor([0.0, 1.0, 4.0])), is_integer_valued(torch.tensor([0.0, 0.5]))
         (True, False)
     """
-    if not x.is_floating_point() or x.numel() == 0:
+    if not x.is_floating_point():
         return not x.is_complex()
-    # One fraction decides, and real-valued input has one in its first sample. Of the ways to ask for a
-    # non-zero, the extremes are vectorized, `any` and `equal` are not (ten times slower on a CPU).
-    if x.dim() > 1 and len(x) > 1 and not is_integer_valued(x[0]):
-        return False
-    low, high = x.frac().aminmax()
-    return bool(low == 0) and bool(high == 0)
+    return not _starts_real(x) and not _has_fraction(x.abs())
 
 
 def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = None) -> tuple[int, int, int]:
@@ -196,15 +192,7 @@ def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = Non
         >>> operations(layer, torch.tensor([[0.0, 0.3, 0.0, 1.0]]))
         (0, 20, 40)
     """
-    shape = sample_shape(layer, x)
-    reached = fan_out(layer, shape) if fan_out_map is None else fan_out_map
-    # All channels of a convolution have the same fan-out, and so have all features of a linear layer.
-    reached_positions = reached[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * len(shape)]
-    spiking, counts = _events(x)
-    events = _sum_per_position(counts, reached_positions.dim())
-    cost = int((events * reached_positions.to(events.device)).sum())
-    dense = x.numel() // max(1, math.prod(shape)) * int(reached.sum())
-    return (cost, 0, dense) if spiking else (0, cost, dense)
+    return count(x, reach(layer, fan_out(layer, sample_shape(layer, x)) if fan_out_map is None else fan_out_map))
 
 
 def count_events(x: Tensor) -> int:
@@ -214,14 +202,8 @@ def count_events(x: Tensor) -> int:
         >>> count_events(torch.tensor([0.0, 1.0, 3.0])), count_events(torch.tensor([0.0, 0.1, 3.0]))
         (4, 2)
     """
-    return int(_sum_per_position(_events(x)[1], 0))
-
-
-def _events(x: Tensor) -> tuple[bool, Tensor]:
-    """Tell whether ``x`` is integer-valued, and give the events at each position, as whole floats."""
-    spiking = is_integer_valued(x)
-    values = x.detach() if x.is_floating_point() else x.detach().double()
-    return spiking, values.abs() if spiking else values.sign().abs_()
+    sops, macs, _ = count(x, _ONE_SYNAPSE)
+    return sops + macs
 
 
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
@@ -230,12 +212,55 @@ def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape[-dims:])
 
 
-def _sum_per_position(counts: Tensor, position_dims: int) -> Tensor:
-    """Sum whole floating-point numbers ≥ 0 over all but the last dimensions, exactly, to int64."""
-    rest = tuple(range(counts.dim() - position_dims))
-    if counts.numel() == 0:
-        return counts.sum(rest, dtype=torch.int64)
-    # float32 sums are the fast ones, and exact as long as no partial sum can pass 2**24.
-    terms = counts.numel() // math.prod(counts.shape[len(rest) :])
-    exact = torch.float32 if terms * float(counts.max()) < _EXACT_FLOAT32 else torch.float64
-    return counts.sum(rest, dtype=exact).long()
+class Reach(NamedTuple):
+    """A fan-out map in the form that :func:`count` takes.
+
+    Args:
+        positions: Fan-out of each position, in float64; channels of a convolution, and features, have the same.
+        least: The smallest that is not 0.
+    """
+
+    positions: Tensor
+    least: float
+
+
+_ONE_SYNAPSE = Reach(torch.tensor(1.0, dtype=torch.float64), 1.0)
+
+
+def reach(layer: SynapticLayer, fan_out_map: Tensor) -> Reach:
+    """Prepare the fan-out map of a layer for :func:`count`."""
+    positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double()
+    return Reach(positions, float(positions.masked_fill(positions == 0, torch.inf).min()))
+
+
+def count(x: Tensor, reach: Reach) -> tuple[int, int, int]:
+    """Count SOPs, effective and dense MACs of a layer's input, as :func:`operations` does, for a prepared map."""
+    rest = tuple(range(x.dim() - reach.positions.dim()))
+    dense = x.numel() // max(1, reach.positions.numel()) * int(reach.positions.sum())
+    x = x.detach()
+    if not x.is_floating_point() and not x.is_complex():
+        x = x.double()
+    # Felt in the time of a forward pass: each call of a tensor function, and each temporary as large as the input.
+    spiking = False
+    if not x.is_complex() and not _starts_real(x):
+        magnitudes = x.abs()
+        sums = magnitudes.sum(rest, dtype=torch.float32)
+        spiking = not _has_fraction(magnitudes)
+    if not spiking:
+        sums = x.bool().view(torch.uint8).sum(rest, dtype=torch.float32)
+    cost = float((sums * reach.positions).sum())
+    # A float32 sum only grows, so one that ends below 2**24 was exact all the way; none is above cost / least.
+    if cost >= _EXACT_FLOAT32 * reach.least:
+        cost = float(((x.abs() if spiking else x.bool()).sum(rest, dtype=torch.float64) * reach.positions).sum())
+    return (int(cost), 0, dense) if spiking else (0, int(cost), dense)
+
+
+def _starts_real(x: Tensor) -> bool:
+    """Tell whether the first sample has a fraction: of a large input, that is nearly always enough."""
+    return x.dim() > 1 and x.numel() > _LARGE and _has_fraction(x[0].abs())
+
+
+def _has_fraction(magnitudes: Tensor) -> bool:
+    """Tell whether there is a fraction (or NaN, or infinity) in numbers ≥ 0, which are overwritten."""
+    # Of the ways to ask for a non-zero, `amax` is vectorized; `any`, `equal` and `count_nonzero` are not.
+    return magnitudes.numel() > 0 and bool(magnitudes.frac_().amax())

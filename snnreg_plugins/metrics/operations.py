@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import fan_out, operations, sample_shape
+from snnreg_plugins.functional.synapses import Reach, count, fan_out, reach, sample_shape
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.probes import synaptic_layers
 
@@ -58,17 +58,18 @@ class SynapticOperations(WatchingMetric):
                 f"but {type(model).__name__} has none."
             )
         super().__init__(model, layers, batch_dim, **kwargs)
-        self._fan_out: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._reach: dict[Any, Reach] = {}
         for _, layer in self._layers:
             self._counter.hooks.before(layer, self._observe)
 
     def _observe(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0]
         index = self._index[layer]
-        key = (index, sample_shape(layer, args[0]))
-        if key not in self._fan_out:
-            self._fan_out[key] = fan_out(layer, key[1]).to(args[0].device)
-        for quantity, count in enumerate(operations(layer, args[0], self._fan_out[key])):
-            self._pending[index][quantity] += count
+        key = (index, sample_shape(layer, x), x.device)
+        if key not in self._reach:
+            self._reach[key] = reach(layer, fan_out(layer, key[1]).to(x.device))
+        for quantity, number in enumerate(count(x, self._reach[key])):
+            self._pending[index][quantity] += number
 
     def compute(self) -> Tensor:
         """Return SOPs/sample."""
