@@ -67,6 +67,6 @@ def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
     except Exception as error:
         reason = str(error).splitlines()[0]
     raise ValueError(
-        f"Expected argument `{argument}` to name a file of tensors and plain data, as this package and Lightning write, "
+        f"Expected argument `{argument}` to name a file of tensors and plain data as Lightning and this package write, "
         f"but {os.fspath(path)!r} cannot be read: {reason}"
     )

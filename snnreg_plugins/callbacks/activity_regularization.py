@@ -113,6 +113,7 @@ class ActivityRegularization(Callback):
         self._thresholds: dict[str, Tensor] = {}
         self._observed: dict[str, list[Tensor]] = {}
         self._step = _Step()
+        self._logged = _Logged()
         self._factor = 0.0
         self._active = False  # apart from the factor, whose every change would make compiled code compile again
         self._seen = False
@@ -231,7 +232,9 @@ class ActivityRegularization(Callback):
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(pl_module)
+        if self._step.records:
+            self._seen = True
+            self._logged.add(self._step, self._factor)
         # What is differentiated again carries no penalty again; a new forward pass starts a new step.
         self._step.scale = 0.0
         self._step = _Step()
@@ -252,6 +255,12 @@ class ActivityRegularization(Callback):
                 "not F.linear or a module that was never called; a network compiled before training is not seen either."
             )
         self._balance(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Summed up here and logged once: Lightning's own summing costs more than the penalty.
+        pl_module.log_dict(self._logged.means(), sync_dist=True)
+        self._logged = _Logged()
 
     def _balance(self, trainer: Trainer) -> None:
         """Move the thresholds towards the percentiles of this batch, alike in all processes."""
@@ -277,15 +286,6 @@ class ActivityRegularization(Callback):
         self._watched = {}
         self._fan_outs = {}
         self._step = _Step()
-
-    def _log(self, pl_module: LightningModule) -> None:
-        values = self._step.values()
-        if not values:
-            return
-        self._seen = True
-        logged = {f"penalty/{name}": value for name, value in values.items()}
-        logged["penalty/total"] = self._factor * self._step.total()
-        pl_module.log_dict(logged, on_step=False, on_epoch=True)
 
     def _choose(self, layers: dict[str, nn.Module]) -> dict[nn.Module, tuple[str, float]]:
         """Find the layers to regularize and the strength of each."""
@@ -378,22 +378,34 @@ class _Step:
         ]
         return torch.stack(terms).sum() if terms else None
 
-    def values(self) -> dict[str, Tensor]:
-        """Mean penalty of each layer over its calls."""
-        sums: dict[str, tuple[Tensor | float, float]] = {}
-        for record in self.records:
-            value, amount = sums.get(record.name, (0.0, 0.0))
-            sums[record.name] = value + record.amount * record.value.detach(), amount + record.amount
-        return {name: torch.as_tensor(value / amount) for name, (value, amount) in sums.items()}
 
-    def total(self) -> Tensor:
-        """The penalty as it is added to the loss, before warm-up and scales."""
-        return torch.stack(
-            [
-                record.strength * record.amount / self.amounts()[record.group] * record.value.detach()
-                for record in self.records
-            ]
-        ).sum()
+@dataclass
+class _Logged:
+    """Sums over the batches of an epoch of what is to be logged."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    batches: int = 0
+
+    def add(self, step: _Step, factor: float) -> None:
+        """Add each layer's mean over its calls, and the penalty as it is added to the loss."""
+        calls: dict[str, float] = {}
+        for record in step.records:
+            calls[record.name] = calls.get(record.name, 0.0) + record.amount
+        for record in step.records:
+            value = record.value.detach()
+            share = record.amount / step.amounts()[record.group]
+            self._add(f"penalty/{record.name}", value, record.amount / calls[record.name])
+            self._add("penalty/total", value, factor * record.strength * share)
+        self.batches += 1
+
+    def _add(self, name: str, value: Tensor, share: float) -> None:
+        if name not in self.sums:
+            self.sums[name] = torch.zeros_like(value)
+        self.sums[name].add_(value, alpha=share)
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean over the batches."""
+        return {name: value / self.batches for name, value in self.sums.items()}
 
 
 class _Carry(torch.autograd.Function):
