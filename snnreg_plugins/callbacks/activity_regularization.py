@@ -112,6 +112,7 @@ class ActivityRegularization(Callback):
         self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._thresholds: dict[str, Tensor] = {}
         self._observed: dict[str, list[Tensor]] = {}
+        self._fresh: set[str] = set()  # thresholds from the first batch of this process alone
         self._step = _Step()
         self._logged = _Logged()
         self._factor = 0.0
@@ -210,10 +211,12 @@ class ActivityRegularization(Callback):
         if not self._balances:
             return self._function(activity, weight)
         with torch.no_grad():
-            if name not in self._thresholds:
-                self._thresholds[name] = robust_maximum(activity, self.percent / 100)
-            elif first_time:
-                self._observed.setdefault(name, []).append(robust_maximum(activity, self.percent / 100))
+            if first_time:
+                level = robust_maximum(activity, self.percent / 100)
+                self._observed.setdefault(name, []).append(level)
+                if name not in self._thresholds:
+                    self._thresholds[name] = level.clone()
+                    self._fresh.add(name)
             # A silent layer has λ = 0: nothing to divide by, nothing to push down.
             threshold = self._thresholds[name].clamp_min(torch.finfo(torch.float32).tiny)
         return self._function(activity, weight, threshold=threshold)
@@ -264,14 +267,22 @@ class ActivityRegularization(Callback):
 
     def _balance(self, trainer: Trainer) -> None:
         """Move the thresholds towards the percentiles of this batch, alike in all processes."""
-        for name in self._thresholds:
-            batch = self._observed.get(name)
-            level = torch.stack(batch).mean() if batch else self._thresholds[name]
-            if trainer.world_size > 1:
-                level = trainer.strategy.reduce(level.clone(), reduce_op="mean")
-            # The same tensor changes in place, so that compiled code need not be compiled again.
-            self._thresholds[name].lerp_(level.to(self._thresholds[name]), 1 - self.momentum)
+        if not self._thresholds:
+            return
+        names = self._names()
+        missing = torch.full_like(next(iter(self._thresholds.values())), float("nan"))
+        seen = [torch.stack(self._observed[name]).mean() if name in self._observed else missing for name in names]
+        levels = torch.stack(seen)
+        if trainer.world_size > 1:
+            levels = trainer.strategy.all_gather(levels).nanmean(0)
+        for name, level in zip(names, levels, strict=True):
+            if name in self._thresholds:
+                threshold = self._thresholds[name]
+                momentum = 0.0 if name in self._fresh else self.momentum
+                # In place, so that compiled code keeps its tensor and need not be compiled again.
+                threshold.lerp_(torch.where(level.isnan(), threshold, level), 1 - momentum)
         self._observed.clear()
+        self._fresh.clear()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

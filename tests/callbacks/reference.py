@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -162,3 +165,26 @@ def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+def two_processes(rank, port, **options):
+    """A DDP strategy for one of two processes that are running already."""
+    torch.set_num_threads(1)
+    os.environ |= dict(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        GROUP_RANK="0",
+        NODE_RANK="0",
+        TORCHELASTIC_RUN_ID="test",
+    )
+    return DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo", **options)
+
+
+def leave():
+    """Leave the process group together: a process that is late aborts when the first has closed the store."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

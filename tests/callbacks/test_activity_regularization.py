@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from snnreg_plugins import ActivityRegularization
-from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, loader, start
+from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, leave, loader, start, two_processes
 
 STRENGTH = 0.5
 
@@ -156,6 +156,12 @@ def test_start_and_warm_up():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+def percentile_by_hand(a):
+    """The smallest value that at least 99.9 % of the values do not exceed."""
+    ordered = a.detach().flatten().sort().values
+    return ordered[-(-999 * len(ordered) // 1000) - 1]
+
+
 class ExpectedRateModule(Module):
     """Keeps its own running percentiles."""
 
@@ -169,8 +175,7 @@ class ExpectedRateModule(Module):
         loss = torch.nn.functional.cross_entropy(self.net(x, activities), y)
         penalty, used, synapses = 0.0, 0.0, 0
         for name, a in activities:
-            ordered = a.detach().flatten().sort().values
-            level = ordered[-(-999 * len(ordered) // 1000) - 1]  # the 99.9th percentile
+            level = percentile_by_hand(a)
             old = self.levels.get(name, level)
             rate = (a / old).clamp(0, 1)
             penalty = penalty + rate.mean()
@@ -335,26 +340,16 @@ DDP_ROWS = {
 
 
 def _ddp_worker(rank, port, row, by_hand, weighting, file):
-    import os
-
-    from lightning.pytorch.strategies import DDPStrategy
-
-    torch.set_num_threads(1)
-    os.environ |= dict(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2"
-    )
-    from lightning.fabric.plugins.environments import TorchElasticEnvironment
-
-    os.environ |= dict(GROUP_RANK="0", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test", NODE_RANK="0")
     options = dict(static_graph=True) if row["strategy"] == "static" else {}
     options["find_unused_parameters"] = "unused" in row["strategy"]
-    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend="gloo", **options)
     net = start(row.get("reference_net", row.get("net", {})) if by_hand else row.get("net", {}), torch.float64)
     module = Module(net, STRENGTH if by_hand else 0.0, weighting)
     callbacks = [] if by_hand else [ActivityRegularization("l1", STRENGTH, weighting)]
-    result, _ = fit(module, callbacks, torch.float64, devices=2, strategy=strategy, **row.get("trainer", {}))
+    trainer = dict(devices=2, strategy=two_processes(rank, port, **options)) | row.get("trainer", {})
+    result, _ = fit(module, callbacks, torch.float64, **trainer)
     if rank == 0:
         torch.save(result, file)
+    leave()
 
 
 @pytest.mark.slow
@@ -368,3 +363,26 @@ def test_gradient_equals_the_penalty_by_hand_in_two_processes(row, tmp_path):
         )
         results.append(torch.load(file, weights_only=True))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+
+
+def _threshold_worker(rank, port, folder):
+    callback = ActivityRegularization("expected_rate", 0.1, "fan_out")
+    trainer = dict(devices=2, strategy=two_processes(rank, port), limit_train_batches=1)
+    fit(Module(start({}, torch.float64)), [callback], torch.float64, **trainer)
+    torch.save(callback.state_dict()["thresholds"], f"{folder}/{rank}.pt")
+    leave()
+
+
+@pytest.mark.slow
+def test_thresholds_are_the_same_in_all_processes(tmp_path):
+    torch.multiprocessing.spawn(_threshold_worker, (free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first == second
+    # Rank r reads samples r, r + 2, ...; the threshold is the mean of both first batches' percentiles.
+    net, x = start({}, torch.float64), loader(torch.float64).dataset.tensors[0]
+    batches = [[], []]
+    for rank in (0, 1):
+        net(x[rank::2][:8], batches[rank])
+    for (name, a), (_, b) in zip(*batches, strict=True):
+        levels = [float(percentile_by_hand(values)) for values in (a, b)]
+        assert float(first[f"net.{name}"]) == pytest.approx(sum(levels) / 2, rel=1e-12), name

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, to_snntorch
+from tests.callbacks.reference import free_port, leave, two_processes
 
 QUIET = dict(
     accelerator="cpu",
@@ -161,3 +162,28 @@ def test_other_batches_need_unpack():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SpikingValidation(**arguments)
+
+
+def _two_process_worker(rank, port, file):
+    callback = SpikingValidation(timesteps=4)
+    module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    torch.save({"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}, f"{file}{rank}")
+    leave()
+
+
+@pytest.mark.slow
+def test_two_processes_log_what_one_would(tmp_path):
+    torch.multiprocessing.spawn(_two_process_worker, (free_port(), tmp_path / "rank"), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in (0, 1))
+    assert first["logged"] == second["logged"]
+    module = Module().eval()
+    module.load_state_dict(first["dnn"])
+    network = to_snntorch(module, data().tensors[0], timesteps=4)
+    network.load_state_dict(first["snn"])
+    x, y = data(20, 1).tensors
+    with torch.no_grad(), SynapticOperations(network) as sops, SpikeRate(network) as rate:
+        snn = (network(x).argmax(1) == y).float().mean()
+    assert first["logged"]["snn/accuracy"] == pytest.approx(float(snn))
+    assert first["logged"]["snn/sops"] == pytest.approx(float(sops.compute()))
+    assert first["logged"]["snn/spike_rate"] == pytest.approx(float(rate.compute()))
