@@ -274,7 +274,10 @@ class ActivityRegularization(Callback):
         seen = [torch.stack(self._observed[name]).mean() if name in self._observed else missing for name in names]
         levels = torch.stack(seen)
         if trainer.world_size > 1:
-            levels = trainer.strategy.all_gather(levels).nanmean(0)
+            # The mean over the processes that saw the layer.
+            sums = torch.stack([levels.nan_to_num(0.0), (~levels.isnan()).to(levels)])
+            levels, processes = trainer.strategy.reduce(sums, reduce_op="sum")
+            levels = levels / processes
         for name, level in zip(names, levels, strict=True):
             if name in self._thresholds:
                 threshold = self._thresholds[name]
