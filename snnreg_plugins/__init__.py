@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snnreg_plugins.callbacks import ActivityRegularization, SpikingValidation
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
+    from snnreg_plugins.export.norse import to_norse
     from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "SpikingNetwork",
     "SpikingValidation",
     "SynapticOperations",
+    "to_norse",
     "to_snntorch",
 ]
 
@@ -30,6 +32,7 @@ _HOMES = {
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",
+    "to_norse": "export.norse",
     "to_snntorch": "export",
 }
 

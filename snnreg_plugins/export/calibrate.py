@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from snnreg_plugins.export.graph import where
 from snnreg_plugins.functional.thresholds import ActivationHistogram, maximum, percentile
 from snnreg_plugins.probes import Hooks
 
@@ -60,8 +61,10 @@ def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Te
     empty = True
     for batch in data:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(inputs, Tensor) or inputs.dim() == 0:
+        if not isinstance(inputs, Tensor):
             raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
+        if inputs.dim() == 0:
+            raise TypeError(f"{expected} a batch that is a single number.")
         if len(inputs):
             empty = False
             yield inputs.to(device)
@@ -116,6 +119,7 @@ def thresholds(
         for batch in inputs:
             run(network, batch)
 
+    places = {str(node.target): where(node) for node in network.graph.nodes}
     balanced: dict[str, Tensor] = {}
     for name, histogram in histograms.items():
         level = threshold(histogram, False)
@@ -123,8 +127,9 @@ def thresholds(
             level = maximum(histogram)
         if not level > 0:
             raise ValueError(
-                f"Layer {name!r} is silent on all calibration data, so it has no threshold. Check that the network is "
-                "trained and the calibration data is what it was trained on; a weaker penalty keeps layers alive."
+                f"Layer {name!r}{places[name]} is silent on all calibration data, so it has no threshold. Check that "
+                "the network is trained and the calibration data is what it was trained on; a weaker penalty keeps "
+                "layers alive."
             )
         if per_channel:
             channels = threshold(histogram, True)

@@ -85,6 +85,18 @@ def _device(network: nn.Module) -> torch.device:
     return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
 
+def check_neuron_options(beta: float, surrogate_slope: float) -> None:
+    """Check the options of a target's neurons.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not 0 < beta <= 1:
+        raise ValueError(f"Expected argument `beta` to be in (0, 1], but got {beta}.")
+    if not surrogate_slope > 0:
+        raise ValueError(f"Expected argument `surrogate_slope` to be positive, but got {surrogate_slope}.")
+
+
 class _Builder:
     """Splits a traced graph into what is computed once and what in every step, and swaps in spiking parts.
 
@@ -123,13 +135,14 @@ class _Builder:
         for graph in (self.once, self.step):
             graph.lint()
         name = type(self.source).__name__
-        return SpikingNetwork(
+        network = SpikingNetwork(
             fx.GraphModule(self.root, self.once, class_name=f"{name}Encoder"),
             fx.GraphModule(self.root, self.step, class_name=f"{name}Step"),
             timesteps,
             states=len(self.states),
             release=self.target.release,
         )
+        return network.train()  # as any new module; nothing in it depends on the mode
 
     def _convert(self, node: fx.Node) -> None:
         module = self.modules[str(node.target)] if node.op == "call_module" else None

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from snnreg_plugins.export.network import ChannelAffine
+from snnreg_plugins.export.network import ChannelAffine, SpikingNetwork
 from snnreg_plugins.functional.synapses import (
     CONVOLUTIONS,
     SYNAPTIC_LAYERS,
@@ -99,6 +99,7 @@ _SIZE_ATTRIBUTES = ("shape", "ndim")
 _SIZE_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
 
 _ONE_BRANCH = "leave it out: every layer has to read one other layer, without skip connections and branches"
+_OUTSIDE = "compute with it outside of the network, or make it the weight or bias of a layer"
 # What to do about a module or function, by its name.
 _REMEDIES = {
     name: remedy
@@ -114,7 +115,7 @@ _REMEDIES = {
         ("linear matmul", "use nn.Linear, which owns its weights"),
         ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
         ("mean", "use nn.AdaptiveAvgPool and nn.Flatten in its place"),
-        ("add iadd cat concat stack", _ONE_BRANCH),
+        ("add cat concat stack", _ONE_BRANCH),
         ("AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d", "use nn.MaxPool in its place"),
     )
     for name in names.split()
@@ -145,6 +146,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
+    if any(isinstance(module, SpikingNetwork) for module in model.modules()):
+        raise ConversionError(f"{type(model).__name__} holds a spiking network already. Pass the DNN it was made from.")
     model = _unwrapped(model)
     # All attributes: a forward that keeps what it computed would keep what tracing puts in its place.
     before = [(module, module.training, vars(module).copy()) for module in model.modules()]
@@ -179,25 +182,25 @@ class _Tracer(fx.Tracer):
 
 
 def _traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
+    name = type(model).__name__
+    owner = next(base for base in type(model).__mro__ if "forward" in vars(base))
+    if owner is nn.Module or owner.__name__ == "LightningModule":
+        raise ConversionError(f"{name} has no forward() to trace. Pass the network itself, such as `model.net`.")
     try:
         graph = tracer.trace(model)
-    except NotImplementedError as error:
-        raise ConversionError(
-            f"{type(model).__name__} has no forward() to trace. Pass the network itself, such as `model.net`."
-        ) from error
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
         where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
         raise ConversionError(
-            f"{type(model).__name__} cannot be traced by torch.fx{where}: {error}. Move data-dependent control flow "
-            "(if, for, len over tensors) out of forward(), or export the part of the network without it."
+            f"{name} cannot be traced by torch.fx{where}: {error}. Move data-dependent control flow (if, for, len over "
+            "tensors) out of forward(), or export the part of the network without it."
         ) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in inputs[1:]:
-        if node.users or not node.args:
+        if node.users or not (node.args or str(node.target).startswith("*")):
             raise ConversionError(
-                f"{type(model).__name__}.forward takes {len(inputs)} inputs, but a spiking network has one. Wrap the "
-                "model in a module whose forward(x) takes one tensor."
+                f"{name}.forward takes {len(inputs)} inputs, but a spiking network has one. Wrap the model in a module "
+                "whose forward(x) takes one tensor."
             )
         graph.erase_node(node)
     return graph
@@ -229,13 +232,14 @@ def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
             elif not _moves_values(node):
                 raise refusal(node, _function_name(node))
         elif node.op == "get_attr":
-            readers = [_function_name(user) for user in node.users]
-            remedy = _REMEDIES.get("".join(readers[:1]), "compute with it outside of the network, or in a layer")
+            remedies = [_REMEDIES.get(_function_name(user), _ONE_BRANCH) for user in node.users]
+            remedy = next((remedy for remedy in remedies if remedy != _ONE_BRANCH), _OUTSIDE)
             raise refusal(node, f"the tensor {node.target!r}", remedy=remedy)
         elif node.op == "output" and not isinstance(node.args[0], fx.Node):
+            kind = type(node.args[0]).__name__.removeprefix("immutable_")
             raise ConversionError(
-                f"{type(model).__name__}.forward returns {type(node.args[0]).__name__}, but a spiking network gives "
-                "one tensor of scores. Wrap the model in a module whose forward(x) returns that tensor."
+                f"{type(model).__name__}.forward returns a {kind}, but a spiking network gives one tensor of scores. "
+                "Wrap the model in a module whose forward(x) returns that tensor."
             )
         if module is None:
             continue
@@ -417,15 +421,15 @@ def refusal(node: fx.Node, what: str, name: str | None = None, remedy: str | Non
     """Say what cannot be converted, where it stands in the user's code, and what to do."""
     layer = f"layer {name!r}: " if name else ""
     remedy = remedy or _REMEDIES.get(what, _SUPPORTED)
-    return ConversionError(f"Cannot convert {layer}{what}{_where(node)}. To export this network, {remedy}.")
+    return ConversionError(f"Cannot convert {layer}{what}{where(node)}. To export this network, {remedy}.")
 
 
 def _function_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def _where(node: fx.Node) -> str:
-    """Find the line of the user's code that a node comes from."""
+def where(node: fx.Node) -> str:
+    """Find the line of the user's code that a node comes from: ``" at file:line (code)"``, or nothing."""
     places = re.findall(r'File "([^"]+)", line (\d+).*\n\s*(.*)', node.stack_trace or "")
     for file, line, code in reversed(places):
         if _is_users(file):

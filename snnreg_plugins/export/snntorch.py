@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
-from snnreg_plugins.export.convert import convert
+from snnreg_plugins.export.convert import check_neuron_options, convert
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.surrogate import FastSigmoid
 
@@ -54,7 +54,8 @@ def to_snntorch(
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
 
     Returns:
-        The spiking network, on the model's device, in eval mode, with parameters that can be trained.
+        The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
+        ``train()`` and ``eval()`` make no difference.
 
     Raises:
         ConversionError: If a part of the model cannot be expressed; names the layer and what to do instead.
@@ -68,10 +69,7 @@ def to_snntorch(
         >>> bool((network(x) - model(x)).abs().max() < 0.05)
         True
     """
-    if not 0 < beta <= 1:
-        raise ValueError(f"Expected argument `beta` to be in (0, 1], but got {beta}.")
-    if not surrogate_slope > 0:
-        raise ValueError(f"Expected argument `surrogate_slope` to be positive, but got {surrogate_slope}.")
+    check_neuron_options(beta, surrogate_slope)
     return convert(
         model,
         calibration,
@@ -94,7 +92,7 @@ class _SnnTorch:
 
         cell: nn.Module = snntorch.Leaky(
             beta=torch.tensor(self.beta, dtype=threshold.dtype, device=threshold.device),
-            threshold=threshold.clone(),
+            threshold=threshold,
             spike_grad=FastSigmoid(self.surrogate_slope / threshold),
             reset_mechanism="subtract",
             # The reset of the step after the spike makes soft reset exact; the immediate one can stall a neuron.
