@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,20 +30,19 @@ _ACTIVATIONS = (
     nn.Hardswish,
 )
 
-# Base classes of spiking neurons by package. Names, so that no framework has to be imported to recognise its own.
-_SPIKING_BASES = {
-    "snntorch": {"SpikingNeuron"},
-    "norse": {"SNNCell", "SNNRecurrentCell", "SNN", "SNNRecurrent"},
+# Classes by package. Names, so that no framework has to be imported to recognise its own.
+_STATEFUL = {
+    "snntorch": {"SpikingNeuron", "LeakyParallel"},
+    "norse": {"SNNCell", "SNNRecurrentCell", "SNN", "SNNRecurrent", "CobaLIFCell", "LIFCorrelation", "LILinearCell"},
     "spikingjelly": {"BaseNode"},
     "sinabs": {"StatefulLayer"},
 }
+_NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs": {"ExpLeak"}}
 
 
 def is_spiking_neuron(module: nn.Module) -> bool:
-    """Tell whether ``module`` is a stateful neuron of snnTorch, Norse, SpikingJelly or sinabs."""
-    return any(
-        base.__name__ in _SPIKING_BASES.get(base.__module__.partition(".")[0], ()) for base in type(module).__mro__
-    )
+    """Tell whether ``module`` is a spiking neuron of snnTorch, Norse, SpikingJelly or sinabs."""
+    return _derives(module, _STATEFUL) and not _derives(module, _NON_SPIKING)
 
 
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -57,6 +57,11 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if is_spiking_neuron(module) or isinstance(module, _ACTIVATIONS)
     }
+
+
+def _derives(module: nn.Module, classes: dict[str, set[str]]) -> bool:
+    bases = type(module).__mro__
+    return any(base.__name__ in classes.get(base.__module__.partition(".")[0], ()) for base in bases)
 
 
 def forget_compiled() -> None:
@@ -94,16 +99,17 @@ class Hooks:
             self.after(module, hook)
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args)`` before every forward of ``module``."""
-        self._handles.append(module.register_forward_pre_hook(hook))
+        """Call ``hook(module, args)`` before every forward of ``module``, args also where they are given by keyword."""
+        self._handles.append(module.register_forward_pre_hook(partial(_before, hook), with_kwargs=True))
 
     def around(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
-        """Call ``enter(module, args, kwargs)`` before and ``leave(module, args, output)`` after, also on errors.
+        """Call ``enter(module, args, kwargs)`` before and ``leave(module, args, kwargs, output)`` after.
 
-        ``enter`` runs before the hooks that are there already and ``leave`` after them.
+        Also where forward raises; the output is None then. ``enter`` runs before the hooks that are there already
+        and ``leave`` after them.
         """
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-        self._handles.append(module.register_forward_hook(leave, always_call=True))
+        self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args, output)`` after every forward of ``module``, before the hooks there already."""
@@ -122,6 +128,16 @@ class Hooks:
         self.remove()
 
 
+def _before(
+    hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    replaced = hook(module, args or tuple(kwargs.values()))
+    if replaced is None:
+        return None
+    replaced = replaced if isinstance(replaced, tuple) else (replaced,)
+    return (replaced, kwargs) if args else ((), dict(zip(kwargs, replaced, strict=True)))
+
+
 class SampleCounter:
     """Counts the samples that go through a model, each once, however its time loop is written.
 
@@ -129,12 +145,13 @@ class SampleCounter:
     the last one left it with (kept inside the neuron, or handed back by the caller), the pass is a further time
     step of the same samples; else its batch is new. A network whose forward has the loop inside is one pass.
     Neurons of other packages than those in :func:`is_spiking_neuron` are followed where their state is handed
-    to the model and back by the caller.
+    to the model and back by the caller. A state is known by its memory: it may be detached, a copy is another one.
 
     Args:
         model: The model to watch.
-        layers: The layers that matter; they and all modules around them are watched.
-        on_pass: What to call at the end of every pass.
+        layers: The layers that matter; they, all neurons and all modules around these are watched.
+        on_pass: What to call at the end of every pass, with whether it was completed: False if forward raised,
+            whose samples are not counted.
         batch_dim: Dimension of the batch in the first tensor argument of a pass.
     """
 
@@ -142,81 +159,109 @@ class SampleCounter:
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Module],
-        on_pass: Callable[[], None],
+        on_pass: Callable[[bool], None],
         batch_dim: int = 0,
     ) -> None:
         self.on_pass = on_pass
         self.batch_dim = batch_dim
         self.hooks = Hooks()
-        self._samples: dict[nn.Module, int] = {}
-        self._with_neurons: set[nn.Module] = set()
-        self._forget()
-        watched = {id(layer) for layer in layers.values()}
-        for module in model.modules():
-            if is_spiking_neuron(module):
-                self.hooks.around(module, self._enter_neuron, self._leave_neuron)
-            if any(id(part) in watched for part in module.modules()):
+        modules = {module: set(module.modules()) for module in model.modules()}
+        self._neurons = {module for module in modules if _derives(module, _STATEFUL)}
+        self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}
+        watched = self._neurons.union(layers.values())
+        for module, parts in modules.items():
+            if parts & watched:
                 self.hooks.around(module, self._enter, self._leave)
-
-    def _forget(self) -> None:
-        """Forget the pass under way and the states that the last one left."""
-        self._depth = 0
-        self._continues = False
-        self._given: set[StorageWeakRef] = set()
-        self._returned: set[StorageWeakRef] = set()
-        self._held: dict[nn.Module, set[StorageWeakRef]] = {}  # by each neuron as the pass reached it
-        self._calls: dict[nn.Module, Any] = {}  # arguments and output of each neuron's last call in the pass
-        self._left: dict[nn.Module, set[StorageWeakRef]] = {}  # what each neuron's last call made
-
-    def samples(self) -> int:
-        """Count the samples since the last :meth:`reset`: the most that any one outermost module saw.
-
-        Modules that hold neurons know time steps from new samples, so they decide where there are any.
-        """
-        judges = self._with_neurons & self._samples.keys() or self._samples.keys()
-        return max((self._samples[module] for module in judges), default=0)
+        self.reset()
 
     def reset(self) -> None:
-        """Start counting anew; the next pass brings new samples."""
-        self._samples.clear()
+        """Start counting anew; the next pass brings new samples, and so does the rest of one under way."""
+        self._samples: dict[nn.Module, int] = {}
         self._forget()
+
+    def samples(self) -> int:
+        """Count the samples since the last :meth:`reset`: the most that any one module saw.
+
+        Modules with neurons in them know time steps from new samples, so they decide where there are any.
+        """
+        judges = self._around_neurons & self._samples.keys() or self._samples.keys()
+        return max((self._samples[module] for module in judges), default=0)
+
+    def _forget(self) -> None:
+        # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
+        self._returned: dict[nn.Module, set[StorageWeakRef]] = {}
+        self._kept: dict[nn.Module, set[StorageWeakRef]] = {}
+        self._sizes: dict[nn.Module, int] = {}
+        self._begin(())
+
+    def _begin(self, given: Any) -> None:
+        """Begin a pass, of these arguments."""
+        self._depth = 0
+        self._given = _storages(given)
+        batch = next(_tensors(given), None)
+        self._size = batch.shape[self.batch_dim] if batch is not None and batch.dim() > self.batch_dim else 1
+        self._continues = False
+        self._called: set[nn.Module] = set()
+        # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
+        self._held: dict[nn.Module, tuple[set[StorageWeakRef], set[StorageWeakRef]]] = {}
+        self._outputs: dict[nn.Module, set[StorageWeakRef]] = {}
+        self._handed: set[nn.Module] = set()  # neurons whose state the caller hands over
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 0:
-            self._given = _storages((args, kwargs))
-            self._continues = bool(self._given & self._returned)
+            self._begin((args, kwargs))
+            self._continues = self._knows(module, self._given & self._returned.get(module, set()))
         self._depth += 1
+        self._called.add(module)
+        if module in self._neurons and module not in self._handed:
+            # The first tensor is the neuron's input, all others are its state.
+            state = list(_tensors((args, kwargs)))[1:]
+            if state:
+                self._handed.add(module)
+            if module not in self._held:
+                held, handed = _storages(_state(module)), _storages(state)
+                self._held[module] = held, handed
+                kept = self._kept.get(module, set())
+                back = handed & self._returned.get(module, set()) if handed else kept if kept <= held else set()
+                self._continues |= self._knows(module, back)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
+    def _knows(self, module: nn.Module, state: set[StorageWeakRef]) -> bool:
+        """Tell whether a state that came back makes the pass a further step; another batch size cannot be one."""
+        return bool(state) and self._sizes.get(module) == self._size
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._depth == 0:  # there was a reset in the middle
             return
-        for neuron, call in self._calls.items():
-            made = _storages((call, _state(neuron)))
-            self._left[neuron] = made - self._held[neuron] - _storages(call[0])
-            self._with_neurons.add(module)
-        self._calls.clear()
-        self._held.clear()
-        self._returned = _storages(output) - self._given
-        if not self._continues:
-            batch = next(_tensors(args), None)
-            size = batch.shape[self.batch_dim] if batch is not None and batch.dim() > self.batch_dim else 1
-            self._samples[module] = self._samples.get(module, 0) + size
-        self.on_pass()
+        self._depth -= 1
+        if module in self._neurons:
+            self._outputs[module] = _storages(output)
+        if self._depth == 0:
+            self._end(module, output)
 
-    def _enter_neuron(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if neuron not in self._held:
-            self._held[neuron] = _storages(_state(neuron))
-            start = _storages((args[1:], kwargs)) or self._held[neuron]
-            self._continues |= bool(start & self._left.get(neuron, set()))
-
-    def _leave_neuron(self, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._calls[neuron] = (args, output)
+    def _end(self, module: nn.Module, output: Any) -> None:
+        for neuron, (held, handed) in self._held.items():
+            self._returned[neuron] = self._outputs.get(neuron, set()) - handed
+            self._kept[neuron] = set() if neuron in self._handed else _storages(_state(neuron)) - held
+            self._sizes[neuron] = self._size
+        self._returned[module] = _storages(output) - self._given
+        self._sizes[module] = self._size
+        completed = output is not None or sys.exc_info()[0] is None
+        if completed and not self._continues:
+            for called in self._called:
+                self._samples[called] = self._samples.get(called, 0) + self._size
+        self._begin(())
+        self.on_pass(completed)
 
     def __getstate__(self) -> dict[str, Any]:
         # Which samples are under way is known in this process alone.
-        weak = ("_given", "_returned", "_held", "_calls", "_left")
-        return self.__dict__ | {name: type(getattr(self, name))() for name in weak} | {"_depth": 0}
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+
+_OF_THIS_PROCESS = {"_returned", "_kept", "_sizes", "_given", "_called", "_held", "_outputs", "_handed"}
 
 
 def _state(neuron: nn.Module) -> list[Tensor]:
@@ -238,4 +283,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _storages(values: Any) -> set[StorageWeakRef]:
     """Identify tensors by storage, so that a detached state is still the same one; never keeps memory alive."""
-    return {StorageWeakRef(tensor.untyped_storage()) for tensor in _tensors(values) if tensor.numel()}
+    return {
+        StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        for tensor in _tensors(values)
+        if tensor.numel()
+    }

@@ -41,7 +41,7 @@ def test_export_does_not_need_norse():
     code = (
         "import sys; sys.modules['norse'] = None\n"
         "import torch; from torch import nn; from snnreg_plugins import to_snntorch, SpikeRate\n"
-        "model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))\n"
+        "torch.manual_seed(0); model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))\n"
         "network = to_snntorch(model, torch.rand(9, 2), timesteps=2)\n"
         "print(tuple(network(torch.rand(3, 2)).shape))"
     )

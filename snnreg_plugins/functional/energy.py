@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ ENERGY_TABLES: dict[str, EnergyTable] = {
 }
 
 
-def energy(sops: float, macs: float, table: str | EnergyTable = "horowitz_fp32") -> float:
+def energy(sops: Number, macs: Number, table: str | EnergyTable = "horowitz_fp32") -> Number:
     r"""Energy of synaptic operations and multiply-accumulates.
 
     .. math:: E = 10^{-12} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ SynapticLayer: TypeAlias = (
 
 # Below this every integer is exact in float32, so that sums of events stay exact in any order.
 _EXACT_FLOAT32 = 2**24
-# From here on a look at the first sample costs less than one at all.
-_LARGE = 2**16
 
 
-def is_synaptic(module: nn.Module) -> bool:
+def is_synaptic(module: nn.Module) -> TypeGuard[SynapticLayer]:
     """Tell whether ``module`` multiplies activity by weights (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d)."""
     return isinstance(module, SYNAPTIC_LAYERS)
 
@@ -158,7 +156,7 @@ def is_integer_valued(x: Tensor) -> bool:
     """
     if not x.is_floating_point():
         return not x.is_complex()
-    return not _starts_real(x) and not _has_fraction(x.abs())
+    return not _has_fraction(x.detach()[:1].abs() if x.dim() else x.abs()) and not _has_fraction(x.detach().abs())
 
 
 def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = None) -> tuple[int, int, int]:
@@ -192,7 +190,7 @@ def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = Non
         >>> operations(layer, torch.tensor([[0.0, 0.3, 0.0, 1.0]]))
         (0, 20, 40)
     """
-    return count(x, reach(layer, fan_out(layer, sample_shape(layer, x)) if fan_out_map is None else fan_out_map))
+    return Synapses(layer, fan_out(layer, sample_shape(layer, x)) if fan_out_map is None else fan_out_map).count(x)
 
 
 def count_events(x: Tensor) -> int:
@@ -202,8 +200,7 @@ def count_events(x: Tensor) -> int:
         >>> count_events(torch.tensor([0.0, 1.0, 3.0])), count_events(torch.tensor([0.0, 0.1, 3.0]))
         (4, 2)
     """
-    sops, macs, _ = count(x, _ONE_SYNAPSE)
-    return sops + macs
+    return int(_events(x)[1])
 
 
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
@@ -212,52 +209,58 @@ def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape[-dims:])
 
 
-class Reach(NamedTuple):
-    """A fan-out map in the form that :func:`count` takes.
+class Synapses:
+    """The synapses of a layer for inputs of one shape, prepared so that counting takes little time.
 
     Args:
-        positions: Fan-out of each position, in float64; channels of a convolution, and features, have the same.
-        least: The smallest that is not 0.
+        layer: A synaptic layer.
+        fan_out_map: Its :func:`fan_out` for that shape.
     """
 
-    positions: Tensor
-    least: float
+    def __init__(self, layer: SynapticLayer, fan_out_map: Tensor) -> None:
+        # All channels of a convolution have the same fan-out, and so have all features of a linear layer.
+        positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double()
+        self.inputs = fan_out_map.numel()
+        self.dense = int(fan_out_map.sum())
+        self.least = float(positions.where(positions > 0, torch.inf).min())
+        self.positions = None if positions.eq(self.least).all() else positions
+
+    def count(self, x: Tensor, real: bool = True) -> tuple[int, int, int]:
+        """Count SOPs, effective and dense MACs of an input, as :func:`operations` does.
+
+        Args:
+            x: Input of the layer.
+            real: Whether to expect a real-valued one: a wrong guess costs time, no more.
+        """
+        dense = x.numel() // max(1, self.inputs) * self.dense
+        if self.positions is None:
+            spiking, cost = _events(x, real=real)
+            cost *= self.least
+        else:
+            spiking, cost = _events(x, self.positions, self.least, real)
+        return (int(cost), 0, dense) if spiking else (0, int(cost), dense)
 
 
-_ONE_SYNAPSE = Reach(torch.tensor(1.0, dtype=torch.float64), 1.0)
+def _events(x: Tensor, weight: Tensor | None = None, least: float = 1.0, real: bool = True) -> tuple[bool, float]:
+    """Tell whether ``x`` is integer-valued, and sum its events, weighted by position if there is a weight."""
+    x = x.detach() if x.is_floating_point() else x.detach().double()
+    rest = tuple(range(x.dim() - (0 if weight is None else weight.dim())))
 
-
-def reach(layer: SynapticLayer, fan_out_map: Tensor) -> Reach:
-    """Prepare the fan-out map of a layer for :func:`count`."""
-    positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double()
-    return Reach(positions, float(positions.masked_fill(positions == 0, torch.inf).min()))
-
-
-def count(x: Tensor, reach: Reach) -> tuple[int, int, int]:
-    """Count SOPs, effective and dense MACs of a layer's input, as :func:`operations` does, for a prepared map."""
-    rest = tuple(range(x.dim() - reach.positions.dim()))
-    dense = x.numel() // max(1, reach.positions.numel()) * int(reach.positions.sum())
-    x = x.detach()
-    if not x.is_floating_point() and not x.is_complex():
-        x = x.double()
     # Felt in the time of a forward pass: each call of a tensor function, and each temporary as large as the input.
     spiking = False
-    if not x.is_complex() and not _starts_real(x):
+    if not (real and x.dim() and _has_fraction(x[:1].abs())):
         magnitudes = x.abs()
         sums = magnitudes.sum(rest, dtype=torch.float32)
         spiking = not _has_fraction(magnitudes)
     if not spiking:
-        sums = x.bool().view(torch.uint8).sum(rest, dtype=torch.float32)
-    cost = float((sums * reach.positions).sum())
-    # A float32 sum only grows, so one that ends below 2**24 was exact all the way; none is above cost / least.
-    if cost >= _EXACT_FLOAT32 * reach.least:
-        cost = float(((x.abs() if spiking else x.bool()).sum(rest, dtype=torch.float64) * reach.positions).sum())
-    return (int(cost), 0, dense) if spiking else (0, int(cost), dense)
-
-
-def _starts_real(x: Tensor) -> bool:
-    """Tell whether the first sample has a fraction: of a large input, that is nearly always enough."""
-    return x.dim() > 1 and x.numel() > _LARGE and _has_fraction(x[0].abs())
+        sums = x.sign().abs_().sum(rest, dtype=torch.float32)
+    total = float(sums if weight is None else (sums * weight).sum())
+    # A float32 sum of whole numbers only grows, so one that ends below 2**24 was exact all the way; and none is
+    # above total / least.
+    if not total < _EXACT_FLOAT32 * least:
+        sums = (x.abs() if spiking else x.sign().abs_()).sum(rest, dtype=torch.float64)
+        total = float(sums if weight is None else (sums * weight).sum())
+    return spiking, total
 
 
 def _has_fraction(magnitudes: Tensor) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
-from snnreg_plugins.probes import SampleCounter
+from snnreg_plugins.probes import Hooks, SampleCounter
 
 
 class WatchingMetric(Metric):
@@ -38,25 +40,37 @@ class WatchingMetric(Metric):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batch_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Hidden from nn.Module in a tuple: the model is no part of the metric.
-        self._layers = tuple(layers.items())
-        self._index = {layer: index for index, (_, layer) in enumerate(self._layers)}
-        self._pending = [[0] * len(self.quantities) for _ in self._layers]
-        self._seen = 0
         self.add_state("counts", torch.zeros(len(layers), len(self.quantities), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
-        self._counter = SampleCounter(model, layers, self._on_pass, batch_dim)
+        # Hidden from nn.Module in tuples: the model is no part of the metric.
+        self._watched = (model, tuple(layers.items()), batch_dim)
+        self._index = {layer: index for index, layer in enumerate(layers.values())}
+        self._watch()
+
+    def _watch(self) -> None:
+        model, layers, batch_dim = self._watched
+        self._counter = SampleCounter(model, dict(layers), self._on_pass, batch_dim)
+        for _, layer in layers:
+            self._attach(self._counter.hooks, layer)
+        self._start()
+
+    def _start(self) -> None:
+        self._pending = [[0] * len(self.quantities) for _ in self._index]
+        self._seen = self._counter.samples()
+
+    @abstractmethod
+    def _attach(self, hooks: Hooks, layer: Any) -> None:
+        """Hook what counts in a layer."""
 
     @property
     def layers(self) -> list[str]:
         """Names of the watched layers."""
-        return [name for name, _ in self._layers]
+        return [name for name, _ in self._watched[1]]
 
-    def _on_pass(self) -> None:
-        seen = self._counter.samples()
-        self.update(self._pending, seen - self._seen)
-        self._seen = seen
-        self._pending = [[0] * len(self.quantities) for _ in self._layers]
+    def _on_pass(self, completed: bool) -> None:
+        if completed:
+            self.update(self._pending, self._counter.samples() - self._seen)
+        self._start()
 
     def update(self, counts: list[list[int]], samples: int) -> None:
         """Add what a forward pass counted; the hooks call this.
@@ -65,14 +79,22 @@ class WatchingMetric(Metric):
             counts: One row per layer with one integer per quantity.
             samples: New samples.
         """
-        self.counts += torch.tensor(counts, device=self.counts.device)
-        self.samples += samples
+        # Not in place: a state that was reset in inference mode cannot be written to after it.
+        self.counts = self.counts + torch.tensor(counts, device=self.counts.device)
+        self.samples = self.samples + samples
 
     def reset(self) -> None:
         """Forget all counts; the next forward pass brings new samples."""
         super().reset()
         self._counter.reset()
-        self._seen = 0
+        self._start()
+
+    def clone(self) -> Self:
+        """Copy the metric; the copy watches the same model, where a deep copy takes a copy of the model along."""
+        shared = (self._watched, self._index, self._counter)
+        copy: Self = deepcopy(self, {id(part): part for part in shared})
+        copy._watch()
+        return copy
 
     def close(self) -> None:
         """Stop watching the model and take all hooks off it; what was counted stays."""
@@ -88,16 +110,20 @@ class WatchingMetric(Metric):
         """Do nothing: counts are integers."""
         return self
 
-    def _column(self, quantity: str) -> Tensor:
-        """One quantity of every layer, over all processes; float64, which holds every count below 2**53."""
-        if quantity not in self.quantities:
-            raise ValueError(f"Expected argument `quantity` to be one of {self.quantities}, but got {quantity!r}.")
-        self._require_samples()
-        return self.counts[:, self.quantities.index(quantity)].double()
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot ``val`` (one value, or a list of them; by default that of ``compute()``), as torchmetrics does."""
+        return self._plot(val, ax)
 
-    def _require_samples(self) -> None:
-        if not self.counts.any() and not self.samples:
+    def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Each quantity of every layer (float64 holds counts below 2**53), and the samples; over all processes."""
+        if self._is_synced:  # as it is within compute()
+            counts, samples = self.counts, self.samples
+        else:
+            with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync):
+                counts, samples = self.counts, self.samples
+        if not counts.any() and not samples:
             raise RuntimeError(
                 f"{type(self).__name__} has seen no forward pass of its model since it was built or reset. Run the "
                 "model it was built on; if that was compiled before, call torch._dynamo.reset() first."
             )
+        return dict(zip(self.quantities, counts.double().unbind(1), strict=True)), samples

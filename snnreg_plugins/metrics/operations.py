@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import Reach, count, fan_out, reach, sample_shape
+from snnreg_plugins.functional.synapses import Synapses, SynapticLayer, fan_out, sample_shape
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import synaptic_layers
+from snnreg_plugins.probes import Hooks, synaptic_layers
 
 
 class SynapticOperations(WatchingMetric):
@@ -57,33 +57,42 @@ class SynapticOperations(WatchingMetric):
                 "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d), "
                 f"but {type(model).__name__} has none."
             )
+        self._synapses: dict[Any, Synapses] = {}
+        self._real = [True] * len(layers)
         super().__init__(model, layers, batch_dim, **kwargs)
-        self._reach: dict[Any, Reach] = {}
-        for _, layer in self._layers:
-            self._counter.hooks.before(layer, self._observe)
 
-    def _observe(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def _attach(self, hooks: Hooks, layer: SynapticLayer) -> None:
+        hooks.before(layer, self._observe)
+
+    def _observe(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
         x = args[0]
         index = self._index[layer]
         key = (index, sample_shape(layer, x), x.device)
-        if key not in self._reach:
-            self._reach[key] = reach(layer, fan_out(layer, key[1]).to(x.device))
-        for quantity, number in enumerate(count(x, self._reach[key])):
+        if key not in self._synapses:
+            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]).to(x.device))
+        numbers = self._synapses[key].count(x, real=self._real[index])
+        self._real[index] = numbers[1] > 0
+        for quantity, number in enumerate(numbers):
             self._pending[index][quantity] += number
 
     def compute(self) -> Tensor:
         """Return SOPs/sample."""
-        return self._column("sops").sum() / self.samples
+        return self._per_sample("sops")[1]
 
     def total(self, quantity: str = "sops") -> Tensor:
         """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, over all layers."""
-        with self.sync_context(should_sync=self._to_sync):
-            return self._column(quantity).sum() / self.samples
+        return self._per_sample(quantity)[1]
 
     def by_layer(self, quantity: str = "sops") -> dict[str, float]:
         """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, for each layer by name."""
-        with self.sync_context(should_sync=self._to_sync):
-            return dict(zip(self.layers, (self._column(quantity) / self.samples).tolist(), strict=True))
+        return dict(zip(self.layers, self._per_sample(quantity)[0].tolist(), strict=True))
+
+    def _per_sample(self, quantity: str) -> tuple[Tensor, Tensor]:
+        """A quantity of each layer, and of all."""
+        totals, samples = self._totals()
+        if quantity not in totals:
+            raise ValueError(f"Expected argument `quantity` to be one of {sorted(totals)}, but got {quantity!r}.")
+        return totals[quantity] / samples, totals[quantity].sum() / samples
 
 
 class Energy(SynapticOperations):
@@ -125,19 +134,21 @@ class Energy(SynapticOperations):
         self.dense = dense
         super().__init__(model, batch_dim, **kwargs)
 
-    def _joule(self) -> Tensor:
-        sops, macs = self._column("sops"), self._column("effective_macs")
-        if self.dense:
-            sops, macs = torch.zeros_like(sops), self._column("dense_macs")
-        return energy(sops, macs, self.table) / self.samples
-
     def compute(self) -> Tensor:
         """Return J/sample."""
-        return self._joule().sum()
+        return self.total()
+
+    def total(self, quantity: str = "energy") -> Tensor:
+        """Return J/sample (or, as :class:`SynapticOperations`, a count) over all layers."""
+        return super().total(quantity)
 
     def by_layer(self, quantity: str = "energy") -> dict[str, float]:
         """Return J/sample (or, as :class:`SynapticOperations`, a count) for each layer by name."""
-        if quantity != "energy":
-            return super().by_layer(quantity)
-        with self.sync_context(should_sync=self._to_sync):
-            return dict(zip(self.layers, self._joule().tolist(), strict=True))
+        return super().by_layer(quantity)
+
+    def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
+        totals, samples = super()._totals()
+        sops, macs = totals["sops"], totals["effective_macs"]
+        if self.dense:
+            sops, macs = torch.zeros_like(sops), totals["dense_macs"]
+        return totals | {"energy": energy(sops, macs, self.table)}, samples

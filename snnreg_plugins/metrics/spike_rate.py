@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins.functional.synapses import count_events
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import neuron_layers
+from snnreg_plugins.probes import Hooks, neuron_layers
 
 
 class SpikeRate(WatchingMetric):
@@ -51,8 +51,9 @@ class SpikeRate(WatchingMetric):
                 f"{type(model).__name__} has none. Functional activations such as F.relu cannot be watched."
             )
         super().__init__(model, layers, 0, **kwargs)
-        for _, layer in self._layers:
-            self._counter.hooks.after(layer, self._observe)
+
+    def _attach(self, hooks: Hooks, layer: nn.Module) -> None:
+        hooks.after(layer, self._observe)
 
     def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output
@@ -62,10 +63,10 @@ class SpikeRate(WatchingMetric):
 
     def compute(self) -> Tensor:
         """Return spikes/neuron/step over all layers."""
-        return self._column("spikes").sum() / self._column("neuron_steps").sum()
+        totals, _ = self._totals()
+        return totals["spikes"].sum() / totals["neuron_steps"].sum()
 
     def by_layer(self) -> dict[str, float]:
         """Return spikes/neuron/step for each layer by name; nan for one that was not run."""
-        with self.sync_context(should_sync=self._to_sync):
-            rates = self._column("spikes") / self._column("neuron_steps")
-            return dict(zip(self.layers, rates.tolist(), strict=True))
+        totals, _ = self._totals()
+        return dict(zip(self.layers, (totals["spikes"] / totals["neuron_steps"]).tolist(), strict=True))

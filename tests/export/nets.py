@@ -12,7 +12,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 IMAGE = (1, 8, 8)
 
 
-class LeNet(nn.Module):
+class FunctionalLeNet(nn.Module):
     """Functional activations and pools."""
 
     def __init__(self):
@@ -44,7 +44,7 @@ class Chain(nn.Module):
 
 
 def lenet_functional():
-    net = LeNet()
+    net = FunctionalLeNet()
     first = [net.conv1, net.bn1, nn.ReLU(), nn.AvgPool2d(2), net.conv2, net.bn2, nn.ReLU(), nn.AvgPool2d(2)]
     return net, [*first, nn.Flatten(), net.fc1, net.bn3, nn.ReLU(), net.fc2], IMAGE
 

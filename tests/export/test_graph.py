@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnreg_plugins import ConversionError, SynapticOperations, to_snntorch
-from tests.export.nets import Chain, LeNet, make
+from tests.export.nets import Chain, FunctionalLeNet, make
 
 T = 4
 
@@ -42,7 +42,7 @@ class Written(LightningModule):
         self.conv1, self.bn1, self.conv2, self.bn2 = net.conv1, net.bn1, net.conv2, net.bn2
         self.fc1, self.bn3, self.fc2 = net.fc1, net.bn3, net.fc2
 
-    forward = LeNet.forward
+    forward = FunctionalLeNet.forward
 
 
 class NoTraining(Wrapped):
