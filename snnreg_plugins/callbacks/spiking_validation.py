@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
-from snnreg_plugins.export.calibrate import threshold_function
+from snnreg_plugins.export.calibrate import SilentLayerError, threshold_function
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.functional.energy import energy, energy_table
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
@@ -30,6 +31,9 @@ class SpikingValidation(Callback):
     ``snn/sops`` and ``snn/effective_macs`` (per sample; the MACs are those of the analog first layer), ``snn/energy``
     (J/sample), ``snn/sops/<layer>``, ``snn/spike_rate/<layer>``; and ``dnn/accuracy``, ``dnn/effective_macs``,
     ``dnn/dense_macs``, ``dnn/energy`` (of a DNN that skips zeros). ``snn/accuracy`` is on the progress bar.
+
+    Where a layer is silent on the calibration data, as a strong penalty may make it, that validation is left out with
+    a warning.
 
     Batches are ``(input, label)``; override :meth:`unpack` for others.
 
@@ -131,11 +135,21 @@ class SpikingValidation(Callback):
         x, y = self.unpack(batch)
         if self._run is None:
             self._run = self._export(trainer, pl_module, x)
-        self._run.update(x, y)
+        if self._run is None:
+            self._due = False
+        else:
+            self._run.update(x, y)
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> _Run:
+    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> _Run | None:
         dnn = trace(pl_module)
-        network = to_snntorch(dnn, list(self._recent) or [x], **self.options)
+        network: Any = None
+        try:
+            network = to_snntorch(dnn, list(self._recent) or [x], **self.options)
+        except SilentLayerError as error:
+            # A layer may fall silent under a strong penalty and wake again: no reason to end the training.
+            rank_zero_warn(f"SpikingValidation is left out in epoch {trainer.current_epoch}. {error}")
+        if not trainer.strategy.reduce_boolean_decision(network is not None):
+            return None
         if trainer.world_size > 1:
             # Each process saw other batches; all run the network of the first.
             network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))

@@ -25,6 +25,10 @@ _CHUNK = 256
 _DEAD = 1e-2
 
 
+class SilentLayerError(ValueError):
+    """A layer that is never active on the calibration data, so that it has no threshold; the message names it."""
+
+
 def threshold_function(threshold: str | Threshold, percent: float) -> Threshold:
     """Look up a threshold method by name; a function passes through.
 
@@ -102,7 +106,8 @@ def thresholds(
         Thresholds by layer: scalars, or ``(C,)``.
 
     Raises:
-        ValueError: If an activation is not finite, or a layer is silent on all of the data.
+        ValueError: If an activation is not finite.
+        SilentLayerError: If a layer is silent on all of the data.
     """
     histograms: dict[str, ActivationHistogram] = {}
 
@@ -126,7 +131,7 @@ def thresholds(
         if not level > 0:
             level = maximum(histogram)
         if not level > 0:
-            raise ValueError(
+            raise SilentLayerError(
                 f"Layer {name!r}{places[name]} is silent on all calibration data, so it has no threshold. Check that "
                 "the network is trained and the calibration data is what it was trained on; a weaker penalty keeps "
                 "layers alive."

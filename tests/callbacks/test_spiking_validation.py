@@ -120,6 +120,14 @@ def test_keeps_the_network_ready_for_fine_tuning():
     assert all(parameter.grad is not None for parameter in callback.network.parameters())
 
 
+def test_a_layer_that_falls_silent_does_not_end_the_training():
+    module = Module()
+    torch.nn.init.constant_(module.norm.bias, -100.0)
+    with pytest.warns(UserWarning, match="SpikingValidation is left out in epoch 0.*is silent"):
+        _, trainer = fit([SpikingValidation(timesteps=2)], module, max_epochs=1)
+    assert "snn/accuracy" not in trainer.callback_metrics
+
+
 def test_what_cannot_be_exported_is_refused_before_training():
     with pytest.raises(ConversionError, match="gelu.*nn.ReLU"):
         fit([SpikingValidation()], Module(F.gelu))
