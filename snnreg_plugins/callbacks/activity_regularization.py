@@ -154,13 +154,11 @@ class ActivityRegularization(Callback):
                 )
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not at the start of the epoch, which a run that is resumed within one does not see.
         epochs = trainer.current_epoch - self.start_epoch + 1
         self._factor = min(1.0, max(0.0, epochs / (self.warmup_epochs + 1)))
         self._active = self._factor > 0
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = _Step()
         self._observed.clear()
         self._backward_in_batch = False

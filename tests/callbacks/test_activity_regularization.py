@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -209,6 +210,29 @@ def test_resumed_training_continues_as_if_never_stopped(penalty, tmp_path):
     module = Module(start({}), optimizer="adam")
     resumed, _ = fit(module, callbacks(), max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(resumed, straight)
+
+
+class SaveWithinEpoch(Callback):
+    def __init__(self, file):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 6:  # an epoch has four steps
+            trainer.save_checkpoint(self.file)
+
+
+def test_training_resumed_within_an_epoch_keeps_the_penalty(tmp_path):
+    def run(by_hand, *callbacks, **options):
+        module = Module(start({}, torch.float64), STRENGTH if by_hand else 0.0)
+        ours = [] if by_hand else [ActivityRegularization("l1", STRENGTH)]
+        return fit(module, [*ours, *callbacks], torch.float64, max_epochs=2, **options)[0]
+
+    for by_hand in (True, False):
+        run(by_hand, SaveWithinEpoch(tmp_path / f"{by_hand}.ckpt"))
+    at_save = torch.load(tmp_path / "True.ckpt", weights_only=True)["state_dict"]["net.conv1.weight"]
+    expected, actual = (run(by_hand, ckpt_path=tmp_path / f"{by_hand}.ckpt") for by_hand in (True, False))
+    assert not torch.equal(expected[: at_save.numel()], at_save.flatten())  # there were steps after it
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 def test_logs_the_penalty_of_each_layer_and_in_total():
