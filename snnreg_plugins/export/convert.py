@@ -197,7 +197,7 @@ class _Builder:
         else:  # moves values only
             add_submodule(self.root, name, module)
             self.values[node] = self.step.call_module(name, (current,))
-            self.scale[node] = module(scale.contiguous())
+            self.scale[node] = module(scale)
 
     def _sum_pool(self, node: fx.Node, source: fx.Node, module: Any) -> SumPool:
         """Replace average pooling, where every window has the same divisor, by sum pooling."""

@@ -197,7 +197,7 @@ def _traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
         ) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in inputs[1:]:
-        if node.users or not (node.args or str(node.target).startswith("*")):
+        if node.users:
             raise ConversionError(
                 f"{name}.forward takes {len(inputs)} inputs, but a spiking network has one. Wrap the model in a module "
                 "whose forward(x) takes one tensor."

@@ -48,4 +48,4 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         u, slope = ctx.saved_tensors
-        return (grads[0] / (1 + slope * u.abs()).square()).to(u.dtype), None
+        return grads[0] / (1 + slope * u.abs()).square(), None

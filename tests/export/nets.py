@@ -103,6 +103,12 @@ def reshapes():
     return Chain(forward, conv=conv, a=a, b=b, c=c), chain, IMAGE
 
 
+def viewed():
+    conv, fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 3)
+    net = Chain(lambda m, x: m.fc(F.relu(m.conv(x)).view(x.size(0), -1)), conv=conv, fc=fc)
+    return net, [conv, nn.ReLU(), nn.Flatten(), fc], IMAGE
+
+
 def squeezed():
     """A squeeze of all dimensions of size one, such as the batch of a single sample."""
     conv, fc = nn.Conv2d(1, 6, 8), nn.Linear(6, 3)
@@ -228,6 +234,7 @@ NETS = {
     "reused_relu": reused_relu,
     "reused_weights": reused_weights,
     "reshapes": reshapes,
+    "viewed": viewed,
     "squeezed": squeezed,
     "subclasses": subclasses,
     "spectral_norm": normed(parametrizations.spectral_norm),

@@ -480,13 +480,13 @@ def test_what_is_no_model(model):
         to_snntorch(model, torch.rand(20, 6), timesteps=T)
 
 
-def test_a_default_argument_of_forward_is_no_second_input():
+def test_unused_arguments_of_forward_are_no_inputs():
     class Optional(nn.Module):
         def __init__(self):
             super().__init__()
             self.a = nn.Linear(6, 3)
 
-        def forward(self, x, scale=None, *unused, **options):
+        def forward(self, x, targets, scale=None, *unused, **options):
             return F.relu(self.a(x))
 
     x = torch.rand(20, 6)
