@@ -150,8 +150,8 @@ class SampleCounter:
     Args:
         model: The model to watch.
         layers: The layers that matter; they, all neurons and all modules around these are watched.
-        on_pass: What to call at the end of every pass, with whether it was completed: False if forward raised,
-            whose samples are not counted.
+        on_pass: What to call at the end of every pass, with the number of new samples: 0 for a further time step,
+            None if forward raised, which makes it no pass.
         batch_dim: Dimension of the batch in the first tensor argument of a pass.
     """
 
@@ -159,7 +159,7 @@ class SampleCounter:
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Module],
-        on_pass: Callable[[bool], None],
+        on_pass: Callable[[int | None], None],
         batch_dim: int = 0,
     ) -> None:
         self.on_pass = on_pass
@@ -168,39 +168,40 @@ class SampleCounter:
         modules = {module: set(module.modules()) for module in model.modules()}
         self._neurons = {module for module in modules if _derives(module, _STATEFUL)}
         self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}
-        watched = self._neurons.union(layers.values())
+        leaves = set(layers.values()) - self._neurons
         for module, parts in modules.items():
-            if parts & watched:
+            if parts & self._neurons or parts & leaves - {module}:
                 self.hooks.around(module, self._enter, self._leave)
         self.reset()
 
     def reset(self) -> None:
         """Start counting anew; the next pass brings new samples, and so does the rest of one under way."""
+        # A module with neurons in it knows time steps from new samples, so it decides where there is one.
         self._samples: dict[nn.Module, int] = {}
+        self._most = {True: 0, False: 0}  # that a module with neurons, and one without, saw
         self._forget()
 
     def samples(self) -> int:
-        """Count the samples since the last :meth:`reset`: the most that any one module saw.
+        """Count the samples since the last :meth:`reset`: the most that any one module saw."""
+        return self._most[True] or self._most[False]
 
-        Modules with neurons in them know time steps from new samples, so they decide where there are any.
-        """
-        judges = self._around_neurons & self._samples.keys() or self._samples.keys()
-        return max((self._samples[module] for module in judges), default=0)
+    def called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Tell that one of the layers was called: from outside, and if it is no neuron, that is a pass of its own."""
+        if self._depth == 0:
+            self._enter(layer, args, {})
+            self._leave(layer, args, {}, ())
 
     def _forget(self) -> None:
+        """Forget the pass under way, and the states that the last one left."""
+        self._depth = 0
         # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
         self._returned: dict[nn.Module, set[StorageWeakRef]] = {}
         self._kept: dict[nn.Module, set[StorageWeakRef]] = {}
         self._sizes: dict[nn.Module, int] = {}
-        self._begin(())
 
-    def _begin(self, given: Any) -> None:
-        """Begin a pass, of these arguments."""
-        self._depth = 0
-        self._given = _storages(given)
-        batch = next(_tensors(given), None)
-        self._size = batch.shape[self.batch_dim] if batch is not None and batch.dim() > self.batch_dim else 1
-        self._continues = False
+    def _begin(self, tensors: list[Tensor]) -> None:
+        self._size = tensors[0].shape[self.batch_dim] if tensors and tensors[0].dim() > self.batch_dim else 1
+        self._given = _storages(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
         self._held: dict[nn.Module, tuple[set[StorageWeakRef], set[StorageWeakRef]]] = {}
@@ -209,7 +210,7 @@ class SampleCounter:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 0:
-            self._begin((args, kwargs))
+            self._begin(list(_tensors((args, kwargs))))
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
         self._depth += 1
         self._called.add(module)
@@ -245,12 +246,16 @@ class SampleCounter:
             self._sizes[neuron] = self._size
         self._returned[module] = _storages(output) - self._given
         self._sizes[module] = self._size
-        completed = output is not None or sys.exc_info()[0] is None
-        if completed and not self._continues:
+        if output is None and sys.exc_info()[0] is not None:
+            self.on_pass(None)
+            return
+        before = self.samples()
+        if not self._continues:
             for called in self._called:
-                self._samples[called] = self._samples.get(called, 0) + self._size
-        self._begin(())
-        self.on_pass(completed)
+                seen = self._samples[called] = self._samples.get(called, 0) + self._size
+                kind = called in self._around_neurons
+                self._most[kind] = max(self._most[kind], seen)
+        self.on_pass(self.samples() - before)
 
     def __getstate__(self) -> dict[str, Any]:
         # Which samples are under way is known in this process alone.
@@ -261,7 +266,7 @@ class SampleCounter:
         self._forget()
 
 
-_OF_THIS_PROCESS = {"_returned", "_kept", "_sizes", "_given", "_called", "_held", "_outputs", "_handed"}
+_OF_THIS_PROCESS = {"_returned", "_kept", "_given", "_held", "_outputs"}
 
 
 def _state(neuron: nn.Module) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -50,3 +52,47 @@ def soft_reset_neuron(currents, threshold, v0, beta=1.0):
         v = beta * v + current - fired_before * threshold
         spikes.append((v > threshold).to(current.dtype))
     return spikes
+
+
+def brute_force_operations(layer, x):
+    """SOPs, effective and dense MACs of all samples in x, position by position with Python's integers."""
+    dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
+    reached = brute_force_fan_out(layer, x.shape[x.dim() - dims :]).flatten().tolist()
+    values = x.double().reshape(-1, len(reached)).tolist()
+    spiking = all(value.is_integer() for sample in values for value in sample)
+    cost = sum(
+        int(abs(value)) * synapses if spiking else (value != 0) * synapses
+        for sample in values
+        for value, synapses in zip(sample, reached, strict=True)
+    )
+    return (cost if spiking else 0, 0 if spiking else cost, len(values) * sum(reached))
+
+
+@contextmanager
+def recorded(model, classes, output=False):
+    """Copies of what goes into (or comes out of) every layer of these classes: a list of (name, layer, tensor)."""
+    record, handles = [], []
+
+    def record_as(name):
+        def hook(layer, args, kwargs, *outputs):
+            value = outputs[0] if output else (*args, *kwargs.values())
+            value = value[0] if isinstance(value, tuple) else value
+            record.append((name, layer, value.detach().clone()))
+
+        return hook
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, classes):
+            register = layer.register_forward_hook if output else layer.register_forward_pre_hook
+            handles.append(register(record_as(name), with_kwargs=True))
+    yield record
+    for handle in handles:
+        handle.remove()
+
+
+def brute_force_costs(record):
+    """Add up the three numbers of :func:`brute_force_operations` for each layer of a record of inputs."""
+    costs = {}
+    for name, layer, x in record:
+        costs[name] = [a + b for a, b in zip(costs.get(name, (0, 0, 0)), brute_force_operations(layer, x), strict=True)]
+    return costs

@@ -7,6 +7,7 @@ positions count alike. Sums are taken in float32 at least, also of half-precisio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -164,9 +165,9 @@ def robust_maximum(activity: Tensor, quantile: float = 0.999, samples: int = 16_
         >>> robust_maximum(torch.arange(1000.0).reshape(10, 100))
         tensor(998.)
     """
-    rows = activity.detach().flatten(1) if activity.dim() > 1 else activity.detach().unsqueeze(1)
+    rows = activity.detach().reshape(len(activity), -1)
     values = _single(rows[: -(-samples // max(1, rows.shape[1]))]).flatten()
-    rank = max(1, min(values.numel(), round(quantile * values.numel() + 0.499)))
+    rank = max(1, math.ceil(quantile * values.numel() - 1e-6))  # the product may be a rounding error too large
     return values.kthvalue(rank).values
 
 
@@ -184,12 +185,12 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over samples of the weighted mean over positions."""
     if weight is None:
         return _sum(values) / values.numel()
-    return _sum(values * weight) / (len(values) * _total(weight, values))
+    return _sum(_single(values) * weight) / (len(values) * _total(weight, values))
 
 
 def _total(weight: Tensor, values: Tensor) -> Tensor:
     """Sum a weight over all positions of a sample."""
-    return _sum(weight.expand(values.shape[1:]).to(values.device))
+    return _sum(weight.expand(values.shape[1:]))
 
 
 def _moments(activity: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -197,7 +198,7 @@ def _moments(activity: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     values = _single(activity)
     first, second = values.abs(), values.square()
     if weight is not None:
-        scaled = weight * (values[0].numel() / _total(weight, values))
+        scaled = weight * (values.shape[1:].numel() / _total(weight, values))
         first, second = first * scaled, second * scaled
     first, second = _sum(first.flatten(1), (1,)), _sum(second.flatten(1), (1,))
     return first, torch.where(second > 0, second, 1.0)

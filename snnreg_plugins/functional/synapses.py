@@ -58,6 +58,7 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
         >>> fan_out(nn.Linear(3, 10), (3,))
         tensor([10, 10, 10])
     """
+    _require_synaptic(layer)
     shape = tuple(int(size) for size in input_shape)
     if isinstance(layer, nn.Linear):
         if not shape or shape[-1] != layer.in_features:
@@ -66,18 +67,13 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
                 f"but got {shape}."
             )
         return torch.tensor(layer.out_features).expand(shape)
-    if not isinstance(layer, CONVOLUTIONS):
-        raise TypeError(
-            f"Expected argument `layer` to be Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d, "
-            f"but got {type(layer).__name__}."
-        )
     if len(shape) != 1 + len(layer.kernel_size) or shape[0] != layer.in_channels:
         raise ValueError(
             f"Expected argument `input_shape` to be (C, *spatial) with C = {layer.in_channels} and "
             f"{len(layer.kernel_size)} spatial dimension(s), without the batch, but got {shape}."
         )
     # Whether a kernel tap hits an output is decided in each dimension alone: the map is an outer product.
-    reached = torch.tensor(layer.out_channels // layer.groups)
+    reached: Tensor = torch.tensor(layer.out_channels // layer.groups)
     for dim, size in enumerate(shape[1:]):
         reached = reached.unsqueeze(-1) * _reach(layer, dim, size)
     return reached.expand(shape)
@@ -90,9 +86,10 @@ def _reach(layer: Any, dim: int, size: int) -> Tensor:
     if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
         padding = layer.padding[dim]
         outputs = (size - 1) * stride - 2 * padding + span + layer.output_padding[dim] + 1
-        _at_least_one_output(outputs, layer, size)
+        _require_output(outputs, layer, size)
         target = torch.arange(size).unsqueeze(1) * stride + torch.arange(kernel) * dilation - padding
-        return ((target >= 0) & (target < outputs)).sum(1)
+        hits: Tensor = (target >= 0) & (target < outputs)
+        return hits.sum(1)
 
     if layer.padding == "same":
         before, after = span // 2, span - span // 2
@@ -105,16 +102,29 @@ def _reach(layer: Any, dim: int, size: int) -> Tensor:
     if layer.padding_mode == "zeros":
         positions = F.pad(positions, (before, after), value=-1.0)
     else:
-        positions = F.pad(positions, (before, after), mode=layer.padding_mode)
-    _at_least_one_output(positions.shape[-1] - span, layer, size)
+        try:
+            positions = F.pad(positions, (before, after), mode=layer.padding_mode)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected argument `input_shape` to be large enough to pad for {layer}, but got a size of {size}."
+            ) from error
+    _require_output(positions.shape[-1] - span, layer, size)
     taps = positions.flatten().long().unfold(0, span + 1, stride)[:, ::dilation].flatten()
     return torch.bincount(taps[taps >= 0], minlength=size)
 
 
-def _at_least_one_output(outputs: int, layer: nn.Module, size: int) -> None:
+def _require_output(outputs: int, layer: nn.Module, size: int) -> None:
     if outputs < 1:
         raise ValueError(
             f"Expected argument `input_shape` to give {layer} at least one output, but a size of {size} gives none."
+        )
+
+
+def _require_synaptic(layer: nn.Module) -> None:
+    if not is_synaptic(layer):
+        raise TypeError(
+            "Expected argument `layer` to be Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d, "
+            f"but got {type(layer).__name__}."
         )
 
 
@@ -156,7 +166,8 @@ def is_integer_valued(x: Tensor) -> bool:
     """
     if not x.is_floating_point():
         return not x.is_complex()
-    return not _has_fraction(x.detach()[:1].abs() if x.dim() else x.abs()) and not _has_fraction(x.detach().abs())
+    x = x.detach()
+    return not _sums_to_fraction(x) and not _has_fraction(x.abs())
 
 
 def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = None) -> tuple[int, int, int]:
@@ -205,6 +216,7 @@ def count_events(x: Tensor) -> int:
 
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     """Return the shape of one sample of a layer's input, without batch and leading dimensions."""
+    _require_synaptic(layer)
     dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
     return tuple(x.shape[-dims:])
 
@@ -219,7 +231,7 @@ class Synapses:
 
     def __init__(self, layer: SynapticLayer, fan_out_map: Tensor) -> None:
         # All channels of a convolution have the same fan-out, and so have all features of a linear layer.
-        positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double()
+        positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double().cpu()
         self.inputs = fan_out_map.numel()
         self.dense = int(fan_out_map.sum())
         self.least = float(positions.where(positions > 0, torch.inf).min())
@@ -234,33 +246,41 @@ class Synapses:
         """
         dense = x.numel() // max(1, self.inputs) * self.dense
         if self.positions is None:
-            spiking, cost = _events(x, real=real)
-            cost *= self.least
+            spiking, events = _events(x, real=real)
+            cost = int(events) * int(self.least)
         else:
-            spiking, cost = _events(x, self.positions, self.least, real)
-        return (int(cost), 0, dense) if spiking else (0, int(cost), dense)
+            spiking, weighted = _events(x, self.positions, self.least, real)
+            cost = int(weighted)
+        return (cost, 0, dense) if spiking else (0, cost, dense)
 
 
 def _events(x: Tensor, weight: Tensor | None = None, least: float = 1.0, real: bool = True) -> tuple[bool, float]:
-    """Tell whether ``x`` is integer-valued, and sum its events, weighted by position if there is a weight."""
+    """Tell whether ``x`` is integer-valued, and sum its events, by the weight of their positions if there is one."""
     x = x.detach() if x.is_floating_point() else x.detach().double()
     rest = tuple(range(x.dim() - (0 if weight is None else weight.dim())))
 
+    def weigh(counts: Tensor, dtype: torch.dtype = torch.float32) -> float:
+        sums = counts.sum(rest, dtype=dtype)
+        return float(sums if weight is None else (sums.cpu() * weight).sum())
+
     # Felt in the time of a forward pass: each call of a tensor function, and each temporary as large as the input.
     spiking = False
-    if not (real and x.dim() and _has_fraction(x[:1].abs())):
+    if not (real and _sums_to_fraction(x)):
         magnitudes = x.abs()
-        sums = magnitudes.sum(rest, dtype=torch.float32)
+        total = weigh(magnitudes)
         spiking = not _has_fraction(magnitudes)
     if not spiking:
-        sums = x.sign().abs_().sum(rest, dtype=torch.float32)
-    total = float(sums if weight is None else (sums * weight).sum())
-    # A float32 sum of whole numbers only grows, so one that ends below 2**24 was exact all the way; and none is
-    # above total / least.
-    if not total < _EXACT_FLOAT32 * least:
-        sums = (x.abs() if spiking else x.sign().abs_()).sum(rest, dtype=torch.float64)
-        total = float(sums if weight is None else (sums * weight).sum())
+        total = weigh(x.sign().abs_())
+    # A float32 sum of whole numbers only grows: one that ends below 2**24 was exact all the way. No sum is above
+    # total / least, but those that do not matter.
+    if total >= _EXACT_FLOAT32 * least:
+        total = weigh(x.abs() if spiking else x.sign().abs_(), torch.int64)
     return spiking, total
+
+
+def _sums_to_fraction(x: Tensor) -> bool:
+    """Tell whether the first sample sums to a fraction: whole numbers never do, real ones nearly always."""
+    return x.dim() > 0 and len(x) > 0 and bool(float(x[0].sum(dtype=torch.float32)) % 1 > 0)
 
 
 def _has_fraction(magnitudes: Tensor) -> bool:

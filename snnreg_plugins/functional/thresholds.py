@@ -26,8 +26,19 @@ class ActivationHistogram:
         self.range = 0.0  # the upper end of the last bin
 
     def update(self, activations: Tensor) -> None:
-        """Add activations of shape ``(B, C, ...)``; negative ones count as 0."""
+        """Add activations of shape ``(B, C, ...)``; negative ones count as 0.
+
+        Raises:
+            ValueError: If there are not as many channels, or an activation is not finite.
+        """
         channels, bins = self.counts.shape
+        if activations.dim() < 2 or activations.shape[1] != channels:
+            raise ValueError(
+                f"Expected activations of shape (B, C, ...) with C = {channels} channels, but got "
+                f"{tuple(activations.shape)}."
+            )
+        if activations.numel() == 0:
+            return
         values = activations.detach().movedim(1, 0).reshape(channels, -1).float().clamp_min(0)
         self.largest = torch.maximum(self.largest, values.amax(1))
         peak = float(self.largest.max())
@@ -36,7 +47,7 @@ class ActivationHistogram:
         if self.range == 0.0:
             self.range = peak
         while self.range < peak:
-            merged = self.counts.unflatten(1, (bins // 2, 2)).sum(2)
+            merged = self.counts.reshape(channels, bins // 2, 2).sum(2)
             self.counts = torch.cat([merged, torch.zeros_like(merged)], dim=1)
             self.range *= 2
         index = (values * (bins / self.range if self.range else 0.0)).long().clamp_max_(bins - 1)
@@ -91,7 +102,8 @@ def percentile(histogram: ActivationHistogram, per_channel: bool = False, *, per
     counts = histogram.counts if per_channel else histogram.counts.sum(0, keepdim=True)
     largest = maximum(histogram, per_channel)
     cumulated = counts.cumsum(1)
-    needed = (cumulated[:, -1:].double() * (percent / 100)).ceil().long().clamp_min(1)
+    # A rounding error in the product must not ask for one more: 99.9 % of 1000 are 999.
+    needed = (cumulated[:, -1:].double() * (percent / 100 - 1e-12)).ceil().long().clamp_min(1)
     first_bin = torch.searchsorted(cumulated, needed).squeeze(1)
     # Bin 0 holds the zeros: a channel that is mostly silent has the percentile 0, not a bin's width.
     edge = torch.where(first_bin > 0, first_bin + 1, 0).float() * (histogram.range / counts.shape[1])

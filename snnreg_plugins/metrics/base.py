@@ -52,11 +52,10 @@ class WatchingMetric(Metric):
         self._counter = SampleCounter(model, dict(layers), self._on_pass, batch_dim)
         for _, layer in layers:
             self._attach(self._counter.hooks, layer)
-        self._start()
+        self._pending = self._nothing()
 
-    def _start(self) -> None:
-        self._pending = [[0] * len(self.quantities) for _ in self._index]
-        self._seen = self._counter.samples()
+    def _nothing(self) -> list[list[int]]:
+        return [[0] * len(self.quantities) for _ in self._index]
 
     @abstractmethod
     def _attach(self, hooks: Hooks, layer: Any) -> None:
@@ -67,10 +66,10 @@ class WatchingMetric(Metric):
         """Names of the watched layers."""
         return [name for name, _ in self._watched[1]]
 
-    def _on_pass(self, completed: bool) -> None:
-        if completed:
-            self.update(self._pending, self._counter.samples() - self._seen)
-        self._start()
+    def _on_pass(self, samples: int | None) -> None:
+        if samples is not None:
+            self.update(self._pending, samples)
+        self._pending = self._nothing()
 
     def update(self, counts: list[list[int]], samples: int) -> None:
         """Add what a forward pass counted; the hooks call this.
@@ -87,7 +86,7 @@ class WatchingMetric(Metric):
         """Forget all counts; the next forward pass brings new samples."""
         super().reset()
         self._counter.reset()
-        self._start()
+        self._pending = self._nothing()
 
     def clone(self) -> Self:
         """Copy the metric; the copy watches the same model, where a deep copy takes a copy of the model along."""
@@ -126,4 +125,6 @@ class WatchingMetric(Metric):
                 f"{type(self).__name__} has seen no forward pass of its model since it was built or reset. Run the "
                 "model it was built on; if that was compiled before, call torch._dynamo.reset() first."
             )
+        if counts.device.type == "mps":  # which has no float64
+            counts, samples = counts.cpu(), samples.cpu()
         return dict(zip(self.quantities, counts.double().unbind(1), strict=True)), samples

@@ -67,13 +67,14 @@ class SynapticOperations(WatchingMetric):
     def _observe(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
         x = args[0]
         index = self._index[layer]
-        key = (index, sample_shape(layer, x), x.device)
+        key = (index, sample_shape(layer, x))
         if key not in self._synapses:
-            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]).to(x.device))
+            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]))
         numbers = self._synapses[key].count(x, real=self._real[index])
         self._real[index] = numbers[1] > 0
         for quantity, number in enumerate(numbers):
             self._pending[index][quantity] += number
+        self._counter.called(layer, args)
 
     def compute(self) -> Tensor:
         """Return SOPs/sample."""

@@ -60,6 +60,7 @@ class SpikeRate(WatchingMetric):
         row = self._pending[self._index[layer]]
         row[0] += count_events(spikes)
         row[1] += spikes.numel()
+        self._counter.called(layer, args)
 
     def compute(self) -> Tensor:
         """Return spikes/neuron/step over all layers."""
