@@ -178,7 +178,7 @@ class ExpectedRateModule(Module):
         for name, a in activities:
             level = percentile_by_hand(a)
             old = self.levels.get(name, level)
-            rate = (a / old).clamp(0, 1)
+            rate = torch.where(a < old, a / old, 1.0)
             penalty = penalty + rate.mean()
             fan_out = FAN_OUT[name](self.net)
             used, synapses = used + (rate * fan_out).sum() / len(a), synapses + int(fan_out.sum())
