@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,9 @@ class Hooks:
         self.remove()
 
 
+Identity: TypeAlias = tuple[StorageWeakRef, int]
+
+
 def _before(
     hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -145,13 +148,15 @@ class SampleCounter:
     the last one left it with (kept inside the neuron, or handed back by the caller), the pass is a further time
     step of the same samples; else its batch is new. A network whose forward has the loop inside is one pass.
     Neurons of other packages than those in :func:`is_spiking_neuron` are followed where their state is handed
-    to the model and back by the caller. A state is known by its memory: it may be detached, a copy is another one.
+    to the model and back by the caller. A state is known by its memory, so it may be
+    detached; a copy is another one, and so is one that was written to, as by a reset in place (inference mode hides
+    that).
 
     Args:
         model: The model to watch.
         layers: The layers that matter; they, all neurons and all modules around these are watched.
         on_pass: What to call at the end of every pass, with the number of new samples: 0 for a further time step,
-            None if forward raised, which makes it no pass.
+            None if it does not count: forward raised, or recomputed for the backward pass.
         batch_dim: Dimension of the batch in the first tensor argument of a pass.
     """
 
@@ -195,17 +200,17 @@ class SampleCounter:
         """Forget the pass under way, and the states that the last one left."""
         self._depth = 0
         # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
-        self._returned: dict[nn.Module, set[StorageWeakRef]] = {}
-        self._kept: dict[nn.Module, set[StorageWeakRef]] = {}
+        self._returned: dict[nn.Module, set[Identity]] = {}
+        self._kept: dict[nn.Module, set[Identity]] = {}
         self._sizes: dict[nn.Module, int] = {}
 
     def _begin(self, tensors: list[Tensor]) -> None:
         self._size = tensors[0].shape[self.batch_dim] if tensors and tensors[0].dim() > self.batch_dim else 1
-        self._given = _storages(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
+        self._given = _identities(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
-        self._held: dict[nn.Module, tuple[set[StorageWeakRef], set[StorageWeakRef]]] = {}
-        self._outputs: dict[nn.Module, set[StorageWeakRef]] = {}
+        self._held: dict[nn.Module, tuple[set[Identity], set[Identity]]] = {}
+        self._outputs: dict[nn.Module, set[Identity]] = {}
         self._handed: set[nn.Module] = set()  # neurons whose state the caller hands over
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -220,13 +225,13 @@ class SampleCounter:
             if state:
                 self._handed.add(module)
             if module not in self._held:
-                held, handed = _storages(_state(module)), _storages(state)
+                held, handed = _identities(_state(module)), _identities(state)
                 self._held[module] = held, handed
                 kept = self._kept.get(module, set())
                 back = handed & self._returned.get(module, set()) if handed else kept if kept <= held else set()
                 self._continues |= self._knows(module, back)
 
-    def _knows(self, module: nn.Module, state: set[StorageWeakRef]) -> bool:
+    def _knows(self, module: nn.Module, state: set[Identity]) -> bool:
         """Tell whether a state that came back makes the pass a further step; another batch size cannot be one."""
         return bool(state) and self._sizes.get(module) == self._size
 
@@ -235,18 +240,19 @@ class SampleCounter:
             return
         self._depth -= 1
         if module in self._neurons:
-            self._outputs[module] = _storages(output)
+            self._outputs[module] = _identities(output)
         if self._depth == 0:
             self._end(module, output)
 
     def _end(self, module: nn.Module, output: Any) -> None:
         for neuron, (held, handed) in self._held.items():
             self._returned[neuron] = self._outputs.get(neuron, set()) - handed
-            self._kept[neuron] = set() if neuron in self._handed else _storages(_state(neuron)) - held
+            self._kept[neuron] = set() if neuron in self._handed else _identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
-        self._returned[module] = _storages(output) - self._given
+        self._returned[module] = _identities(output) - self._given
         self._sizes[module] = self._size
-        if output is None and sys.exc_info()[0] is not None:
+        failed = output is None and sys.exc_info()[0] is not None
+        if failed or torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation within backward
             self.on_pass(None)
             return
         before = self.samples()
@@ -286,10 +292,16 @@ def _tensors(values: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(values.values()))
 
 
-def _storages(values: Any) -> set[StorageWeakRef]:
-    """Identify tensors by storage, so that a detached state is still the same one; never keeps memory alive."""
+def _identities(values: Any) -> set[Identity]:
+    """Identify tensors by memory and number of writes to it: the same when detached; never keeps memory alive."""
+    if torch.compiler.is_compiling():
+        eager: Callable[[Any], set[Identity]] = torch.compiler.disable(_identities)  # type: ignore[no-untyped-call]
+        return eager(values)
     return {
-        StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        (
+            StorageWeakRef(tensor.untyped_storage()),  # type: ignore[no-untyped-call]
+            0 if tensor.is_inference() else tensor._version,
+        )
         for tensor in _tensors(values)
         if tensor.numel()
     }

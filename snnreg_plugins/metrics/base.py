@@ -39,7 +39,8 @@ class WatchingMetric(Metric):
     samples: Tensor
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batch_dim: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # With a cache, a process that saw no new batch would miss when the others add up again.
+        super().__init__(**{"compute_with_cache": False} | kwargs)
         self.add_state("counts", torch.zeros(len(layers), len(self.quantities), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
         # Hidden from nn.Module in tuples: the model is no part of the metric.

@@ -12,6 +12,9 @@ from snnreg_plugins.functional.synapses import Synapses, SynapticLayer, fan_out,
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.probes import Hooks, synaptic_layers
 
+# Input shapes of a layer, on average, whose fan-out is kept at most.
+_SHAPES = 8
+
 
 class SynapticOperations(WatchingMetric):
     r"""Synaptic operations per sample, with effective and dense MACs beside them; exact.
@@ -22,7 +25,11 @@ class SynapticOperations(WatchingMetric):
     ConvTranspose1d/2d/3d) and counts by itself: just run the model. Integer-valued input is a count of events
     and gives SOPs. Any other input (the first layer's image, a DNN's activations, averaged spikes) is real and
     gives effective MACs: one per non-zero input and synapse. Dense MACs count every input at every call of a
-    layer. Stepping the model through time from outside counts each sample once.
+    layer. Weights inside other modules (Norse's recurrent cells, attention) are not counted.
+
+    Stepping the model through time from outside counts each sample once, if its states are reset between batches.
+    Every pass counts, that of a training batch too: to log it in validation, reset it in
+    ``on_validation_epoch_start``.
 
     - ``compute()``: SOPs/sample, a float64 scalar.
     - ``total(quantity)``: the same for ``"sops"``, ``"effective_macs"`` or ``"dense_macs"``.
@@ -69,6 +76,8 @@ class SynapticOperations(WatchingMetric):
         index = self._index[layer]
         key = (index, sample_shape(layer, x))
         if key not in self._synapses:
+            if len(self._synapses) >= _SHAPES * len(self._index):  # inputs of ever new sizes
+                self._synapses.clear()
             self._synapses[key] = Synapses(layer, fan_out(layer, key[1]))
         numbers = self._synapses[key].count(x, real=self._real[index])
         self._real[index] = numbers[1] > 0

@@ -16,6 +16,8 @@ from snnreg_plugins.functional import (
 )
 from tests.helpers import brute_force_fan_out, brute_force_operations
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
+
 CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 SHAPES = {1: (9,), 2: (6, 5), 3: (4, 5, 3)}

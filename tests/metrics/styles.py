@@ -237,6 +237,42 @@ def snntorch_recurrent():
     return net, run, 0
 
 
+@style
+def snntorch_reset_in_place():
+    net = body(lambda: leaky(init_hidden=True))
+
+    def run(x):
+        for neuron in (net[1], net[3]):
+            neuron.mem.zero_()
+        return [net(x) for _ in range(STEPS)]
+
+    return net, run, 0
+
+
+@style
+def snntorch_neuron_of_the_users_own_that_updates_in_place():
+    class InPlace(snntorch.SpikingNeuron):
+        def __init__(self):
+            super().__init__(threshold=0.5)
+            self.v = None
+
+        def forward(self, x):
+            if self.v is None or self.v.shape != x.shape:
+                self.v = torch.zeros_like(x)
+            self.v.mul_(0.9).add_(x.detach())
+            spikes = self.fire(self.v)
+            self.v.sub_(0.5 * spikes)
+            return spikes
+
+    net = body(InPlace)
+
+    def run(x):
+        net[1].v = net[3].v = None
+        return [net(x) for _ in range(STEPS)]
+
+    return net, run, 0
+
+
 # snnTorch with the state handed in and out.
 
 
@@ -526,6 +562,29 @@ def own_neuron_with_its_state_handed_in_and_out():
             v = 0.9 * v + self.fc1(x)
             spikes = (v > 0.3).float()
             return self.fc2(spikes), v - 0.3 * spikes
+
+    net = Net()
+
+    def run(x):
+        v = torch.zeros(len(x), 5)
+        for _ in range(STEPS):
+            _, v = net(x, v)
+
+    return net, run, 0
+
+
+@style
+def own_neuron_whose_state_is_updated_in_place():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x, v):
+            v.mul_(0.9).add_(self.fc1(x).detach())
+            spikes = (v > 0.3).float()
+            v.sub_(0.3 * spikes)
+            return self.fc2(spikes), v
 
     net = Net()
 
