@@ -85,8 +85,8 @@ class ActivityRegularization(Callback):
                 f"Expected argument `penalty` to be a function or one of {list(PENALTIES)}, but got {penalty!r}."
             )
         for factor in strength.values() if isinstance(strength, Mapping) else [strength]:
-            if not 0 <= factor < float("inf"):
-                raise ValueError(f"Expected argument `strength` to be finite and at least 0, but got {strength}.")
+            if not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+                raise ValueError(f"Expected argument `strength` to be finite and at least 0, but got {strength!r}.")
         if weighting not in ("uniform", "fan_out"):
             raise ValueError(f"Expected argument `weighting` to be 'uniform' or 'fan_out', but got {weighting!r}.")
         for name, epochs in (("start_epoch", start_epoch), ("warmup_epochs", warmup_epochs)):

@@ -340,6 +340,7 @@ def test_what_cannot_be_served_is_refused(module, callback, error, message):
         (dict(penalty="l3"), "`penalty`.*'l3'"),
         (dict(strength=-1.0), "`strength`.*-1.0"),
         (dict(strength=float("nan")), "`strength`.*nan"),
+        (dict(strength="strong"), "`strength`.*'strong'"),
         (dict(strength={"fc1": -1.0}), "`strength`"),
         (dict(weighting="sops"), "`weighting`.*'sops'"),
         (dict(start_epoch=-1), "`start_epoch`.*-1"),
