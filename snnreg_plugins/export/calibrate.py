@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from snnreg_plugins.export.graph import where
-from snnreg_plugins.functional.thresholds import ActivationHistogram, maximum, percentile
+from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+from snnreg_plugins.functional.thresholds import ActivationHistogram, local, maximum, mmse, percentile
 from snnreg_plugins.probes import Hooks
 
 #: A tensor of inputs, or any iterable of batches or (input, target) pairs, such as a DataLoader.
@@ -19,6 +20,8 @@ Calibration: TypeAlias = Tensor | Iterable[Any]
 #: From the histogram of a layer's activations, and whether to go by channel, to its threshold(s).
 Threshold: TypeAlias = Callable[[ActivationHistogram, bool], Tensor]
 
+# Methods that take more than a histogram of activations.
+_OTHER_METHODS = ("auto", "learned", "spike_norm")
 _CHUNK = 256
 # A channel with a threshold this small beside its layer's is silent on the calibration data: with a threshold of
 # its own it would fire on nothing.
@@ -29,7 +32,9 @@ class SilentLayerError(ValueError):
     """A layer that is never active on the calibration data, so that it has no threshold; the message names it."""
 
 
-def threshold_function(threshold: str | Threshold, percent: float) -> Threshold:
+def threshold_function(
+    threshold: str | Threshold, percent: float, timesteps: int = 1, initial_potential: float = 0.5
+) -> Threshold:
     """Look up a threshold method by name; a function passes through.
 
     Raises:
@@ -37,13 +42,19 @@ def threshold_function(threshold: str | Threshold, percent: float) -> Threshold:
     """
     if callable(threshold):
         return threshold
-    methods: dict[str, Threshold] = {"max": maximum, "percentile": partial(percentile, percent=percent)}
-    if threshold not in list(methods):
-        raise ValueError(
-            f"Expected argument `threshold` to be a function or one of {sorted(methods)}, but got {threshold!r}."
-        )
     if not 0 < percent <= 100:
         raise ValueError(f"Expected argument `percent` to be in (0, 100], but got {percent}.")
+    methods: dict[str, Threshold] = {
+        "max": maximum,
+        "percentile": partial(percentile, percent=percent),
+        "mmse": partial(mmse, timesteps=timesteps, initial_potential=initial_potential),
+        "local": local,
+    }
+    if threshold not in methods:
+        raise ValueError(
+            f"Expected argument `threshold` to be a function or one of {sorted({*methods, *_OTHER_METHODS})}, but got "
+            f"{threshold!r}."
+        )
     return methods[threshold]
 
 
@@ -91,53 +102,95 @@ def run(network: nn.Module, inputs: Tensor) -> None:
         ) from error
 
 
-def thresholds(
-    network: fx.GraphModule, inputs: Iterable[Tensor], threshold: Threshold, per_channel: bool
-) -> dict[str, Tensor]:
-    """Balance thresholds: one (or one per channel) for each ReLU, from its activations on calibration data.
+class Statistics:
+    """What calibration data shows of a network: activations of every population of neurons, and samples to simulate.
 
     Args:
         network: A network of :func:`~snnreg_plugins.export.graph.trace`.
         inputs: Batches of what the network was trained on.
-        threshold: The method.
-        per_channel: One threshold per channel instead of one per layer.
-
-    Returns:
-        Thresholds by layer: scalars, or ``(C,)``.
+        per_channel: Whether to keep the activations of channels apart.
+        samples: Number of samples to keep, the first ones.
 
     Raises:
-        ValueError: If an activation is not finite.
-        SilentLayerError: If a layer is silent on all of the data.
+        ValueError: If an activation is not finite, or the data does not fit the network.
     """
-    histograms: dict[str, ActivationHistogram] = {}
 
-    def observe(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if name not in histograms:
-            histograms[name] = ActivationHistogram(output.shape[1], device=output.device)
-        try:
-            histograms[name].update(output)
-        except ValueError as error:
-            raise ValueError(f"Layer {name!r}: {error}") from error
+    def __init__(self, network: fx.GraphModule, inputs: Iterable[Tensor], per_channel: bool, samples: int) -> None:
+        self.places = {str(node.target): where(node) for node in network.graph.nodes}
+        self.populations: dict[str, Population] = {}
+        self.histograms: dict[str, ActivationHistogram] = {}
+        modules = dict(network.named_modules())
+        neural = [
+            str(node.target)
+            for node in network.graph.nodes
+            if node.op == "call_module" and isinstance(modules[node.target], RECTIFIERS) and not node.meta["head"]
+        ]
+        self.largest_input = self.smallest_input = 0.0
+        total, active = 0.0, 0
+        kept: list[Tensor] = []
+        with Hooks(after=[(modules[name], partial(self._observe, name, per_channel)) for name in neural]):
+            for batch in inputs:
+                run(network, batch)
+                self.largest_input = max(self.largest_input, float(batch.max()))
+                self.smallest_input = min(self.smallest_input, float(batch.min()))
+                total, active = total + float(batch.abs().sum()), active + int(batch.count_nonzero())
+                missing = samples - sum(map(len, kept))
+                if missing > 0:
+                    kept.append(batch[:missing])
+        self.mean_input = total / max(1, active)  # of those that are not 0
+        self.samples = torch.cat(kept)
 
-    relus = {name: module for name, module in network.named_modules() if isinstance(module, nn.ReLU)}
-    with Hooks(after=[(module, partial(observe, name)) for name, module in relus.items()]):
-        for batch in inputs:
-            run(network, batch)
+    def _observe(
+        self, name: str, per_channel: bool, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        for population in populations(module) or ():
+            key = name + population.suffix
+            if key not in self.histograms:
+                self.populations[key] = population
+                channels = output.shape[1] if per_channel else 1
+                self.histograms[key] = ActivationHistogram(channels, device=output.device)
+            try:
+                self.histograms[key].update(population.rectify(args[0]))
+            except ValueError as error:
+                raise ValueError(f"Layer {name!r}: {error}") from error
 
-    places = {str(node.target): where(node) for node in network.graph.nodes}
-    balanced: dict[str, Tensor] = {}
-    for name, histogram in histograms.items():
+    def levels(self, threshold: Threshold | None, per_channel: bool) -> dict[str, Tensor]:
+        """Balance thresholds: one (or one per channel) for each population, from its activations.
+
+        Args:
+            threshold: The method; None for thresholds that were learned.
+            per_channel: One threshold per channel instead of one per layer.
+
+        Returns:
+            Thresholds by population: scalars, or ``(C,)``.
+
+        Raises:
+            ValueError: If a layer has learned no threshold.
+            SilentLayerError: If a layer is silent on all of the data.
+        """
+        return {name: self._level(name, threshold, per_channel) for name in self.histograms}
+
+    def _level(self, name: str, threshold: Threshold | None, per_channel: bool) -> Tensor:
+        histogram, limit = self.histograms[name], self.populations[name].limit
+        if self.populations[name].learned or (threshold is None and limit < float("inf")):
+            return torch.tensor(limit, device=histogram.largest.device)
+        if threshold is None:
+            raise ValueError(
+                f"Layer {name!r}{self.places.get(name, '')} has learned no threshold. Train with QCFSActivations, or "
+                'choose another `threshold`, such as "percentile".'
+            )
         level = threshold(histogram, False)
         if not level > 0:
             level = maximum(histogram)
         if not level > 0:
+            if self.populations[name].sign < 0:
+                return torch.tensor(1.0, device=level.device)  # no input is ever negative: it fires on nothing
             raise SilentLayerError(
-                f"Layer {name!r}{places[name]} is silent on all calibration data, so it has no threshold. Check that "
-                "the network is trained and the calibration data is what it was trained on; a weaker penalty keeps "
-                "layers alive."
+                f"Layer {name!r}{self.places[name]} is silent on all calibration data, so it has no threshold. Check "
+                "that the network is trained and the calibration data is what it was trained on; a weaker penalty "
+                "keeps layers alive."
             )
         if per_channel:
             channels = threshold(histogram, True)
             level = torch.where(channels > _DEAD * level, channels, level)
-        balanced[name] = level
-    return balanced
+        return level

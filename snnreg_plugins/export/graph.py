@@ -1,4 +1,4 @@
-"""From a user's model to a plain graph of modules: traced, functional activations as modules, batch norm folded."""
+"""From a user's model to a plain graph of modules: traced, functional activations as modules, sums in one form."""
 
 from __future__ import annotations
 
@@ -17,40 +17,72 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from snnreg_plugins.export.network import ChannelAffine, SpikingNetwork
-from snnreg_plugins.functional.synapses import (
-    CONVOLUTIONS,
-    SYNAPTIC_LAYERS,
-    TRANSPOSED_CONVOLUTIONS,
-    is_synaptic,
-)
+from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.rectifiers import RECTIFIERS, populations
+from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ADAPTIVE_AVERAGE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+ADAPTIVE_MAX_POOLS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+#: Modules that only move values.
+MOVERS = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.Upsample,  # to the nearest
+)
 _DROPPED = (nn.Identity, _DropoutNd)
 _KEPT = (
     *SYNAPTIC_LAYERS,
-    nn.ReLU,
-    nn.Flatten,
-    nn.Unflatten,
+    *RECTIFIERS,
     _BatchNorm,
     *AVERAGE_POOLS,
     *MAX_POOLS,
     *ADAPTIVE_AVERAGE_POOLS,
+    *ADAPTIVE_MAX_POOLS,
+    *MOVERS,
 )
 
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _RELU_IN_PLACE = partial(nn.ReLU, inplace=True)
+
+
+def _clamp(min: float | None = None, max: float | None = None) -> nn.Module | None:
+    if min != 0 or isinstance(max, (Tensor, fx.Node)):
+        return None
+    return nn.ReLU() if max is None else nn.Hardtanh(0.0, max)
+
+
+def _upsample(size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any) -> nn.Module:
+    return nn.Upsample(size, scale_factor, mode)
+
+
 # Functions that are a module in disguise: what they become, and the names of their arguments after the input.
-_AS_MODULE: dict[Any, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+# A factory may give None: not in this form.
+_AS_MODULE: dict[Any, tuple[Callable[..., nn.Module | None], tuple[str, ...]]] = {
     F.relu: (nn.ReLU, ("inplace",)),
     torch.relu: (nn.ReLU, ()),
     "relu": (nn.ReLU, ()),
     F.relu_: (_RELU_IN_PLACE, ()),
     torch.relu_: (_RELU_IN_PLACE, ()),
     "relu_": (_RELU_IN_PLACE, ()),
+    F.relu6: (nn.ReLU6, ("inplace",)),
+    F.hardtanh: (nn.Hardtanh, ("min_val", "max_val", "inplace")),
+    F.leaky_relu: (nn.LeakyReLU, ("negative_slope", "inplace")),
+    torch.clamp: (_clamp, ("min", "max")),
+    torch.clip: (_clamp, ("min", "max")),
+    "clamp": (_clamp, ("min", "max")),
+    "clip": (_clamp, ("min", "max")),
+    torch.clamp_min: (_clamp, ("min",)),
+    "clamp_min": (_clamp, ("min",)),
+    F.interpolate: (_upsample, ("size", "scale_factor", "mode")),
     F.max_pool1d: (nn.MaxPool1d, _MAX_POOL),
     F.max_pool2d: (nn.MaxPool2d, _MAX_POOL),
     F.max_pool3d: (nn.MaxPool3d, _MAX_POOL),
@@ -63,6 +95,9 @@ _AS_MODULE: dict[Any, tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
     F.adaptive_avg_pool1d: (nn.AdaptiveAvgPool1d, ("output_size",)),
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
     F.adaptive_avg_pool3d: (nn.AdaptiveAvgPool3d, ("output_size",)),
+    F.adaptive_max_pool1d: (nn.AdaptiveMaxPool1d, ("output_size", "return_indices")),
+    F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
+    F.adaptive_max_pool3d: (nn.AdaptiveMaxPool3d, ("output_size", "return_indices")),
 }
 _DROPOUT_FUNCTIONS = (
     F.dropout,
@@ -81,6 +116,8 @@ _SHAPE_FUNCTIONS = (
     torch.transpose,
     torch.squeeze,
     torch.unsqueeze,
+    torch.chunk,
+    torch.split,
     operator.getitem,
 )
 _SHAPE_METHODS = (
@@ -93,36 +130,57 @@ _SHAPE_METHODS = (
     "transpose",
     "squeeze",
     "unsqueeze",
+    "chunk",
+    "split",
 )
 _SIZE_METHODS = ("size", "dim", "numel")
 _SIZE_ATTRIBUTES = ("shape", "ndim")
 _SIZE_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
+# Arithmetic on values, in every form that Python has for it: the one form it gets, and whether it writes to its input.
+_ARITHMETIC: dict[Any, tuple[Callable[..., Any], bool]] = {
+    form: (function, in_place)
+    for function, forms, in_place in (
+        (operator.add, (operator.add, torch.add, "add"), False),
+        (operator.add, (operator.iadd, "add_"), True),
+        (operator.sub, (operator.sub, torch.sub, torch.subtract, "sub"), False),
+        (operator.sub, (operator.isub, "sub_"), True),
+        (operator.mul, (operator.mul, torch.mul, torch.multiply, "mul"), False),
+        (operator.mul, (operator.imul, "mul_"), True),
+        (operator.truediv, (operator.truediv, torch.div, torch.divide, torch.true_divide, "div"), False),
+        (operator.truediv, (operator.itruediv, "div_"), True),
+        (operator.neg, (operator.neg, torch.neg, torch.negative, "neg"), False),
+        (torch.cat, (torch.cat, torch.concat, torch.concatenate), False),
+        (torch.mean, (torch.mean, "mean"), False),
+    )
+    for form in forms
+}
 
-_ONE_BRANCH = "leave it out: every layer has to read one other layer, without skip connections and branches"
-_OUTSIDE = "compute with it outside of the network, or make it the weight or bias of a layer"
+_WITH_RELU = "train with nn.ReLU in its place"
 # What to do about a module or function, by its name.
 _REMEDIES = {
     name: remedy
     for names, remedy in (
-        ("ReLU6 LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Softplus Tanh", "train with nn.ReLU in its place"),
-        ("relu6 leaky_relu prelu elu celu selu gelu silu mish softplus tanh", "train with nn.ReLU in its place"),
-        ("Sigmoid sigmoid", "train with nn.ReLU in its place, or leave it out where it only shapes the output"),
+        ("ELU CELU SELU GELU SiLU Mish Softplus Tanh Hardswish Hardsigmoid", _WITH_RELU),
+        ("elu celu selu gelu silu mish softplus tanh hardswish hardsigmoid clamp clip", _WITH_RELU),
+        ("Sigmoid sigmoid", f"{_WITH_RELU}, or leave it out where it only shapes the output"),
+        ("prelu", "use nn.PReLU, which owns its slope"),
         ("Softmax LogSoftmax softmax log_softmax", "leave it out: scores before it rank the classes alike"),
         ("LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm", "train with "
          "nn.BatchNorm in its place, which folds into the weights"),
         ("layer_norm group_norm instance_norm batch_norm", "train with nn.BatchNorm in its place, which folds into "
          "the weights"),
-        ("linear matmul", "use nn.Linear, which owns its weights"),
+        ("linear matmul bmm einsum", "use nn.Linear, which owns its weights"),
         ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
-        ("mean", "use nn.AdaptiveAvgPool and nn.Flatten in its place"),
-        ("add cat concat stack", _ONE_BRANCH),
-        ("AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d", "use nn.MaxPool in its place"),
+        ("mean", "give the dimensions to average over, without the batch"),
+        ("stack", "use torch.cat"),
+        ("MultiheadAttention scaled_dot_product_attention", "keep attention as a DNN behind the spiking part, with "
+         "`until`"),
     )
     for name in names.split()
 }  # fmt: skip
 _SUPPORTED = (
-    "use Linear, Conv, ConvTranspose, ReLU, BatchNorm after a synaptic layer, average or max pooling, Flatten, "
-    "Dropout and Identity"
+    "use Linear, Conv, ConvTranspose, ReLU, BatchNorm, average or max pooling, sums, concatenation, Flatten, Dropout "
+    "and Identity, or keep it as a DNN behind the spiking part, with `until`"
 )
 
 
@@ -130,17 +188,20 @@ class ConversionError(ValueError):
     """A model, or a part of one, that cannot be expressed by spiking neurons; the message says what to do."""
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
-    """Trace a model to a graph whose every computation is a supported module, or moves values only.
+def trace(model: nn.Module, until: str | None = None) -> fx.GraphModule:
+    """Trace a model to a graph whose every computation is a supported module, arithmetic, or moves values only.
 
     The result computes what the model does in eval mode: functional activations and pools have become modules,
     dropout is gone, a module called twice has become two. It shares nothing with the model, which is left as it was.
 
     Args:
         model: A network, a LightningModule with ``forward(x)``, or either wrapped by ``torch.compile`` or DDP.
+        until: The last layer to convert, by name, or a block of layers. What depends on it may compute anything; its
+            nodes have ``node.meta["head"]``, and the layer's node has ``node.meta["cut"]``.
 
     Raises:
         TypeError: If ``model`` is no module.
+        ValueError: If there is no layer ``until``.
         ConversionError: If the model cannot be traced or holds something unsupported; names the layer and the
             line in the user's code, and says what to do.
     """
@@ -156,7 +217,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
             module.training = False  # directly: `eval()` may be overridden
         # Parameters of a traced copy are to be trained, also when validation runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            return _normalized(model, _traced(_Tracer(), model))
+            return _normalized(model, _traced(_Tracer(), model), until)
     finally:
         for module, mode, attributes in before:
             vars(module).clear()
@@ -206,61 +267,122 @@ def _traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
     return graph
 
 
-def _normalized(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.GraphModule:
     """Check every node, and rebuild the graph on modules of its own."""
     named = dict(model.named_modules())
     own = nn.Module()  # holds the new modules at the user's names
-    used: set[str] = set()
+    names: list[str] = []
+    block = [node for node in graph.nodes if node.op == "call_module" and f"{node.target}.".startswith(f"{until}.")]
+    cut = block[-1] if block and until not in [str(node.target) for node in block] else None
     for node in list(graph.nodes):
-        module: nn.Module | None = None
+        head = any(source.meta.get("head") or source.meta.get("cut") for source in node.all_input_nodes)
+        node.meta["head"] = head
+        name, module = "", None
         if node.op == "call_module":
             layer, name = named[node.target], str(node.target).replace("._orig_mod", "")
             if isinstance(layer, _DROPPED):
-                _skip(graph, node)
+                _skip(graph, node, node is cut)
                 continue
-            if not isinstance(layer, _KEPT):
-                raise refusal(node, type(layer).__name__, name)
-            if len(node.args) + len(node.kwargs) > 1:
-                raise refusal(node, "a call with more than the input", name, "give the layer its input alone")
-            module = bare_copy(layer)
-        elif node.op in ("call_function", "call_method"):
-            if node.target in _DROPOUT_FUNCTIONS:
-                _skip(graph, node)
-                continue
-            if node.target in _AS_MODULE:
-                module, name = _as_module(node), node.name
-            elif not _moves_values(node):
-                raise refusal(node, _function_name(node))
+            module = bare_copy(layer) if head else _layer(node, layer, name)
         elif node.op == "get_attr":
-            remedies = [_REMEDIES.get(_function_name(user), _ONE_BRANCH) for user in node.users]
-            remedy = next((remedy for remedy in remedies if remedy != _ONE_BRANCH), _OUTSIDE)
-            raise refusal(node, f"the tensor {node.target!r}", remedy=remedy)
+            constant = str(node.target).replace(".", "_")
+            value = operator.attrgetter(str(node.target))(model)
+            add_submodule(own, "constants", nn.Module()).register_buffer(constant, value.detach().clone())
+            node.target = f"constants.{constant}"
+        elif node.op in ("call_function", "call_method") and node.target in _DROPOUT_FUNCTIONS:
+            _skip(graph, node, node is cut)
+            continue
+        elif node.op in ("call_function", "call_method") and not head:
+            module, name = _function(node), node.name
         elif node.op == "output" and not isinstance(node.args[0], fx.Node):
             kind = type(node.args[0]).__name__.removeprefix("immutable_")
             raise ConversionError(
                 f"{type(model).__name__}.forward returns a {kind}, but a spiking network gives one tensor of scores. "
                 "Wrap the model in a module whose forward(x) returns that tensor."
             )
-        if module is None:
-            continue
-        source = _input(node)
-        if isinstance(module, MAX_POOLS) and module.return_indices:
-            raise refusal(node, "max pooling with return_indices=True", remedy="use return_indices=False")
-        if isinstance(module, nn.ReLU):
-            if module.inplace and not all(user is node or _is_size(user) for user in source.users):
-                raise refusal(node, "an in-place ReLU whose input is read again", remedy="read its output instead")
-            module.inplace = False
-        # A module called twice becomes two: each has a state and a scale of its own.
-        unique, number = name, 1
-        while unique in used or any(other.startswith(f"{unique}.") for other in used):
-            unique, number = f"{name}_{number}", number + 1
-        used.add(unique)
-        add_submodule(own, unique, module)
-        node.op, node.target, node.args, node.kwargs = "call_module", unique, (source,), {}
+        if module is not None:
+            # A module called twice becomes two: each has a state and a scale of its own.
+            unique, number = name, 1
+            while unique in names or any(other.startswith(f"{unique}.") for other in names):
+                unique, number = f"{name}_{number}", number + 1
+            names.append(unique)
+            add_submodule(own, unique, module)
+            args = (node.args, node.kwargs) if head and node.op == "call_module" else ((_input(node),), {})
+            node.op, node.target, (node.args, node.kwargs) = "call_module", unique, args
+            node.meta["cut"] = node is cut or (unique == until and not head)
+    if until is not None and not any(node.meta.get("cut") for node in graph.nodes):
+        raise ValueError(f"Expected argument `until` to be a layer or block, one of {names}, but got {until!r}.")
     traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced.eval()
+
+
+def _layer(node: fx.Node, layer: nn.Module, name: str) -> nn.Module:
+    """Copy a layer that can be converted."""
+    if not isinstance(layer, _KEPT):
+        raise refusal(node, type(layer).__name__, name)
+    if len(node.args) + len(node.kwargs) > 1:
+        raise refusal(node, "a call with more than the input", name, "give the layer its input alone")
+    return _checked(node, bare_copy(layer), name)
+
+
+def _checked(node: fx.Node, module: Any, name: str | None = None) -> nn.Module:
+    """Refuse what a layer does only with some arguments."""
+    if getattr(module, "return_indices", False):
+        raise refusal(node, "max pooling with return_indices=True", name, "use return_indices=False")
+    if isinstance(module, nn.Upsample) and "nearest" not in module.mode:
+        raise refusal(node, f"upsampling with mode={module.mode!r}", name, 'use mode="nearest"')
+    if isinstance(module, RECTIFIERS):
+        if populations(module) is None:
+            raise refusal(node, f"{module}, which does not map 0 to 0,", name, "choose a range around 0")
+        if getattr(module, "inplace", False):
+            if _is_read_elsewhere(node):
+                raise refusal(node, "an in-place ReLU whose input is read again", name, "read its output instead")
+            module.inplace = False
+    return module
+
+
+def _function(node: fx.Node) -> nn.Module | None:
+    """Give the module that a function is in disguise; bring arithmetic to one form; refuse all others."""
+    if node.target in _AS_MODULE:
+        kind, names = _AS_MODULE[node.target]
+        arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+        arguments.pop("input", None)
+        module = kind(**arguments)
+        if module is None:
+            raise refusal(node, _function_name(node))
+        return _checked(node, module)
+    if _moves_values(node):
+        return None
+    if node.target not in _ARITHMETIC:
+        raise refusal(node, _function_name(node))
+    function, in_place = _ARITHMETIC[node.target]
+    if in_place and _is_read_elsewhere(node):
+        raise refusal(node, f"{_function_name(node)} in place on what is read again", remedy="write `x = x + y`")
+    if function is torch.cat:
+        given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+        node.args, node.kwargs = (list(given["tensors"]), given.get("dim", given.get("axis", 0))), {}
+    elif function is torch.mean:
+        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        dims = given.get("dim", given.get("axis"))
+        dims = [dims] if isinstance(dims, int) else dims
+        if not dims or 0 in dims:
+            raise refusal(node, "mean")
+        node.args, node.kwargs = (_input(node), list(dims)), {"keepdim": given.get("keepdim", False)}
+    else:
+        names = {"input": 0, "self": 0, "other": 1}
+        operands = [*node.args, *(value for key, value in node.kwargs.items() if key in names)]
+        if len(operands) != (1 if function is operator.neg else 2) or len(operands) < len(node.args) + len(node.kwargs):
+            raise refusal(node, f"{_function_name(node)} with more than the operands", remedy="write it as `x + y`")
+        values = [is_value(operand) for operand in operands]
+        if function is operator.mul and all(values):
+            raise refusal(node, "a product of two activations", remedy="multiply by constants only")
+        if function is operator.truediv and values[1]:
+            raise refusal(node, "a division by an activation", remedy="divide by constants only")
+        node.args, node.kwargs = tuple(operands), {}
+    node.op, node.target = "call_function", function
+    return None
 
 
 def _input(node: fx.Node) -> fx.Node:
@@ -269,16 +391,27 @@ def _input(node: fx.Node) -> fx.Node:
     return source
 
 
-def _skip(graph: fx.Graph, node: fx.Node) -> None:
-    node.replace_all_uses_with(_input(node))
+def _skip(graph: fx.Graph, node: fx.Node, cut: bool = False) -> None:
+    source = _input(node)
+    source.meta["cut"] = source.meta.get("cut", False) or cut
+    node.replace_all_uses_with(source)
     graph.erase_node(node)
 
 
-def _as_module(node: fx.Node) -> nn.Module:
-    kind, names = _AS_MODULE[node.target]
-    arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    arguments.pop("input", None)
-    return kind(**arguments)
+def is_value(operand: Any) -> bool:
+    """Tell whether an operand depends on the network's input by more than its size."""
+    return isinstance(operand, fx.Node) and operand.op != "get_attr" and not _is_size(operand)
+
+
+def _is_read_elsewhere(node: fx.Node) -> bool:
+    """Tell whether what a node writes to in place is read by others, also through views."""
+    while True:
+        source = _input(node)
+        if any(user is not node and not _is_size(user) for user in source.users):
+            return True
+        if source.op not in ("call_function", "call_method") or not _moves_values(source):
+            return False
+        node = source
 
 
 def _moves_values(node: fx.Node) -> bool:
@@ -287,6 +420,9 @@ def _moves_values(node: fx.Node) -> bool:
         return node.args[1] in _SIZE_ATTRIBUTES
     if node.target in _SIZE_ARITHMETIC:
         return all(not isinstance(arg, fx.Node) or _is_size(arg) for arg in node.args)
+    if node.target is F.pad:
+        given = dict(zip(("mode", "value"), node.args[2:], strict=False)) | dict(node.kwargs)
+        return given.get("mode", "constant") == "constant" and not given.get("value")
     return node.target in (*_SHAPE_FUNCTIONS, *_SHAPE_METHODS, *_SIZE_METHODS)
 
 
@@ -294,78 +430,8 @@ def _is_size(node: fx.Node) -> bool:
     """Tell whether a node is a size or shape, or computed from such alone."""
     if node.target in _SIZE_METHODS or node.target is getattr:
         return True
-    return node.op == "call_function" and all(_is_size(arg) for arg in node.all_input_nodes)
-
-
-def fold_batch_norms(traced: fx.GraphModule) -> None:
-    """Fold every batch norm of a traced network, in place: into the weights before it, or to an affine map.
-
-    Args:
-        traced: A network of :func:`trace`, in which ``ShapeProp`` has left shapes.
-
-    Raises:
-        ConversionError: If a batch norm behind an activation does not follow a synaptic layer, or has no statistics.
-    """
-    modules = dict(traced.named_modules())
-    neural: set[fx.Node] = set()  # nodes that depend on an activation
-    for node in list(traced.graph.nodes):
-        norm: Any = modules[str(node.target)] if node.op == "call_module" else None
-        if isinstance(norm, nn.ReLU) or neural.intersection(node.all_input_nodes):
-            neural.add(node)
-        if not isinstance(norm, _BatchNorm):
-            continue
-        name, source = str(node.target), _input(node)
-        if norm.running_mean is None or norm.running_var is None:
-            raise refusal(node, "batch norm without running statistics", name, "use track_running_stats=True")
-        gain = torch.rsqrt(norm.running_var + norm.eps)
-        gain = gain if norm.weight is None else gain * norm.weight
-        shift = -norm.running_mean * gain
-        shift = shift if norm.bias is None else shift + norm.bias
-
-        layer = modules[str(source.target)] if source.op == "call_module" else nn.Identity()
-        # Channels are dimension 1, also behind a Linear, which has its features in the last.
-        same_channels = not isinstance(layer, nn.Linear) or len(source.meta["tensor_meta"].shape) == 2
-        if is_synaptic(layer) and same_channels and len(source.users) == 1:
-            scale_outputs(layer, gain, shift)
-            _skip(traced.graph, node)
-        elif node in neural:
-            raise refusal(
-                node,
-                "batch norm that does not follow a synaptic layer",
-                name,
-                "move it directly behind a Linear or Conv layer that nothing else reads, so that it folds into the "
-                "weights",
-            )
-        else:  # on the constant input
-            add_submodule(traced, name, ChannelAffine(gain, shift))
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-
-
-def scale_outputs(layer: Any, gain: Tensor, shift: Tensor) -> None:
-    """Change a synaptic layer in place so that channel c gives ``gain[c] * output + shift[c]``."""
-    weight = layer.weight
-    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
-        grouped = weight.unflatten(0, (layer.groups, -1))  # groups, in, out, *kernel
-        factor = gain.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((grouped * factor).flatten(0, 1))
-    else:
-        layer.weight = nn.Parameter(weight * gain.reshape(-1, *[1] * (weight.dim() - 1)))
-    layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias * gain + shift)
-
-
-def scale_inputs(layer: Any, scale: Tensor) -> None:
-    """Change a synaptic layer in place so that it gives for input x what it gave for ``scale[c] * x``."""
-    weight = layer.weight
-    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
-        factor = scale.reshape(-1, *[1] * (weight.dim() - 1))
-        layer.weight = nn.Parameter(weight * factor)
-    elif isinstance(layer, CONVOLUTIONS):
-        grouped = weight.unflatten(0, (layer.groups, -1))  # groups, out, in, *kernel
-        factor = scale.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
-        layer.weight = nn.Parameter((grouped * factor).flatten(0, 1))
-    else:
-        layer.weight = nn.Parameter(weight * scale)
+    sources = node.all_input_nodes
+    return node.op == "call_function" and bool(sources) and all(_is_size(source) for source in sources)
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
@@ -393,7 +459,7 @@ def _plain(layer: Any) -> nn.Module:
     else:
         sizes = dict.fromkeys(("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"))
         arguments = {name: getattr(layer, name) for name in sizes}
-        if base in TRANSPOSED_CONVOLUTIONS:
+        if issubclass(base, TRANSPOSED_CONVOLUTIONS):
             arguments["output_padding"] = layer.output_padding
         plain = base(**arguments, padding_mode=layer.padding_mode, bias=has_bias, device="meta")
     plain.weight = nn.Parameter(layer.weight.detach().clone())
@@ -407,14 +473,17 @@ def _base(layer: nn.Module) -> Any:
     return next(base for base in SYNAPTIC_LAYERS if isinstance(layer, base))
 
 
-def add_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module at a dotted name, making plain modules on the way."""
+def add_submodule(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module at a dotted name, making plain modules on the way; give back the one that is there already."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(root, part):
             root.add_module(part, nn.Module())
         root = getattr(root, part)
+    if type(module) is nn.Module and hasattr(root, last):
+        return getattr(root, last)  # type: ignore[no-any-return]
     root.add_module(last, module)
+    return module
 
 
 def refusal(node: fx.Node, what: str, name: str | None = None, remedy: str | None = None) -> ConversionError:

@@ -9,8 +9,9 @@ from norse.torch.module.snn import SNNCell
 from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
-from snnreg_plugins.export.convert import check_neuron_options, convert
-from snnreg_plugins.export.network import SpikingNetwork, keep
+from snnreg_plugins.export.convert import Options, convert
+from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.parts import keep
 from snnreg_plugins.export.surrogate import FastSigmoid
 
 
@@ -23,7 +24,11 @@ def to_norse(
     percent: float = 99.9,
     per_channel: bool = False,
     initial_potential: float = 0.5,
+    correction: str = "none",
     beta: float = 1.0,
+    compensate_leak: bool = True,
+    coding: str = "constant",
+    until: str | None = None,
     surrogate_slope: float = 5.0,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
@@ -56,17 +61,20 @@ def to_norse(
         >>> torch.equal(to_norse(model, x, timesteps=8)(x), to_snntorch(model, x, timesteps=8)(x))
         True
     """
-    check_neuron_options(beta, surrogate_slope)
-    return convert(
-        model,
-        calibration,
-        _Norse(beta, surrogate_slope),
+    options = Options(
         timesteps=timesteps,
         threshold=threshold,
         percent=percent,
         per_channel=per_channel,
         initial_potential=initial_potential,
+        correction=correction,
+        beta=beta,
+        compensate_leak=compensate_leak,
+        coding=coding,
+        until=until,
+        surrogate_slope=surrogate_slope,
     )
+    return convert(model, calibration, _Norse(beta, surrogate_slope), options)
 
 
 class SoftResetParameters(nn.Module):

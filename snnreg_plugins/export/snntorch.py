@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
-from snnreg_plugins.export.convert import check_neuron_options, convert
+from snnreg_plugins.export.convert import Options, convert
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.surrogate import FastSigmoid
 
@@ -23,7 +23,11 @@ def to_snntorch(
     percent: float = 99.9,
     per_channel: bool = False,
     initial_potential: float = 0.5,
+    correction: str = "none",
     beta: float = 1.0,
+    compensate_leak: bool = True,
+    coding: str = "constant",
+    until: str | None = None,
     surrogate_slope: float = 5.0,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
@@ -69,17 +73,20 @@ def to_snntorch(
         >>> bool((network(x) - model(x)).abs().max() < 0.05)
         True
     """
-    check_neuron_options(beta, surrogate_slope)
-    return convert(
-        model,
-        calibration,
-        _SnnTorch(beta, surrogate_slope),
+    options = Options(
         timesteps=timesteps,
         threshold=threshold,
         percent=percent,
         per_channel=per_channel,
         initial_potential=initial_potential,
+        correction=correction,
+        beta=beta,
+        compensate_leak=compensate_leak,
+        coding=coding,
+        until=until,
+        surrogate_slope=surrogate_slope,
     )
+    return convert(model, calibration, _SnnTorch(beta, surrogate_slope), options)
 
 
 class _SnnTorch:

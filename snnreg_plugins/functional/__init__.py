@@ -12,6 +12,7 @@ from snnreg_plugins.functional.penalties import (
 )
 from snnreg_plugins.functional.synapses import (
     SYNAPTIC_LAYERS,
+    OneToOne,
     count_events,
     dense_macs,
     fan_out,
@@ -19,13 +20,14 @@ from snnreg_plugins.functional.synapses import (
     is_synaptic,
     operations,
 )
-from snnreg_plugins.functional.thresholds import maximum, percentile
+from snnreg_plugins.functional.thresholds import local, maximum, mmse, percentile
 
 __all__ = [
     "ENERGY_TABLES",
     "PENALTIES",
     "SYNAPTIC_LAYERS",
     "EnergyTable",
+    "OneToOne",
     "count_events",
     "dense_macs",
     "energy",
@@ -37,7 +39,9 @@ __all__ = [
     "is_synaptic",
     "l1",
     "l2",
+    "local",
     "maximum",
+    "mmse",
     "operations",
     "percentile",
     "transformed_l1",

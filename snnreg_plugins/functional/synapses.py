@@ -12,11 +12,45 @@ from torch.nn import functional as F
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_CONVOLUTIONS)
 
+
+class OneToOne(nn.Module):
+    r"""One synapse from each neuron to its own target: what carries spikes over an identity shortcut.
+
+    .. math:: y_i = w_i x_i
+
+    Args:
+        weight: w, shaped to broadcast over a sample: a scalar, ``(C, 1, 1)``, ...
+
+    Example:
+        >>> OneToOne(torch.tensor([2.0, 3.0]))(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist()
+        [[2.0, 0.0], [2.0, 3.0]]
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh ``(B, ...)``."""
+        return x * self.weight
+
+    def extra_repr(self) -> str:
+        """Show the shape of the weight."""
+        return f"weight={tuple(self.weight.shape)}"
+
+
 #: The layers that multiply activity by weights.
-SYNAPTIC_LAYERS = (nn.Linear, *CONVOLUTIONS)
+SYNAPTIC_LAYERS = (nn.Linear, *CONVOLUTIONS, OneToOne)
 
 SynapticLayer: TypeAlias = (
-    nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+    nn.Linear
+    | nn.Conv1d
+    | nn.Conv2d
+    | nn.Conv3d
+    | nn.ConvTranspose1d
+    | nn.ConvTranspose2d
+    | nn.ConvTranspose3d
+    | OneToOne
 )
 
 # Below this every integer is exact in float32, so that sums of events stay exact in any order.
@@ -24,7 +58,7 @@ _EXACT_FLOAT32 = 2**24
 
 
 def is_synaptic(module: nn.Module) -> TypeGuard[SynapticLayer]:
-    """Tell whether ``module`` multiplies activity by weights (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d)."""
+    """Tell whether ``module`` multiplies activity by weights (one of :data:`SYNAPTIC_LAYERS`)."""
     return isinstance(module, SYNAPTIC_LAYERS)
 
 
@@ -39,7 +73,7 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
     Args:
         layer: A synaptic layer.
         input_shape: Shape of one input without the batch: ``(..., in_features)`` for Linear,
-            ``(C, *spatial)`` for convolutions.
+            ``(C, *spatial)`` for convolutions, any for OneToOne.
 
     Returns:
         Integers (int64) of shape ``input_shape``, on the CPU; an expanded view, so clone it before writing.
@@ -67,6 +101,12 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
                 f"but got {shape}."
             )
         return torch.tensor(layer.out_features).expand(shape)
+    if isinstance(layer, OneToOne):
+        if not _broadcasts(layer.weight.shape, shape):
+            raise ValueError(
+                f"Expected argument `input_shape` to take weights of shape {tuple(layer.weight.shape)}, but got {shape}."
+            )
+        return torch.tensor(1).expand(shape)
     if len(shape) != 1 + len(layer.kernel_size) or shape[0] != layer.in_channels:
         raise ValueError(
             f"Expected argument `input_shape` to be (C, *spatial) with C = {layer.in_channels} and "
@@ -77,6 +117,13 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
     for dim, size in enumerate(shape[1:]):
         reached = reached.unsqueeze(-1) * _reach(layer, dim, size)
     return reached.expand(shape)
+
+
+def _broadcasts(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    try:
+        return torch.broadcast_shapes(weight, shape) == shape
+    except RuntimeError:
+        return False
 
 
 def _reach(layer: Any, dim: int, size: int) -> Tensor:
@@ -123,7 +170,7 @@ def _require_output(outputs: int, layer: nn.Module, size: int) -> None:
 def _require_synaptic(layer: nn.Module) -> None:
     if not is_synaptic(layer):
         raise TypeError(
-            "Expected argument `layer` to be Linear, Conv1d/2d/3d or ConvTranspose1d/2d/3d, "
+            "Expected argument `layer` to be Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d or OneToOne, "
             f"but got {type(layer).__name__}."
         )
 
@@ -217,6 +264,8 @@ def count_events(x: Tensor) -> int:
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     """Return the shape of one sample of a layer's input, without batch and leading dimensions."""
     _require_synaptic(layer)
+    if isinstance(layer, OneToOne):
+        return tuple(x.shape[1:])
     dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
     return tuple(x.shape[-dims:])
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 BINS = 8192
+# Bins that a search over many candidates looks at.
+_COARSE = 1024
 
 
 class ActivationHistogram:
@@ -15,7 +17,7 @@ class ActivationHistogram:
     data is repeated, and a quantile is off by at most ``2 / BINS`` (0.025 %) of the largest activation.
 
     Args:
-        channels: Number of channels (dimension 1 of the activations).
+        channels: Number of channels (dimension 1 of the activations); 1 puts all channels into one.
         bins: Number of bins of each channel.
         device: Where to count.
     """
@@ -32,14 +34,15 @@ class ActivationHistogram:
             ValueError: If there are not as many channels, or an activation is not finite.
         """
         channels, bins = self.counts.shape
-        if activations.dim() < 2 or activations.shape[1] != channels:
+        if channels > 1 and (activations.dim() < 2 or activations.shape[1] != channels):
             raise ValueError(
                 f"Expected activations of shape (B, C, ...) with C = {channels} channels, but got "
                 f"{tuple(activations.shape)}."
             )
         if activations.numel() == 0:
             return
-        values = activations.detach().movedim(1, 0).reshape(channels, -1).float().clamp_min(0)
+        values = activations.detach() if channels == 1 else activations.detach().movedim(1, 0)
+        values = values.reshape(channels, -1).float().clamp_min(0)
         self.largest = torch.maximum(self.largest, values.amax(1))
         peak = float(self.largest.max())
         if not peak < float("inf"):
@@ -108,3 +111,88 @@ def percentile(histogram: ActivationHistogram, per_channel: bool = False, *, per
     # Bin 0 holds the zeros: a channel that is mostly silent has the percentile 0, not a bin's width.
     edge = torch.where(first_bin > 0, first_bin + 1, 0).float() * (histogram.range / counts.shape[1])
     return torch.minimum(edge if per_channel else edge[0], largest)
+
+
+def mmse(
+    histogram: ActivationHistogram,
+    per_channel: bool = False,
+    *,
+    timesteps: int,
+    initial_potential: float = 0.5,
+    candidates: int = 95,
+) -> Tensor:
+    r"""Threshold of the least mean squared error of a neuron's rate over T steps (Li et al. 2021).
+
+    .. math::
+        \arg\min_\lambda \; \mathbb{E}\left[\left(a - \frac{\lambda}{T}\,
+        \text{clip}\left(\left\lfloor \frac{a T}{\lambda} + \frac{v_0}{\lambda} \right\rfloor, 0, T\right)
+        \right)^2\right]
+
+    over multiples of max(a) / ``candidates``: at few steps it pays to clip large activations and so to tell small
+    ones apart.
+
+    Args:
+        histogram: Activations on calibration data.
+        per_channel: One threshold per channel, else one for the layer.
+        timesteps: T.
+        initial_potential: v₀ / λ.
+        candidates: Number of thresholds to try.
+
+    Returns:
+        Shape ``(C,)``, or a scalar.
+
+    Example:
+        >>> histogram = ActivationHistogram(channels=1)
+        >>> histogram.update(torch.cat([torch.full((999, 1), 1.0), torch.tensor([[2.0]])]))
+        >>> round(float(mmse(histogram, timesteps=1)), 1)  # one spike is worth what is common, not what is rare
+        1.0
+    """
+    values, counts = _coarse(histogram, per_channel)
+    largest = maximum(histogram, per_channel).double().reshape(-1, 1)
+    best, least = largest.clone(), torch.full_like(largest, torch.inf)
+    for candidate in range(1, candidates + 1):
+        level = largest * (candidate / candidates)
+        spikes = (values * (timesteps / level.clamp_min(1e-30)) + initial_potential).floor_().clamp_(0, timesteps)
+        error = (spikes.mul_(level / timesteps) - values).square_().mul_(counts).sum(1, keepdim=True)
+        best = torch.where(error < least, level, best)
+        least = torch.minimum(error, least)
+    return (best.flatten() if per_channel else best[0, 0]).to(histogram.largest.dtype)
+
+
+def local(histogram: ActivationHistogram, per_channel: bool = False, *, iterations: int = 32) -> Tensor:
+    r"""Local threshold balancing (Bu et al. 2024, arXiv 2409.03368).
+
+    From :math:`\theta = 0`, descends the error that clipping makes, which stops long before the largest activation:
+
+    .. math:: \theta \leftarrow \theta + 2 \, \mathbb{E}\left[\max(a - \theta, 0)\right]
+
+    Args:
+        histogram: Activations on calibration data.
+        per_channel: One threshold per channel, else one for the layer.
+        iterations: Number of steps.
+
+    Returns:
+        Shape ``(C,)``, or a scalar.
+
+    Example:
+        >>> histogram = ActivationHistogram(channels=1)
+        >>> histogram.update(torch.arange(1000.0).reshape(1000, 1))
+        >>> round(float(local(histogram, iterations=1))), round(float(local(histogram)))  # first twice the mean
+        (999, 999)
+    """
+    values, counts = _coarse(histogram, per_channel)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    level = torch.zeros_like(counts[:, :1])
+    for _ in range(iterations):
+        level = level + 2 * ((values - level).clamp_min_(0) * shares).sum(1, keepdim=True)
+    levels = torch.minimum(level.flatten().to(histogram.largest.dtype), maximum(histogram, per_channel).reshape(-1))
+    return levels if per_channel else levels[0]
+
+
+def _coarse(histogram: ActivationHistogram, per_channel: bool) -> tuple[Tensor, Tensor]:
+    """Give the middles of coarse bins, ``(1, bins)``, and their counts, ``(C, bins)`` or ``(1, bins)``."""
+    counts = histogram.counts if per_channel else histogram.counts.sum(0, keepdim=True)
+    bins = min(_COARSE, counts.shape[1])
+    middles = (torch.arange(bins, device=counts.device, dtype=torch.float64) + 0.5) * (histogram.range / bins)
+    middles[0] = 0  # where the zeros are
+    return middles.unsqueeze(0), counts.unflatten(1, (bins, -1)).sum(2).double()

@@ -95,3 +95,106 @@ def neurons_of(network):
     modules = dict(network.body.named_modules())
     names = [str(node.target) for node in network.body.graph.nodes if node.op == "call_module"]
     return {f"body.{name}": modules[name] for name in names if isinstance(modules[name], snntorch.Leaky)}
+
+
+class Neuron(nn.Module):
+    """In place of an activation: soft-reset neurons whose spikes are worth their level; one set for each call."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+        self.levels = []  # of each call in a forward, of the positive and the negative neurons
+        self.potentials, self.calls = {}, 0
+
+    def forward(self, x):
+        call, self.calls = self.calls, self.calls + 1
+        output = 0
+        for sign, gain, level in self.levels[call]:
+            key = call, sign
+            if key not in self.potentials:
+                self.potentials[key] = torch.zeros_like(x) + 0.5 * level
+            v = self.potentials[key]
+            fired = (v > level).to(x.dtype)
+            v = v + sign * x - fired * level
+            self.potentials[key] = v
+            output = output + gain * level * (v > level).to(x.dtype)
+        return output
+
+
+class Growth(nn.Module):
+    """In place of max pooling: the growth of the pooled sums."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool, self.total, self.before = pool, 0, 0
+
+    def forward(self, x):
+        self.total = self.total + x
+        highest = self.pool(self.total)
+        passed, self.before = highest - self.before, highest
+        return passed
+
+
+class Measured(nn.Module):
+    """In place of an activation: computes it, and keeps the levels that its inputs ask for."""
+
+    def __init__(self, neuron, per_channel):
+        super().__init__()
+        self.neuron, self.per_channel = neuron, per_channel
+
+    def forward(self, x):
+        activation = self.neuron.activation
+        sides = []
+        for sign in (1, -1):
+            side = activation(sign * torch.clamp(sign * x, min=0))  # what it makes of one side
+            if (side != 0).any():
+                gain = {nn.LeakyReLU: getattr(activation, "negative_slope", 0)}.get(type(activation), 1)
+                if isinstance(activation, nn.PReLU):
+                    gain = activation.weight.detach().reshape(-1, *[1] * (x.dim() - 2))
+                gain = 1.0 if sign > 0 else -gain
+                clipped = sign * side if not isinstance(activation, (nn.LeakyReLU, nn.PReLU)) else (sign * x).clamp(min=0)
+                largest = clipped.float().transpose(0, 1).flatten(1).amax(1).to(x.dtype)
+                level = largest.max()
+                if self.per_channel:
+                    dead = largest <= 0.01 * level
+                    level = torch.where(dead, level, largest).reshape(-1, *[1] * (x.dim() - 2))
+                sides.append((sign, gain, level))
+        self.neuron.levels.append(sides)
+        return activation(x)
+
+
+@torch.no_grad()
+def simulate_model(model, x, calibration, timesteps, per_channel=False):
+    """Step a network in any form through time by calling it once a step, its activations replaced by neurons.
+
+    Functional activations and pools must be modules. Thresholds are the largest activations on ``calibration``.
+
+    Returns:
+        The mean of the output over the steps so far, (T, B, K).
+    """
+    model = copy.deepcopy(model).eval()
+    activations = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh)
+    pools = (*MAX_POOLS, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    neurons = {module: Neuron(module) for module in model.modules() if isinstance(module, activations)}
+    swap(model, {module: Measured(neuron, per_channel) for module, neuron in neurons.items()})
+    model(calibration)
+    swap(model, {module: module.neuron for module in model.modules() if isinstance(module, Measured)})
+    swap(model, {module: Growth(module) for module in model.modules() if isinstance(module, pools)})
+    total, running = 0, []
+    for step in range(1, timesteps + 1):
+        for neuron in neurons.values():
+            neuron.calls = 0
+        total = total + model(x)
+        running.append(total / step)
+    return torch.stack(running)
+
+
+def swap(model, replacements):
+    """Put modules in the place of others, wherever they are held."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])

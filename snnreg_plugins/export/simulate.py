@@ -1,0 +1,296 @@
+"""A spiking run of a traced DNN, layer by layer over all time steps: what thresholds are corrected by."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from snnreg_plugins.export.graph import ADAPTIVE_MAX_POOLS, MAX_POOLS
+from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How a population of neurons is set. All in units of its activation, shaped to broadcast over a sample.
+
+    Args:
+        level: What a spike is worth.
+        threshold: Potential to exceed, and what a spike takes from it.
+        potential: The potential to start with.
+        current: A constant current in every step.
+    """
+
+    level: Tensor
+    threshold: Tensor
+    potential: Tensor
+    current: Tensor
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """A population under its currents on calibration data: what an adjustment of its balance goes by.
+
+    Args:
+        population: The population.
+        currents: What flows in, one ``(B, ...)`` per time step, with the population's sign.
+        target: The DNN's activation that the rate is to follow, ``(B, ...)``.
+        beta: Decay of the potential per step.
+        per_channel: Whether channels may differ.
+    """
+
+    population: Population
+    currents: list[Tensor]
+    target: Tensor
+    beta: float
+    per_channel: bool
+
+    def fire(self, balance: Balance, samples: int | None = None) -> list[Tensor]:
+        """Give the spikes of each step, of the first samples."""
+        potential = torch.zeros_like(self.currents[0][:samples]) + balance.potential
+        spikes = []
+        for current in self.currents:
+            reset = (potential > balance.threshold) * balance.threshold
+            # In place: nearly all time is spent on memory here.
+            potential.mul_(self.beta).add_(current[:samples]).add_(balance.current).sub_(reset)
+            spikes.append((potential > balance.threshold).to(potential.dtype))
+        return spikes
+
+    def gap(self, balance: Balance, samples: int | None = None) -> Tensor:
+        """Give activation minus rate, ``(B, ...)``."""
+        spikes = self.fire(balance, samples)
+        rate = torch.stack(spikes).mean(0) if len(spikes) > 1 else spikes[0]
+        return self.target[:samples] - rate * balance.level
+
+
+#: Changes the balance of a population to suit what it sees.
+Adjustment: TypeAlias = Callable[[Neurons, Balance], Balance]
+
+
+class Simulation:
+    """Runs the spiking network of a traced DNN on some samples, and adjusts each layer before the next one runs.
+
+    Everything but neurons and max pooling is the DNN's own, applied to every step; a spike is worth its level.
+
+    Args:
+        traced: A network of :func:`~snnreg_plugins.export.graph.trace`.
+        timesteps: T.
+        beta: Decay of the potential per step.
+        per_channel: Whether channels may differ.
+    """
+
+    def __init__(self, traced: fx.GraphModule, timesteps: int, beta: float, per_channel: bool) -> None:
+        self.traced = traced
+        self.timesteps = timesteps
+        self.beta = beta
+        self.per_channel = per_channel
+        self.modules = dict(traced.named_modules())
+
+    def adjust(
+        self,
+        inputs: Tensor,
+        balances: dict[str, Balance],
+        adjustments: list[Adjustment],
+        code: Callable[[Tensor], list[Tensor]] | None = None,
+    ) -> dict[str, Balance]:
+        """Adjust all balances, in the order in which the layers run.
+
+        Args:
+            inputs: Samples, ``(B, ...)``.
+            balances: Those to begin with, by population.
+            adjustments: What to do at each population, one after the other.
+            code: From inputs to what goes in at each step; the inputs themselves if None.
+
+        Returns:
+            The balances, by population.
+        """
+        balances = dict(balances)
+        exact: dict[fx.Node, Any] = {}  # what the DNN computes
+        steps: dict[fx.Node, list[Any]] = {}  # what the spiking network computes, where it differs
+        last_use = {source: node for node in self.traced.graph.nodes for source in node.all_input_nodes}
+        for node in self.traced.graph.nodes:
+            if node.op == "output" or node.meta["head"]:
+                break
+            exact[node] = inputs if node.op == "placeholder" else self._compute(node, exact)
+            module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+            if node.op == "placeholder":
+                if code is not None:
+                    steps[node] = code(inputs)
+            elif isinstance(module, RECTIFIERS):
+                source = node.args[0]
+                currents = steps.get(source, [exact[source]] * self.timesteps)
+                steps[node] = self._fire(str(node.target), module, currents, exact[source], balances, adjustments)
+            elif any(source in steps for source in node.all_input_nodes):
+                at = [
+                    {source: steps[source][t] if source in steps else exact[source] for source in node.all_input_nodes}
+                    for t in range(self.timesteps)
+                ]
+                if isinstance(module, (*MAX_POOLS, *ADAPTIVE_MAX_POOLS)):
+                    steps[node] = _growth(module, [values[node.args[0]] for values in at])
+                else:
+                    steps[node] = [self._compute(node, values) for values in at]
+            for source in node.all_input_nodes:
+                if last_use[source] is node:
+                    exact.pop(source, None)
+                    steps.pop(source, None)
+        return balances
+
+    def _fire(
+        self,
+        name: str,
+        module: nn.Module,
+        currents: list[Tensor],
+        exact: Tensor,
+        balances: dict[str, Balance],
+        adjustments: list[Adjustment],
+    ) -> list[Tensor]:
+        total: list[Tensor] = []
+        for population in populations(module) or ():
+            key = name + population.suffix
+            signed = currents if population.sign > 0 else [-current for current in currents]
+            neurons = Neurons(population, signed, population.rectify(exact), self.beta, self.per_channel)
+            for adjustment in adjustments:
+                balances[key] = adjustment(neurons, balances[key])
+            worth = balances[key].level * channelwise(population.gain, exact.dim())
+            fired = [spike.mul_(worth) for spike in neurons.fire(balances[key])]
+            total = fired if not total else [a.add_(b) for a, b in zip(total, fired, strict=True)]
+        return total
+
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.traced)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "call_module":
+            return self.modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def channelwise(values: float | Tensor, dims: int) -> Any:
+    """Shape ``(C,)`` to broadcast over a sample of a tensor of ``dims`` dimensions; leave a number as it is."""
+    return values.reshape(-1, *[1] * (dims - 2)) if isinstance(values, Tensor) and values.dim() == 1 else values
+
+
+def _growth(pool: nn.Module, steps: list[Tensor]) -> list[Tensor]:
+    """Pool each step's growth of the sums so far."""
+    total, before, passed = torch.zeros_like(steps[0]), None, []
+    for step in steps:
+        total = total + step
+        highest = pool(total)
+        passed.append(highest if before is None else highest - before)
+        before = highest
+    return passed
+
+
+def spike_norm(neurons: Neurons, balance: Balance) -> Balance:
+    r"""Set level and threshold to the largest current under spiking input (Sengupta et al. 2019, Spike-Norm).
+
+    .. math:: \lambda = \max_{t, i} I_i(t)
+
+    A current can be far above the activation that it has on average, so rates are low and need many steps.
+    """
+    peaks = torch.stack([current.amax(0) for current in neurons.currents]).amax(0)
+    if neurons.per_channel:
+        peak = channelwise(peaks.flatten(1).amax(1) if peaks.dim() > 1 else peaks, neurons.target.dim())
+        peak = torch.where(peak > 1e-2 * peaks.amax(), peak, peaks.amax())
+    else:
+        peak = peaks.amax()
+    peak = torch.where(peak > 0, peak.clamp_max(neurons.population.limit), balance.level)
+    share = balance.potential / balance.threshold
+    return replace(balance, level=peak, threshold=peak, potential=share * peak)
+
+
+def correct_potential(neurons: Neurons, balance: Balance, per_neuron: bool = True) -> Balance:
+    r"""Move the initial potential by the charge that spikes lack on average (Li et al. 2021).
+
+    .. math:: v_0 \leftarrow v_0 + T \cdot \frac{\theta}{\lambda} \, \mathbb{E}\left[a - \lambda r\right]
+
+    for each neuron or each channel, a few times over, where it lowers the mean squared error of the rates.
+    """
+    steps = len(neurons.currents)
+    worth = balance.threshold / balance.level
+
+    def moved(current: Balance, gap: Tensor) -> Balance:
+        potential = current.potential + steps * worth * gap
+        # Above the threshold the first reset would take charge without a spike.
+        return replace(current, potential=torch.minimum(potential, balance.threshold.expand_as(potential)))
+
+    return _descend(neurons, balance, moved, per_neuron)
+
+
+def correct_bias(neurons: Neurons, balance: Balance) -> Balance:
+    r"""Add to each channel's current what spikes lack on average (Li et al. 2021).
+
+    .. math:: c \leftarrow c + \frac{\theta}{\lambda} \, \mathbb{E}\left[a - \lambda r\right]
+
+    a few times over, where it lowers the mean squared error of the rates.
+    """
+    worth = balance.threshold / balance.level
+
+    def moved(current: Balance, gap: Tensor) -> Balance:
+        return replace(current, current=current.current + worth * gap)
+
+    return _descend(neurons, balance, moved, per_neuron=False)
+
+
+def _descend(
+    neurons: Neurons, balance: Balance, moved: Callable[[Balance, Tensor], Balance], per_neuron: bool
+) -> Balance:
+    """Move by the mean gap as long as the error of each neuron or channel gets smaller; keep the best of each."""
+
+    def mean(values: Tensor) -> Tensor:
+        values = values.mean(0)
+        if per_neuron or values.dim() == 1:
+            return values
+        return values.mean(tuple(range(1, values.dim())), keepdim=True)
+
+    gap = neurons.gap(balance)
+    best, error, current = balance, mean(gap.square()), balance
+    for _ in range(_ROUNDS):
+        current = moved(current, mean(gap))
+        gap = neurons.gap(current)
+        found = mean(gap.square())
+        better = found < error
+        best = replace(
+            best,
+            potential=torch.where(better, current.potential, best.potential),
+            current=torch.where(better, current.current, best.current),
+        )
+        error = torch.minimum(found, error)
+    return best
+
+
+_ROUNDS = 3
+_FEW = 64  # samples are enough for a handful of numbers per layer
+_LEAK_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+_LEAK_POTENTIALS = (0.25, 0.5, 0.75)
+_LEAK_CURRENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def compensate_leak(neurons: Neurons, balance: Balance) -> Balance:
+    r"""Choose threshold, initial potential and a constant current for neurons that leak.
+
+    A leaky neuron loses :math:`(1 - \beta) v` in every step. A constant current of :math:`(1 - \beta) v^*` makes
+    :math:`v^*` its resting potential instead of 0, and a lower threshold makes up for what leaks above it. Of
+    combinations
+
+    .. math:: \theta = f \lambda \qquad v_0 = p \, \theta \qquad c = (1 - \beta) \, q \, \theta
+
+    takes the one with the least mean squared error of the layer's rates on calibration data.
+    """
+    best, least = balance, torch.inf
+    for f in _LEAK_THRESHOLDS:
+        for p in _LEAK_POTENTIALS:
+            for q in _LEAK_CURRENTS:
+                threshold = f * balance.level
+                current = (1 - neurons.beta) * q * threshold
+                tried = replace(balance, threshold=threshold, potential=p * threshold, current=current)
+                error = float(neurons.gap(tried, _FEW).square().mean())
+                if error < least:
+                    best, least = tried, error
+    return best
