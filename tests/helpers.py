@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from snnreg_plugins.functional import OneToOne
+
 
 def brute_force_fan_out(layer, input_shape):
     """Put one event at each position in turn, all weights 1 in float64, and add up what comes out."""
@@ -20,6 +22,8 @@ def brute_force_fan_out(layer, input_shape):
 
 
 def _all_ones(layer):
+    if isinstance(layer, OneToOne):
+        return nn.Identity()
     if isinstance(layer, nn.Linear):
         ones = nn.Linear(layer.in_features, layer.out_features, bias=False)
     else:
@@ -56,7 +60,7 @@ def soft_reset_neuron(currents, threshold, v0, beta=1.0):
 
 def brute_force_operations(layer, x):
     """SOPs, effective and dense MACs of all samples in x, position by position with Python's integers."""
-    dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
+    dims = _sample_dims(layer, x)
     reached = brute_force_fan_out(layer, x.shape[x.dim() - dims :]).flatten().tolist()
     values = x.double().reshape(-1, len(reached)).tolist()
     spiking = all(value.is_integer() for sample in values for value in sample)
@@ -66,6 +70,12 @@ def brute_force_operations(layer, x):
         for value, synapses in zip(sample, reached, strict=True)
     )
     return (cost if spiking else 0, 0 if spiking else cost, len(values) * sum(reached))
+
+
+def _sample_dims(layer, x):
+    if isinstance(layer, OneToOne):
+        return x.dim() - 1
+    return 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
 
 
 @contextmanager

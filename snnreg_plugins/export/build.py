@@ -205,7 +205,9 @@ class _Builder:
         if source.op != "get_attr":
             return nodes[source]
         holder, name = str(source.target).split(".")
-        add_submodule(self.root, holder, nn.Module()).register_buffer(name, operator.attrgetter(source.target)(self.source))
+        add_submodule(self.root, holder, nn.Module()).register_buffer(
+            name, operator.attrgetter(source.target)(self.source)
+        )
         return graph.get_attr(str(source.target))
 
     # What is computed in every step
@@ -281,7 +283,9 @@ class _Builder:
             dims = tuple(dim % _sample(node.args[0]).dim() for dim in node.args[1])
             keepdim = bool(node.kwargs["keepdim"])
             sums = SumOver(dims, keepdim)
-            return self._average(node, self._sum(node.args[0]), lambda x: x.mean(dims, keepdim=keepdim), sums, 1 in dims)
+            return self._average(
+                node, self._sum(node.args[0]), lambda x: x.mean(dims, keepdim=keepdim), sums, 1 in dims
+            )
         if node.target is operator.neg:
             return self._sum(node.args[0]).times(-1)
         if node.target in (operator.add, operator.sub, operator.mul, operator.truediv):
@@ -369,7 +373,11 @@ class _Builder:
     def _one_current(self, node: fx.Node, given: _Sum, unscaled: bool = False) -> _Term:
         """Make a sum one term of currents with a positive scale, by one synapse from each neuron to its own target."""
         first = given.terms[0]
-        if len(given.terms) == 1 and not first.spikes and bool((first.scale == 1 if unscaled else first.scale > 0).all()):
+        if (
+            len(given.terms) == 1
+            and not first.spikes
+            and bool((first.scale == 1 if unscaled else first.scale > 0).all())
+        ):
             return first
         nodes = []
         for term in given.terms:
@@ -400,7 +408,7 @@ class _Builder:
                 current = self._call(f"{key}_current", Current(constant), current)
             threshold, potential = balance.threshold.to(shape) / unit, balance.potential.to(shape) / unit
             add_submodule(self.root, key, self.target.neuron(threshold))
-            add_submodule(self.root, f"{key}_initial", InitialState(potential))
+            add_submodule(self.root, f"{key}_initial", InitialState(potential, balance.level.to(shape).clone()))
             state = self.step.call_module(f"{key}_initial", (self._state(), current))
             scale = (balance.level.to(shape) * channelwise(kind.gain, shape.dim())).expand_as(shape)
             terms.append(_Term(self._stateful(key, current, state), scale, spikes=True))
@@ -555,7 +563,10 @@ class _Builder:
 
     def _differ(self, node: fx.Node) -> ConversionError:
         return refusal(
-            node, "thresholds that differ along a dimension which the weights share", _name(node), "use per_channel=False, and pools whose windows are all of one size",
+            node,
+            "thresholds that differ along a dimension which the weights share",
+            _name(node),
+            "use per_channel=False, and pools whose windows are all of one size",
         )
 
 

@@ -21,7 +21,7 @@ Calibration: TypeAlias = Tensor | Iterable[Any]
 Threshold: TypeAlias = Callable[[ActivationHistogram, bool], Tensor]
 
 # Methods that take more than a histogram of activations.
-_OTHER_METHODS = ("auto", "learned", "spike_norm")
+OTHER_METHODS = ("auto", "learned", "spike_norm")
 _CHUNK = 256
 # A channel with a threshold this small beside its layer's is silent on the calibration data: with a threshold of
 # its own it would fire on nothing.
@@ -50,9 +50,9 @@ def threshold_function(
         "mmse": partial(mmse, timesteps=timesteps, initial_potential=initial_potential),
         "local": local,
     }
-    if threshold not in methods:
+    if not isinstance(threshold, str) or threshold not in methods:
         raise ValueError(
-            f"Expected argument `threshold` to be a function or one of {sorted({*methods, *_OTHER_METHODS})}, but got "
+            f"Expected argument `threshold` to be a function or one of {sorted({*methods, *OTHER_METHODS})}, but got "
             f"{threshold!r}."
         )
     return methods[threshold]

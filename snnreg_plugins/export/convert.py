@@ -12,7 +12,15 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from snnreg_plugins.export.build import Coder, Target, build
-from snnreg_plugins.export.calibrate import Calibration, Statistics, Threshold, batches, run, threshold_function
+from snnreg_plugins.export.calibrate import (
+    OTHER_METHODS,
+    Calibration,
+    Statistics,
+    Threshold,
+    batches,
+    run,
+    threshold_function,
+)
 from snnreg_plugins.export.coding import CODINGS, LatencyCoder, PoissonCoder
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.graph import trace
@@ -74,7 +82,7 @@ class Options:
             ValueError: If an option is unknown or out of range.
         """
         require_timesteps(self.timesteps)
-        if self.threshold not in ("auto", "learned", "spike_norm"):
+        if not isinstance(self.threshold, str) or self.threshold not in OTHER_METHODS:
             threshold_function(self.threshold, self.percent)
         if not 0 <= self.initial_potential < 1:
             raise ValueError(

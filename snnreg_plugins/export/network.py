@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins.export.parts import at_least_float32
+from snnreg_plugins.export.parts import InitialState, at_least_float32
 
 
 class SpikingNetwork(nn.Module):
@@ -73,6 +73,15 @@ class SpikingNetwork(nn.Module):
         require_timesteps(value)
         self._timesteps = value
 
+    @property
+    def levels(self) -> dict[str, Tensor]:
+        """What a spike of each neuron layer is worth in activation of the DNN, by the layer's name in the body."""
+        return {
+            name.removesuffix("_initial"): module.level
+            for name, module in self.body.named_modules()
+            if isinstance(module, InitialState)
+        }
+
     def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
         """Run the network for ``timesteps`` steps.
 
@@ -111,5 +120,3 @@ def require_timesteps(value: int) -> None:
     """Raise a ValueError unless ``value`` is a number of time steps."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"Expected argument `timesteps` to be an integer of at least 1, but got {value!r}.")
-
-

@@ -142,13 +142,16 @@ class InitialState(nn.Module):
 
     Args:
         potential: Shaped to broadcast over a sample of the layer's current.
+        level: What a spike of the layer is worth, in units of the DNN's activation; shaped alike.
     """
 
     potential: Tensor
+    level: Tensor
 
-    def __init__(self, potential: Tensor) -> None:
+    def __init__(self, potential: Tensor, level: Tensor) -> None:
         super().__init__()
         self.register_buffer("potential", potential)
+        self.register_buffer("level", level)
 
     def forward(self, state: Tensor | None, current: Tensor) -> Tensor:
         """Give the state in the shape of ``current``: neurons replace one of another shape by zeros."""

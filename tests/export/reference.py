@@ -152,7 +152,9 @@ class Measured(nn.Module):
                 if isinstance(activation, nn.PReLU):
                     gain = activation.weight.detach().reshape(-1, *[1] * (x.dim() - 2))
                 gain = 1.0 if sign > 0 else -gain
-                clipped = sign * side if not isinstance(activation, (nn.LeakyReLU, nn.PReLU)) else (sign * x).clamp(min=0)
+                clipped = (
+                    sign * side if not isinstance(activation, (nn.LeakyReLU, nn.PReLU)) else (sign * x).clamp(min=0)
+                )
                 largest = clipped.float().transpose(0, 1).flatten(1).amax(1).to(x.dtype)
                 level = largest.max()
                 if self.per_channel:

@@ -44,7 +44,7 @@ def test_spikes_and_scores(name, per_channel):
 @pytest.mark.parametrize("options", [{"initial_potential": 0.0}, {"initial_potential": 0.25}, {"beta": 0.9}])
 def test_initial_potential_and_decay(options):
     net, chain, x = make("lenet_modules")
-    network = to_snntorch(net, x, timesteps=T, threshold="max", **options)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", compensate_leak=False, **options)
     assert_simulates(network, chain, max_thresholds(chain, x, False), x, **options)
 
 

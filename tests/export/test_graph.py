@@ -275,20 +275,6 @@ class Residual(nn.Module):
         return self.c(F.relu(self.add(x, self.b(x))))
 
 
-def add_in_place(x, y):
-    x += y
-    return x
-
-
-class Branches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 3)
-
-    def forward(self, x):
-        return self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], dim=1))
-
-
 class OwnWeights(nn.Module):
     def __init__(self):
         super().__init__()
@@ -296,16 +282,6 @@ class OwnWeights(nn.Module):
 
     def forward(self, x):
         return F.linear(F.relu(self.a(x)), self.w)
-
-
-class Constant(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.c = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.register_buffer("mean", torch.rand(6))
-
-    def forward(self, x):
-        return self.c(F.relu(self.a(x - self.mean)))
 
 
 class DataDependent(nn.Module):
@@ -350,17 +326,11 @@ def conv(*layers):
 TRAIN_WITH_RELU = "train with nn.ReLU in its place"
 BATCH_NORM = "train with nn.BatchNorm in its place, which folds into the weights"
 RANKS = "leave it out: scores before it rank the classes alike"
-ONE_BRANCH = "leave it out: every layer has to read one other layer, without skip connections and branches"
-NORM_PLACE = "move it directly behind a Linear or Conv layer that nothing else reads"
-SAME_DIVISOR = "use ceil_mode=False, no divisor_override, and padding=0 or count_include_pad=True"
 
 # The model, and parts of the message: the layer or function, the code where it stands, what to do.
 REFUSED = {
     "GELU": (lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU()), "layer '1': GELU", TRAIN_WITH_RELU),
     "F.gelu": (lambda: small(lambda m, x: m.c(F.gelu(m.a(x)))), "convert gelu", "F.gelu(m.a(x))", TRAIN_WITH_RELU),
-    "ReLU6": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU6()), "layer '1': ReLU6", TRAIN_WITH_RELU),
-    "F.relu6": (lambda: small(lambda m, x: m.c(F.relu6(m.a(x)))), "convert relu6", TRAIN_WITH_RELU),
-    "LeakyReLU": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU()), "layer '1': LeakyReLU", TRAIN_WITH_RELU),
     "Sigmoid": (lambda: small(lambda m, x: torch.sigmoid(m.c(m.relu(m.a(x))))), "convert sigmoid", TRAIN_WITH_RELU),
     "LayerNorm": (lambda: GroupNormed(nn.LayerNorm(8)), "layer 'norm': LayerNorm", "self.norm(self.a(x))", BATCH_NORM),
     "GroupNorm": (lambda: GroupNormed(nn.GroupNorm(2, 8)), "layer 'norm': GroupNorm", BATCH_NORM),
@@ -368,53 +338,56 @@ REFUSED = {
     "Softmax": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Softmax(1)), "layer '2': Softmax", RANKS),
     "F.log_softmax": (lambda: small(lambda m, x: F.log_softmax(m.relu(m.a(x)), 1)), "convert log_softmax", RANKS),
     "x.softmax": (lambda: small(lambda m, x: m.relu(m.a(x)).softmax(1)), "convert softmax", RANKS),
-    "F.linear": (OwnWeights, "the tensor 'w'", "F.linear(F.relu(self.a(x)), self.w)", "use nn.Linear"),
-    "buffer": (Constant, "the tensor 'mean'", "x - self.mean", "compute with it outside of the network"),
-    "own bias": (
-        lambda: small(lambda m, x: m.c(m.relu(m.a(x) + torch.ones(8)))), "the tensor '_tensor_constant0'",
-        "m.a(x) + torch.ones(8)", "make it the weight or bias of a layer",
+    "F.linear": (OwnWeights, "convert linear", "F.linear(F.relu(self.a(x)), self.w)", "use nn.Linear"),
+    "F.prelu": (
+        lambda: small(lambda m, x: m.c(F.prelu(m.a(x), torch.ones(8)))), "convert prelu", "use nn.PReLU, which owns its",
+    ),
+    "clamp from above": (lambda: small(lambda m, x: m.c(m.a(x).clamp(-1, 1))), "convert clamp", TRAIN_WITH_RELU),
+    "Hardtanh above 0": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Hardtanh(1, 2)),
+        "layer '1': Hardtanh(min_val=1, max_val=2), which does not map 0 to 0", "choose a range around 0",
+    ),
+    "gate": (
+        lambda: small(lambda m, x: m.c(m.relu(m.a(x)) * m.relu(m.b(m.a(x))))), "convert a product of two activations",
+        "multiply by constants only",
+    ),
+    "division": (lambda: small(lambda m, x: 1 / m.relu(m.a(x))), "a division by an activation", "by constants only"),
+    "alpha": (
+        lambda: Residual(lambda x, y: torch.add(x, y, alpha=2)), "add with more than the operands", "write it as",
+    ),
+    "in place on what is read again": (
+        lambda: Residual(lambda x, y: (x.add_(y), x)[1]), "add_ in place on what is read again", "write `x = x + y`",
+    ),
+    "in place through a view": (
+        lambda: small(lambda m, x: (lambda y: (y.view(-1, 8).add_(1), m.c(y))[1])(m.relu(m.a(x)))),
+        "add_ in place on what is read again", "write `x = x + y`",
+    ),
+    "stack": (lambda: small(lambda m, x: torch.stack([m.relu(m.a(x))] * 2)), "convert stack", "use torch.cat"),
+    "mean of all": (lambda: small(lambda m, x: m.relu(m.a(x)).mean()), "convert mean", "give the dimensions"),
+    "mean over the batch": (lambda: small(lambda m, x: m.relu(m.a(x)).mean((0, 1))), "convert mean", "without the batch"),
+    "bilinear": (
+        lambda: conv(nn.Upsample(scale_factor=2, mode="bilinear")), "layer '2': upsampling with mode='bilinear'",
+        'use mode="nearest"',
+    ),
+    "attention": (
+        lambda: small(lambda m, x: m.at(x, x, x)[0], at=nn.MultiheadAttention(6, 1)), "layer 'at': MultiheadAttention",
+        "keep attention as a DNN behind the spiking part, with `until`",
     ),
     "control flow": (DataDependent, "DataDependent cannot be traced", "(if x.sum() > 0:)", "out of forward()"),
     "two inputs": (TwoInputs, "TwoInputs.forward takes 2 inputs", "Wrap the model in a module"),
     "tuple": (lambda: small(lambda m, x: (m.relu(m.a(x)), x)), "Chain.forward returns a tuple", "Wrap the model in"),
     "dict": (lambda: small(lambda m, x: {"y": m.relu(m.a(x))}), "Chain.forward returns a dict", "Wrap the model in"),
     "no forward": (NoForward, "NoForward has no forward()", "Pass the network itself"),
-    "addition": (lambda: Residual(lambda x, y: x + y), "convert add", "lambda x, y: x + y", ONE_BRANCH),
-    "torch.add": (lambda: Residual(torch.add), "convert add", "self.add(x, self.b(x))", ONE_BRANCH),
-    "addition in place": (lambda: Residual(add_in_place), "convert add", "(x += y)", ONE_BRANCH),
-    "cat": (Branches, "convert cat", "torch.cat([", ONE_BRANCH),
-    "multiplication": (lambda: small(lambda m, x: m.c(m.relu(m.a(x)) * 2)), "convert mul", "* 2)", "use Linear, Conv"),
-    "scaled values": (
-        lambda: small(lambda m, x: m.c(torch.flatten(m.relu(m.a(x)), x.dim() - 1) * 2)), "convert mul", "use Linear",
-    ),
-    "mean": (lambda: small(lambda m, x: m.relu(m.a(x)).mean(1)), "convert mean", "use nn.AdaptiveAvgPool"),
-    "ceil_mode": (lambda: conv(nn.AvgPool2d(2, ceil_mode=True)), "layer '2': average pooling", SAME_DIVISOR),
-    "uncounted padding": (
-        lambda: conv(nn.AvgPool2d(2, padding=1, count_include_pad=False)), "layer '2': average pooling", SAME_DIVISOR,
-    ),
-    "divisor": (lambda: conv(nn.AvgPool2d(2, divisor_override=3)), "layer '2': average pooling", SAME_DIVISOR),
-    "uneven windows": (
-        lambda: conv(nn.AdaptiveAvgPool2d(4)), "layer '2': adaptive average pooling from (6, 6) to (4, 4)",
-        "choose an output size that divides the input size",
-    ),
     "return_indices": (
         lambda: Chain(lambda m, x: m.pool(m.a(x))[0], a=nn.Conv2d(1, 4, 3), pool=nn.MaxPool2d(2, return_indices=True)),
         "max pooling with return_indices=True", "m.pool(m.a(x))[0]", "use return_indices=False",
     ),
-    "AdaptiveMaxPool": (lambda: conv(nn.AdaptiveMaxPool2d(2)), "layer '2': AdaptiveMaxPool2d", "use nn.MaxPool"),
     "output_size": (
         lambda: Chain(
             lambda m, x: m.b(F.relu(m.a(x)), output_size=(8, 8)),
             a=nn.Conv2d(1, 4, 3, stride=2), b=nn.ConvTranspose2d(4, 2, 3, stride=2),
         ),
         "layer 'b': a call with more than the input", "output_size=(8, 8)", "give the layer its input alone",
-    ),
-    "norm on spikes": (
-        lambda: conv(nn.BatchNorm2d(4)), "layer '2': batch norm that does not follow a synaptic layer", NORM_PLACE,
-    ),
-    "norm over time": (
-        lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(1), nn.ReLU()),
-        "layer '3': batch norm that does not follow a synaptic layer", NORM_PLACE,
     ),
     "norm without statistics": (
         lambda: GroupNormed(nn.BatchNorm1d(8, track_running_stats=False)),
@@ -446,8 +419,7 @@ def test_refusals(name):
     model, *parts = REFUSED[name]
     model = model()
     convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    x = torch.rand(20, 1, 8, 8) if convolutional or name in ("no ReLU", "norm over time") else torch.rand(20, 6)
-    x = x[:, 0, :1] if name == "norm over time" else x
+    x = torch.rand(20, 1, 8, 8) if convolutional or name == "no ReLU" else torch.rand(20, 6)
     modes = [module.training for module in model.modules()]
     with pytest.raises(ConversionError) as raised:
         to_snntorch(model, x, timesteps=T)

@@ -23,15 +23,18 @@ from tests.export.reference import neurons_of
         ("timesteps", 2.0, "to be an integer of at least 1, but got 2.0"),
         ("timesteps", True, "to be an integer of at least 1, but got True"),
         ("timesteps", None, "to be an integer of at least 1, but got None"),
-        ("threshold", "mean", r"to be a function or one of \['max', 'percentile'\], but got 'mean'"),
-        ("threshold", None, r"to be a function or one of \['max', 'percentile'\], but got None"),
-        ("threshold", ["max"], r"to be a function or one of \['max', 'percentile'\], but got \['max'\]"),
+        ("threshold", "mean", r"to be a function or one of \['auto', .*, 'spike_norm'\], but got 'mean'"),
+        ("threshold", None, r"to be a function or one of \['auto', .*, 'spike_norm'\], but got None"),
+        ("threshold", ["max"], r"to be a function or one of \['auto', .*, 'spike_norm'\], but got \['max'\]"),
         ("percent", 0, r"to be in \(0, 100\], but got 0"),
         ("percent", 101.0, r"to be in \(0, 100\], but got 101.0"),
         ("percent", float("nan"), r"to be in \(0, 100\], but got nan"),
         ("initial_potential", 1.0, r"to be in \[0, 1\), but got 1.0"),
         ("initial_potential", -0.1, r"to be in \[0, 1\), but got -0.1"),
         ("initial_potential", float("nan"), r"to be in \[0, 1\), but got nan"),
+        ("correction", "gap", r"to be one of \['bias', .*'potential'\], but got 'gap'"),
+        ("correction", None, r"to be one of \['bias', .*'potential'\], but got None"),
+        ("coding", "rate", r"to be one of \['constant', .*'poisson'\], but got 'rate'"),
         ("beta", 0, r"to be in \(0, 1\], but got 0"),
         ("beta", 1.1, r"to be in \(0, 1\], but got 1.1"),
         ("beta", float("nan"), r"to be in \(0, 1\], but got nan"),
@@ -54,7 +57,8 @@ def test_defaults():
     parameters = inspect.signature(to_snntorch).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     assert defaults == {
-        "threshold": "percentile", "percent": 99.9, "per_channel": False, "initial_potential": 0.5, "beta": 1.0,
+        "threshold": "percentile", "percent": 99.9, "per_channel": False, "initial_potential": 0.5,
+        "correction": "none", "beta": 1.0, "compensate_leak": True, "coding": "constant", "until": None,
         "surrogate_slope": 5.0,
     }  # fmt: skip
     assert "timesteps" in parameters
@@ -63,7 +67,7 @@ def test_defaults():
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_neurons_are_plain_leaky(per_channel):
     net, _, x = make("lenet_functional")
-    network = to_snntorch(net, x, timesteps=4, per_channel=per_channel, beta=0.9)
+    network = to_snntorch(net, x, timesteps=4, per_channel=per_channel, beta=0.9, compensate_leak=False)
     shapes = [(4, 1, 1), (6, 1, 1), (12,)] if per_channel else [()] * 3
     for neuron, shape in zip(neurons_of(network).values(), shapes, strict=True):
         assert type(neuron) is snntorch.Leaky

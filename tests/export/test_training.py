@@ -29,7 +29,9 @@ class Surrogate(torch.autograd.Function):
         return grad * (1 / (1 + ctx.slope * u.abs())) ** 2, None
 
 
-@pytest.mark.parametrize("options", [{}, {"per_channel": True, "surrogate_slope": 2.0}, {"beta": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"per_channel": True, "surrogate_slope": 2.0}, {"beta": 0.8, "compensate_leak": False}]
+)
 def test_gradient_is_that_of_a_simulation_with_the_same_surrogate(options):
     net, _, x = make("lenet_functional")
     network = to_snntorch(net, x, timesteps=5, **options)

@@ -7,6 +7,7 @@ from torch import nn
 
 from snnreg_plugins.functional import (
     SYNAPTIC_LAYERS,
+    OneToOne,
     count_events,
     dense_macs,
     fan_out,
@@ -37,6 +38,9 @@ LAYERS = {
         nn.ConvTranspose2d(2, 4, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=(1, 3)),
         (2, 3, 4),
     ),
+    "one_to_one": (OneToOne(torch.tensor(0.5)), (2, 3)),
+    "one_to_one_by_channel": (OneToOne(torch.rand(3, 1, 1)), (3, 4, 2)),
+    "one_to_one_by_neuron": (OneToOne(torch.rand(5)), (5,)),
     "transposed_all_padded_away_but_one": (nn.ConvTranspose1d(1, 2, 3, padding=2), (1, 3)),
 }
 for convolution, spatial in zip(CONVOLUTIONS, SHAPES.values(), strict=True):
