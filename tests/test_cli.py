@@ -67,6 +67,7 @@ def test_there_are_all_recipes():
         "fashion_mnist_lenet_hoyer_square",
         "fashion_mnist_lenet_l1",
         "fashion_mnist_lenet_none",
+        "fashion_mnist_lenet_qcfs",
     ]
 
 

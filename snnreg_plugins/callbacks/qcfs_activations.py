@@ -202,7 +202,7 @@ class QCFSActivations(Callback):
             if isinstance(module, QCFS) and not module.threshold > 0:
                 raise MisconfigurationException(
                     f"Expected the threshold of {name!r} to stay positive, but it was trained to "
-                    f"{float(module.threshold):.3g}. Use a smaller learning rate or less weight decay for it."
+                    f"{module.threshold.item():.3g}. Use a smaller learning rate or less weight decay for it."
                 )
 
     def _start(self, trainer: Trainer) -> float:

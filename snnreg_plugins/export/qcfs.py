@@ -133,10 +133,10 @@ class QCFS(nn.Module):
     def _observe(self, y: Tensor) -> None:
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return  # checkpointing computes it a second time, within the backward pass
-        rows = y.detach().reshape(y.shape[0] if y.dim() else 1, -1)
-        values = rows[: -(-_SAMPLES // max(1, rows.shape[1]))].flatten()
-        if not values.numel():
+        if not y.numel():
             return
+        rows = y.reshape(y.shape[0] if y.dim() else 1, -1)
+        values = rows[: -(-_SAMPLES // rows.shape[1])].flatten()
         # The smallest value that the given share does not exceed; the product may be a rounding error too large.
         rank = max(1, math.ceil(self.percent / 100 * values.numel() - 1e-6))
         level = values.topk(values.numel() - rank + 1, sorted=True).values[-1].to(self.observed.dtype)
