@@ -205,6 +205,14 @@ class QCFSActivations(Callback):
                     f"{module.threshold.item():.3g}. Use a smaller learning rate or less weight decay for it."
                 )
 
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._waiting and self._batches < self.calibration_batches:
+            rank_zero_warn(
+                f"QCFSActivations has not started to quantize: training ended after {self._batches} of "
+                f"calibration_batches={self.calibration_batches} batches."
+            )
+
     def _start(self, trainer: Trainer) -> float:
         """First epoch to quantize in."""
         if not isinstance(self.start_epoch, float):

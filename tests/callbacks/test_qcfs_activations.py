@@ -99,13 +99,13 @@ def net_by_hand(levels, switch):
     return made
 
 
-def as_callback_orders(module):
+def by_name(module):
     """Parameters by name: the two networks register theirs in another order."""
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
 def assert_same(actual, expected, atol=1e-12):
-    actual, expected = as_callback_orders(actual), as_callback_orders(expected)
+    actual, expected = by_name(actual), by_name(expected)
     assert set(actual) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0, atol=atol)
@@ -174,8 +174,8 @@ def test_mixed_precision(precision):
     single = Module(net(torch.float32))
     fit(single, [QCFSActivations(4, calibration_batches=2)], max_epochs=3)
     assert module.net.relu.threshold.dtype == torch.float32
-    for name, p in as_callback_orders(single).items():
-        torch.testing.assert_close(as_callback_orders(module)[name], p, rtol=0, atol=2e-2)
+    for name, p in by_name(single).items():
+        torch.testing.assert_close(by_name(module)[name], p, rtol=0, atol=2e-2)
 
 
 class PenaltyByHand(ByHandModule):
@@ -383,6 +383,11 @@ def test_what_cannot_be_traced_is_not_warned_of():
 def test_a_start_that_is_never_reached_is_warned_of():
     with pytest.warns(UserWarning, match="start_epoch=2 is not reached with max_epochs=2"):
         fit(Module(net(torch.float32)), [QCFSActivations(start_epoch=2)], max_epochs=2)
+
+
+def test_too_few_batches_are_warned_of():
+    with pytest.warns(UserWarning, match="not started to quantize: training ended after 4 of calibration_batches=10"):
+        fit(Module(net(torch.float32)), [QCFSActivations()])
 
 
 def test_a_share_needs_a_number_of_epochs():

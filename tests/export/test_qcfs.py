@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.export.qcfs import QCFS, clip_floor_shift
+from snnreg_plugins.probes import neuron_layers
 from tests.helpers import soft_reset_neuron
 
 
@@ -243,6 +244,10 @@ def test_compiles_in_one_graph_before_and_after_the_switch(dtype):
         for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(compiled[1].observed, plain[1].observed)
+
+
+def test_is_a_neuron_layer():
+    assert list(neuron_layers(nn.Sequential(nn.Linear(2, 2), QCFS()))) == ["1"]
 
 
 @pytest.mark.parametrize(
