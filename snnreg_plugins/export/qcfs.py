@@ -141,7 +141,9 @@ class QCFS(nn.Module):
         rank = max(1, math.ceil(self.percent / 100 * values.numel() - 1e-6))
         level = values.topk(values.numel() - rank + 1, sorted=True).values[-1].to(self.observed.dtype)
         mean = torch.lerp(level, self.observed, _MOMENTUM)
-        self.observed.copy_(torch.where(self.observed > 0, mean, level))
+        # A batch that overflowed, as the first ones in fp16 may, is forgotten at the next.
+        started = (self.observed > 0) & self.observed.isfinite()
+        self.observed.copy_(torch.where(started, mean, level))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

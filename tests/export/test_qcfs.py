@@ -178,6 +178,9 @@ def test_activity_that_is_not_finite_is_refused():
     activation(torch.tensor([1.0, float("inf")]))
     with pytest.raises(ValueError, match="finite.*inf"):
         activation.activate()
+    activation(torch.tensor([1.0, 2.0]))
+    activation.activate()
+    assert activation.threshold.item() == 2.0
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
