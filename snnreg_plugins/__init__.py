@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snnreg_plugins.callbacks import ActivityRegularization, SpikingValidation
+    from snnreg_plugins.callbacks import ActivityRegularization, QCFSActivations, SpikingValidation
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
     from snnreg_plugins.export.norse import to_norse
     from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
@@ -15,6 +15,7 @@ __all__ = [
     "ActivityRegularization",
     "ConversionError",
     "Energy",
+    "QCFSActivations",
     "SpikeRate",
     "SpikingNetwork",
     "SpikingValidation",
@@ -28,6 +29,7 @@ _HOMES = {
     "ActivityRegularization": "callbacks",
     "ConversionError": "export",
     "Energy": "metrics",
+    "QCFSActivations": "callbacks",
     "SpikeRate": "metrics",
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._files import read_tensors
-from snnreg_plugins.callbacks import ExportReport
+from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -72,6 +72,9 @@ class ExportTrainer(Trainer):
             calibration_batches,
             table,
         )
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, QCFSActivations):
+                callback.swap(model)  # the checkpoint holds its thresholds
         load_checkpoint(model, ckpt_path)
         exporter.run(model, datamodule)
 

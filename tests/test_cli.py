@@ -67,6 +67,7 @@ def test_there_are_all_recipes():
         "fashion_mnist_lenet_hoyer_square",
         "fashion_mnist_lenet_l1",
         "fashion_mnist_lenet_none",
+        "fashion_mnist_lenet_qcfs",
     ]
 
 
@@ -114,6 +115,14 @@ def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     network = load_network("out/spiking.pt", Classifier(LeNet((1, 16, 16))))
     assert network.timesteps == 3
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_a_checkpoint_with_quantized_activations_exports(command, stand_ins, capsys):
+    config = ["--config", "recipes/fashion_mnist_lenet_qcfs.yaml"]
+    command("fit", *config, *MOMENT)
+    command("test", *config, "--ckpt_path", "runs/fashion_mnist_lenet_qcfs/dnn.ckpt")
+    command("export", *config, "--ckpt_path", "runs/fashion_mnist_lenet_qcfs/dnn.ckpt", "--timesteps=3")
+    assert "SNN, T = 3" in capsys.readouterr().out
 
 
 def test_a_second_run_replaces_the_first(command):

@@ -2,6 +2,7 @@
 
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.export_report import ExportReport
+from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 
-__all__ = ["ActivityRegularization", "ExportReport", "SpikingValidation"]
+__all__ = ["ActivityRegularization", "ExportReport", "QCFSActivations", "SpikingValidation"]
