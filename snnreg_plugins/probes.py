@@ -37,7 +37,7 @@ _STATEFUL = {
     "spikingjelly": {"BaseNode"},
     "sinabs": {"StatefulLayer"},
 }
-_QUANTIZED = {"snnreg_plugins": {"QCFS"}}
+_OWN = {"snnreg_plugins": {"QCFS", "PoissonCoder", "LatencyCoder"}}
 _NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs": {"ExpLeak"}}
 
 
@@ -56,7 +56,7 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if is_spiking_neuron(module) or isinstance(module, _ACTIVATIONS) or _derives(module, _QUANTIZED)
+        if is_spiking_neuron(module) or isinstance(module, _ACTIVATIONS) or _derives(module, _OWN)
     }
 
 

@@ -200,7 +200,7 @@ class _Builder:
             module = ChannelAffine(*gain_and_shift(module)) if isinstance(module, _BatchNorm) else module
             add_submodule(self.root, str(node.target), copy.deepcopy(module))
 
-    def _get(self, source: fx.Node, nodes: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node:
+    def _get(self, source: Any, nodes: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node:
         """Find a node in the graph that computes it, and a tensor of the model's own in any."""
         if source.op != "get_attr":
             return nodes[source]
@@ -248,7 +248,7 @@ class _Builder:
         assert isinstance(found, _Sum)
         return found
 
-    def _in_step(self, node: fx.Node) -> None:
+    def _in_step(self, node: Any) -> None:
         if node.op != "call_module":
             self.sums[node] = self._function(node)
             return
@@ -275,7 +275,7 @@ class _Builder:
             )
             self.sums[node] = _Sum(terms, module(given.shift))
 
-    def _function(self, node: fx.Node) -> _Sum | list[_Sum]:
+    def _function(self, node: Any) -> Any:
         shape = _sample(node) if "tensor_meta" in node.meta and hasattr(node.meta["tensor_meta"], "shape") else None
         if node.target is torch.cat:
             return self._cat(node)
@@ -329,11 +329,12 @@ class _Builder:
                 terms.append(term)
         return _Sum(tuple(terms), given.shift)
 
-    def _moved(self, node: fx.Node) -> _Sum | list[_Sum]:
+    def _moved(self, node: Any) -> Any:
         """Move values, and their scales and shifts alike."""
         source = node.args[0]
-        if isinstance(self.sums.get(source), list):  # an item of what was split
-            return self.sums[source][node.args[1]]  # type: ignore[index,return-value]
+        parts = self.sums.get(source)
+        if isinstance(parts, list):  # an item of what was split
+            return parts[node.args[1]]
         given = self._sum(source)
         sizes = {arg: self._first(arg) for arg in node.all_input_nodes if arg is not source}
 
@@ -353,14 +354,14 @@ class _Builder:
         if isinstance(shift, Tensor):
             terms = zip(given.terms, nodes, scales, strict=True)
             return _Sum(tuple(replace(term, node=n, scale=scale) for term, n, scale in terms), shift)
-        parts = []
+        split = []
         for index, part in enumerate(shift):
             items = [self.step.call_function(operator.getitem, (n, index)) for n in nodes]
             terms = zip(given.terms, items, scales, strict=True)
-            parts.append(_Sum(tuple(replace(term, node=n, scale=scale[index]) for term, n, scale in terms), part))
-        return parts
+            split.append(_Sum(tuple(replace(term, node=n, scale=scale[index]) for term, n, scale in terms), part))
+        return split
 
-    def _cat(self, node: fx.Node) -> _Sum:
+    def _cat(self, node: Any) -> _Sum:
         tensors, dim = node.args
         given = [self._sum(tensor) for tensor in tensors]
         spikes = all(len(part.terms) == 1 and part.terms[0].spikes for part in given)
@@ -465,7 +466,7 @@ class _Builder:
         passed = self._stateful(name, term.node, self._state())
         return _Sum((_Term(passed, scale.expand_as(shape), term.spikes),), shift.expand_as(shape))
 
-    def _sum_pool(self, node: fx.Node, module: Any) -> nn.Module:
+    def _sum_pool(self, node: Any, module: Any) -> nn.Module:
         """Replace an average pooling by the sum over its windows."""
         if isinstance(module, AVERAGE_POOLS):
             return SumPool(module)
@@ -495,7 +496,7 @@ class _Builder:
             worth = _by_channel(term.scale)
             if worth is None or (channels and bool((worth != worth[0]).any())):
                 term = self._one_current(node, _Sum((term,), given.shift), unscaled=True)
-                worth = torch.ones_like(ones[0, :, *[0] * (ones.dim() - 2)])
+                worth = torch.ones_like(ones[0].flatten(1)[:, 0] if ones.dim() > 2 else ones[0])
             scale = share * (worth[0] if channels else channelwise(worth, share.dim()))
             terms.append(replace(term, node=self._call(_name(node), copy.deepcopy(sums), term.node), scale=scale))
         return _Sum(tuple(terms), average(given.shift))

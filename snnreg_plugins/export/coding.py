@@ -25,8 +25,6 @@ class PoissonCoder(nn.Module):
         tensor([[ 0.,  1., -1.]])
     """
 
-    emits_spikes = True
-
     def __init__(self, largest: float) -> None:
         super().__init__()
         self.largest = largest
@@ -62,8 +60,6 @@ class LatencyCoder(nn.Module):
         [[0.0, 1.0, 0.0]]
         [[0.0, 0.0, 0.0]]
     """
-
-    emits_spikes = True
 
     def __init__(self, largest: float, timesteps: int) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
     "bias": [correct_bias],
 }
 # What "auto" tries: cheap in spikes first.
-_CANDIDATES = tuple(
+_CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {"threshold": threshold, "percent": percent, "per_channel": per_channel, "correction": correction}
     for per_channel, (threshold, percent), correction in product(
         (False, True),
@@ -132,7 +132,7 @@ def _simulated(traced: fx.GraphModule, timesteps: int) -> int:
     """Find how many samples a simulation may hold in memory."""
     shapes = [getattr(node.meta.get("tensor_meta"), "shape", ()) for node in traced.graph.nodes]
     largest = max(shape.numel() // 2 for shape in shapes if shape)
-    return min(_SAMPLES, max(16, _ELEMENTS // (largest * timesteps)))
+    return int(min(_SAMPLES, max(16, _ELEMENTS // (largest * timesteps))))
 
 
 class _Converter:
@@ -208,13 +208,13 @@ class _Converter:
         assert samples is not None
         half = max(1, len(samples) // 2)
         adjusted, held_out = samples[:half], samples[half:] if len(samples) > 1 else samples
-        scores = torch.cat([self.traced(part) for part in held_out.split(_BATCH)])
+        scores = torch.cat([self.traced(part) for part in held_out.tensor_split(_parts(held_out))])
         found: list[tuple[Tensor, float, Options]] = []
         for candidate in _CANDIDATES:
             tried = replace(options, **candidate)
             network = self.convert(tried, adjusted)
             with SynapticOperations(network) as operations:
-                outputs = torch.cat([network(part) for part in held_out.split(_BATCH)])
+                outputs = torch.cat([network(part) for part in held_out.tensor_split(_parts(held_out))])
                 sops = float(operations.total("sops"))
             found.append((_agreement(outputs, scores), sops, tried))
         best = max(found, key=lambda one: float(one[0].mean()))[0]
@@ -224,6 +224,10 @@ class _Converter:
 
 
 _BATCH = 128
+
+
+def _parts(samples: Tensor) -> int:
+    return -(-len(samples) // _BATCH)
 
 
 def _agreement(outputs: Tensor, scores: Tensor) -> Tensor:

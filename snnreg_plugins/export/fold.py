@@ -63,7 +63,8 @@ def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     Returns:
         g and s, each ``(C,)``.
     """
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     gain = torch.rsqrt(norm.running_var + norm.eps)
     gain = gain if norm.weight is None else gain * norm.weight
     shift = -norm.running_mean * gain

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.rectifiers import RECTIFIERS, populations
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
@@ -234,7 +235,7 @@ class _Tracer(fx.Tracer):
             base = _base(m)
             own = [getattr(type(m), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")]
             return all(own)
-        return super().is_leaf_module(m, module_qualified_name)
+        return type(m) is QCFS or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Past the module's hooks, which expect tensors, and past torch.compile, which cannot be traced.
@@ -340,10 +341,11 @@ def _checked(node: fx.Node, module: Any, name: str | None = None) -> nn.Module:
             if _is_read_elsewhere(node):
                 raise refusal(node, "an in-place ReLU whose input is read again", name, "read its output instead")
             module.inplace = False
-    return module
+    checked: nn.Module = module
+    return checked
 
 
-def _function(node: fx.Node) -> nn.Module | None:
+def _function(node: Any) -> nn.Module | None:
     """Give the module that a function is in disguise; bring arithmetic to one form; refuse all others."""
     if node.target in _AS_MODULE:
         kind, names = _AS_MODULE[node.target]
@@ -371,8 +373,7 @@ def _function(node: fx.Node) -> nn.Module | None:
             raise refusal(node, "mean")
         node.args, node.kwargs = (_input(node), list(dims)), {"keepdim": given.get("keepdim", False)}
     else:
-        names = {"input": 0, "self": 0, "other": 1}
-        operands = [*node.args, *(value for key, value in node.kwargs.items() if key in names)]
+        operands = [*node.args, *(value for key, value in node.kwargs.items() if key in ("input", "other"))]
         if len(operands) != (1 if function is operator.neg else 2) or len(operands) < len(node.args) + len(node.kwargs):
             raise refusal(node, f"{_function_name(node)} with more than the operands", remedy="write it as `x + y`")
         values = [is_value(operand) for operand in operands]
@@ -414,7 +415,7 @@ def _is_read_elsewhere(node: fx.Node) -> bool:
         node = source
 
 
-def _moves_values(node: fx.Node) -> bool:
+def _moves_values(node: Any) -> bool:
     """Tell whether a function only moves values, or reads or computes sizes."""
     if node.target is getattr:
         return node.args[1] in _SIZE_ATTRIBUTES

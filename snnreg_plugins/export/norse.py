@@ -33,18 +33,23 @@ def to_norse(
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
-    The same as :func:`~snnreg_plugins.to_snntorch` with the same options, and spikes equal to its spikes bit for bit;
-    the neurons are :class:`SoftResetCell`.
+    The same as :func:`~snnreg_plugins.to_snntorch` with the same options, which it explains, and spikes equal to its
+    spikes bit for bit; the neurons are :class:`SoftResetCell`.
 
     Args:
         model: See :func:`~snnreg_plugins.to_snntorch`.
         calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs.
         timesteps: Time steps T of a run.
-        threshold: ``"percentile"``, ``"max"``, or a function from a histogram to a threshold.
+        threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
+            ``"learned"``, ``"auto"``, or a function.
         percent: Which percentile, in (0, 100].
         per_channel: One threshold per channel instead of one per layer.
         initial_potential: v₀ / λ in [0, 1).
+        correction: ``"none"``, ``"potential"``, ``"channel_potential"`` or ``"bias"``.
         beta: Decay of the potential per step.
+        compensate_leak: Whether to make up for β < 1.
+        coding: ``"constant"``, ``"poisson"``, ``"latency"`` or ``"neurons"``.
+        until: The last layer to convert; what follows stays a DNN.
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
 
     Returns:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins.export.qcfs import QCFS
+from snnreg_plugins.export.qcfs import QCFS, SMALLEST
 
 #: The activation modules that become neurons.
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, QCFS)  # Hardtanh: ReLU6 too
@@ -60,7 +60,7 @@ def populations(activation: nn.Module) -> list[Population] | None:
         negative = Population("_negative", -1, -1.0, -float(module.min_val))
         return [positive, negative] if module.min_val < 0 else [positive]
     if isinstance(module, QCFS) and bool(module.active):
-        return [Population("", 1, 1.0, float(module.threshold), learned=True)]
+        return [Population("", 1, 1.0, max(float(module.threshold), SMALLEST), learned=True)]
     return [Population("", 1, 1.0, torch.inf)]
 
 

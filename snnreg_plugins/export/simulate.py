@@ -171,7 +171,7 @@ class Simulation:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def channelwise(values: float | Tensor, dims: int) -> Any:
+def channelwise(values: float | Tensor | None, dims: int) -> Any:
     """Shape ``(C,)`` to broadcast over a sample of a tensor of ``dims`` dimensions; leave a number as it is."""
     return values.reshape(-1, *[1] * (dims - 2)) if isinstance(values, Tensor) and values.dim() == 1 else values
 

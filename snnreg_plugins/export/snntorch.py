@@ -40,21 +40,47 @@ def to_snntorch(
 
     where W is the DNN's weight times the λ of the layer before (batch norm and the 1/k² of average pooling folded
     in too). Average pooling becomes sum pooling; max pooling passes as many spikes as the most active neuron of the
-    window has fired. The model is left as it was.
+    window has fired, at the cost of a counter per neuron. The model is left as it was.
+
+    Sums, concatenations and branches are kept. Spikes that reach a neuron without weights of their own, as over an
+    identity shortcut, get a :class:`~snnreg_plugins.functional.OneToOne` synapse of weight λ, which is counted.
+    ReLU6 and other clipped ReLUs saturate by themselves; LeakyReLU and PReLU become two populations, one for
+    negative input. A layer that reads a sum of currents, with no neuron between, multiplies real values in every
+    step: effective MACs, not SOPs.
 
     Args:
-        model: A network of Linear, Conv, BatchNorm, ReLU, pooling, Flatten and Dropout that torch.fx can trace, or
-            a LightningModule around one.
+        model: A network that torch.fx can trace, or a LightningModule around one. Layers: Linear, Conv, ConvTranspose,
+            BatchNorm, ReLU and its clipped and leaky kinds, QCFS, pooling, Flatten, Dropout, nearest upsampling.
         calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs such as a
-            DataLoader.
+            DataLoader. Memory does not grow with it.
         timesteps: Time steps T of a run; ``network.timesteps`` may be set later.
-        threshold: ``"percentile"`` (Rueckauer et al. 2017) or ``"max"`` (Diehl et al. 2015) of the activations, or a
-            function from their histogram to a threshold.
+        threshold: How thresholds are chosen from activations:
+
+            - ``"percentile"`` (Rueckauer et al. 2017) or ``"max"`` (Diehl et al. 2015);
+            - ``"mmse"``: the least squared error of rates over T steps (Li et al. 2021);
+            - ``"local"``: local threshold balancing (Bu et al. 2024);
+            - ``"spike_norm"``: the largest current under spiking input (Sengupta et al. 2019);
+            - ``"learned"``: the clip of ReLU6, or the threshold that QCFS has learned; QCFS layers always take it;
+            - ``"auto"``: tries these, per layer and per channel, with and without correction, on calibration data, and
+              takes the one that agrees best with the DNN at T steps; of those within a standard error of the best,
+              the one with the fewest SOPs. What it took is in ``network.conversion``;
+            - a function from an activation histogram, and whether to go by channel, to threshold(s).
         percent: Which percentile, in (0, 100].
         per_channel: One threshold per channel (per feature after Linear) instead of one per layer: more accurate
             where channels differ much, at 1.2 to 1.6 times the SOPs.
         initial_potential: v₀ / λ in [0, 1); one half halves the error of rates at small T (Bu et al. 2022).
+        correction: What remains of the error of each layer's rates, measured under spiking input on up to 1,024
+            calibration samples, is corrected (Li et al. 2021) by the initial ``"potential"`` of each neuron, by that
+            of each channel (``"channel_potential"``), by the ``"bias"`` of each channel, or not (``"none"``).
         beta: Decay of the potential per step; 1 keeps it, which rate coding relies on.
+        compensate_leak: With β < 1, choose each layer's threshold, initial potential and a constant current on
+            calibration data so that leaky neurons follow the activation; see
+            :func:`~snnreg_plugins.export.simulate.compensate_leak`.
+        coding: How the input arrives: ``"constant"``, the same current in every step, computed once;
+            ``"poisson"``, random spikes; ``"latency"``, one spike, the earlier the larger the input (for
+            fine-tuning); ``"neurons"``, an encoder of spiking neurons on the input, whose synapse can be trained.
+        until: The last layer (or block of layers) to convert, by name. Its spikes are averaged over the steps, and
+            what follows stays a DNN, computed once, which may hold anything; its MACs are counted as such.
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
 
     Returns:
@@ -62,8 +88,10 @@ def to_snntorch(
         ``train()`` and ``eval()`` make no difference.
 
     Raises:
-        ConversionError: If a part of the model cannot be expressed; names the layer and what to do instead.
-        ValueError: If an argument is out of range, or a layer is silent on all of the calibration data.
+        ConversionError: If a part of the model cannot be expressed; names the layer, its line in your code, and what
+            to do instead.
+        ValueError: If an argument is out of range, or a layer is silent on all of the calibration data, or has
+            learned no threshold.
         TypeError: If ``model`` is no module, or ``calibration`` gives something else than inputs.
 
     Example:
@@ -72,6 +100,9 @@ def to_snntorch(
         >>> network = to_snntorch(model, calibration=x, timesteps=256, threshold="max")
         >>> bool((network(x) - model(x)).abs().max() < 0.05)
         True
+        >>> network = to_snntorch(model, x, timesteps=4, threshold="auto")
+        >>> sorted(name for name in network.conversion if name in ("threshold", "per_channel", "correction"))
+        ['correction', 'per_channel', 'threshold']
     """
     options = Options(
         timesteps=timesteps,

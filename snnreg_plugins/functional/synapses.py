@@ -104,7 +104,7 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
     if isinstance(layer, OneToOne):
         if not _broadcasts(layer.weight.shape, shape):
             raise ValueError(
-                f"Expected argument `input_shape` to take weights of shape {tuple(layer.weight.shape)}, but got {shape}."
+                f"Expected argument `input_shape` to take weights of {tuple(layer.weight.shape)}, but got {shape}."
             )
         return torch.tensor(1).expand(shape)
     if len(shape) != 1 + len(layer.kernel_size) or shape[0] != layer.in_channels:
@@ -120,10 +120,9 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
 
 
 def _broadcasts(weight: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    try:
-        return torch.broadcast_shapes(weight, shape) == shape
-    except RuntimeError:
-        return False
+    """Tell whether weights apply to every position of a shape, and to no more."""
+    padded = (1,) * (len(shape) - len(weight)) + tuple(weight)
+    return len(padded) == len(shape) and all(a in (1, b) for a, b in zip(padded, shape, strict=True))
 
 
 def _reach(layer: Any, dim: int, size: int) -> Tensor:

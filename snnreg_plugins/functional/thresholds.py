@@ -195,4 +195,4 @@ def _coarse(histogram: ActivationHistogram, per_channel: bool) -> tuple[Tensor, 
     bins = min(_COARSE, counts.shape[1])
     middles = (torch.arange(bins, device=counts.device, dtype=torch.float64) + 0.5) * (histogram.range / bins)
     middles[0] = 0  # where the zeros are
-    return middles.unsqueeze(0), counts.unflatten(1, (bins, -1)).sum(2).double()
+    return middles.unsqueeze(0), counts.reshape(len(counts), bins, -1).sum(2).double()
