@@ -9,17 +9,18 @@ import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import Unpack
 
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
+from snnreg_plugins.export.options import ExportOptions
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -35,13 +36,9 @@ class ExportTrainer(Trainer):
         output_dir: str = "exported",
         timesteps: int = 8,
         steps: list[int] | None = None,
-        threshold: Literal["percentile", "max"] = "percentile",
-        percent: float = 99.9,
-        per_channel: bool = False,
-        initial_potential: float = 0.5,
-        beta: float = 1.0,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
+        **options: Unpack[ExportOptions],
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
 
@@ -52,26 +49,11 @@ class ExportTrainer(Trainer):
             output_dir: Folder to write spiking.pt, report.json and report.png to.
             timesteps: Time steps T of the written network.
             steps: Numbers of time steps to report on.
-            threshold: How thresholds are chosen from activations.
-            percent: Which percentile.
-            per_channel: One threshold per channel instead of one per layer.
-            initial_potential: Initial potential as a share of the threshold.
-            beta: Decay of the potential per step.
             calibration_batches: Batches of training data to balance thresholds on.
             table: Energy per operation.
+            **options: Options of the export.
         """
-        exporter = ExportReport(
-            output_dir,
-            timesteps,
-            steps,
-            threshold,
-            percent,
-            per_channel,
-            initial_potential,
-            beta,
-            calibration_batches,
-            table,
-        )
+        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds

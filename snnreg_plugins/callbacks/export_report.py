@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
-from snnreg_plugins.export.calibrate import threshold_function
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.export.graph import trace
+from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.export.report import Report, report
 from snnreg_plugins.functional.energy import energy_table
 
@@ -30,13 +30,10 @@ class ExportReport(Callback):
         output_dir: Folder to write to; it is made.
         timesteps: Time steps T of the written network.
         steps: Numbers of time steps to report on.
-        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
-        percent: Which percentile.
-        per_channel: One threshold per channel instead of one per layer.
-        initial_potential: v₀ / λ.
-        beta: Decay of the potential per step.
         calibration_batches: Batches of training data to balance thresholds on.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        **options: Options of the export, such as ``threshold`` and ``per_channel``; see
+            :func:`~snnreg_plugins.to_snntorch`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,13 +49,9 @@ class ExportReport(Callback):
         output_dir: str = "exported",
         timesteps: int = 8,
         steps: list[int] | None = None,
-        threshold: Literal["percentile", "max"] = "percentile",
-        percent: float = 99.9,
-        per_channel: bool = False,
-        initial_potential: float = 0.5,
-        beta: float = 1.0,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
+        **options: Unpack[ExportOptions],
     ) -> None:
         steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
         for name, values in (
@@ -68,20 +61,13 @@ class ExportReport(Callback):
         ):
             if not values or min(values) < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {values}.")
-        threshold_function(threshold, percent)
         energy_table(table)
         self.output_dir = output_dir
         self.steps = steps
         self.calibration_batches = calibration_batches
         self.table = table
-        self.options: dict[str, Any] = {
-            "timesteps": timesteps,
-            "threshold": threshold,
-            "percent": percent,
-            "per_channel": per_channel,
-            "initial_potential": initial_potential,
-            "beta": beta,
-        }
+        self.options: dict[str, Any] = {"timesteps": timesteps, **options}
+        Options(**self.options)  # checks them
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +75,7 @@ class ExportReport(Callback):
         if getattr(trainer, "datamodule", None) is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
         if not isinstance(getattr(pl_module, "network", None), SpikingNetwork):
-            trace(pl_module)
+            trace(pl_module, self.options.get("until"))
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,8 +87,8 @@ class ExportReport(Callback):
 
         Args:
             model: The trained DNN or a LightningModule around it; or one whose ``network`` is a
-                :class:`~snnreg_plugins.SpikingNetwork` already, exported from its ``dnn`` with its
-                ``export_options``, such as a :class:`~snnreg_plugins.modules.SpikingClassifier`.
+                :class:`~snnreg_plugins.SpikingNetwork` already, exported from its ``dnn``, as that of a
+                :class:`~snnreg_plugins.modules.SpikingClassifier`.
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
         """
@@ -110,11 +96,11 @@ class ExportReport(Callback):
         datamodule.setup("test")
         calibration = self._calibration(datamodule)
         dnn: Any = model
-        network, options = getattr(model, "network", None), self.options
+        network = getattr(model, "network", None)
         if isinstance(network, SpikingNetwork):
-            dnn, options = dnn.dnn, dnn.export_options
+            dnn = dnn.dnn
         else:
-            network = to_snntorch(dnn, calibration, **options)
+            network = to_snntorch(dnn, calibration, **self.options)
         loader = datamodule.test_dataloader()
         limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
         result = report(
@@ -125,9 +111,7 @@ class ExportReport(Callback):
             table=self.table,
             progress=True,
         )
-        save_network(
-            network, os.path.join(self.output_dir, "spiking.pt"), input_shape=calibration[0].shape[1:], **options
-        )
+        save_network(network, os.path.join(self.output_dir, "spiking.pt"))
         result.save_json(os.path.join(self.output_dir, "report.json"))
         result.print()
         written = ["spiking.pt", "report.json"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,11 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx
 from torchmetrics import MeanMetric
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
-from snnreg_plugins.export.calibrate import SilentLayerError, threshold_function
+from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.graph import trace
+from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy, energy_table
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 
@@ -42,11 +43,9 @@ class SpikingValidation(Callback):
         every_n_epochs: Run in every n-th epoch.
         limit_batches: Validation batches to run it on, all if None.
         calibration_batches: Training batches to balance thresholds on.
-        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
-        percent: Which percentile.
-        per_channel: One threshold per channel instead of one per layer.
-        initial_potential: v₀ / λ.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        **options: Options of the export, such as ``threshold`` and ``per_channel``; see
+            :func:`~snnreg_plugins.to_snntorch`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -63,11 +62,8 @@ class SpikingValidation(Callback):
         every_n_epochs: int = 1,
         limit_batches: int | None = None,
         calibration_batches: int = 8,
-        threshold: Literal["percentile", "max"] = "percentile",
-        percent: float = 99.9,
-        per_channel: bool = False,
-        initial_potential: float = 0.5,
         table: str = "horowitz_fp32",
+        **options: Unpack[ExportOptions],
     ) -> None:
         counts = {
             "timesteps": timesteps,
@@ -78,17 +74,11 @@ class SpikingValidation(Callback):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
-        threshold_function(threshold, percent)
         self.every_n_epochs = every_n_epochs
         self.limit_batches = limit_batches
         self.table = energy_table(table)
-        self.options: dict[str, Any] = {
-            "timesteps": timesteps,
-            "threshold": threshold,
-            "percent": percent,
-            "per_channel": per_channel,
-            "initial_potential": initial_potential,
-        }
+        self.options: dict[str, Any] = {"timesteps": timesteps, **options}
+        Options(**self.options)  # checks them
         #: The spiking network of the last validation.
         self.network: SpikingNetwork | None = None
         self._recent: deque[Tensor] = deque(maxlen=calibration_batches)
@@ -106,7 +96,9 @@ class SpikingValidation(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trace(pl_module)  # what cannot be exported is said before training, not after its first epoch
+        trace(
+            pl_module, self.options.get("until")
+        )  # what cannot be exported is said before training, not after its first epoch
 
     @override
     def on_train_batch_end(

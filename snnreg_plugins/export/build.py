@@ -42,6 +42,8 @@ from snnreg_plugins.functional.synapses import CONVOLUTIONS, OneToOne, is_synapt
 class Target(Protocol):
     """A framework: how to make its neurons, and how to make them let go of kept states."""
 
+    name: str
+
     def neuron(self, threshold: Tensor) -> nn.Module:
         """Make a neuron layer: ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``."""
 
@@ -601,9 +603,9 @@ def _by_channel(values: Tensor, dim: int = 1) -> Tensor | None:
 
 def _compact(values: Tensor) -> Tensor:
     """Give values of two equal samples as the smallest tensor that broadcasts over one."""
-    channels = _by_channel(values)
-    if channels is None or bool((values == 0).any()):
+    channels = values.movedim(1, 0).flatten(1)
+    if not bool((channels == channels[:, :1]).all()):
         return values[0].clone()
-    if bool((channels == channels[0]).all()):
-        return channels[0].clone()
-    return channels.reshape(-1, *[1] * (values.dim() - 2)).clone()
+    if bool((channels == channels[0, 0]).all()):
+        return channels[0, 0].clone()
+    return channels[:, 0].reshape(-1, *[1] * (values.dim() - 2)).clone()

@@ -139,6 +139,7 @@ class Statistics:
                     kept.append(batch[:missing])
         self.mean_input = total / max(1, active)  # of those that are not 0
         self.samples = torch.cat(kept)
+        self.shape = self.samples.shape[1:]
 
     def _observe(
         self, name: str, per_channel: bool, module: nn.Module, args: tuple[Tensor, ...], output: Tensor

@@ -25,9 +25,11 @@ class PoissonCoder(nn.Module):
         tensor([[ 0.,  1., -1.]])
     """
 
+    largest: Tensor
+
     def __init__(self, largest: float) -> None:
         super().__init__()
-        self.largest = largest
+        self.register_buffer("largest", torch.tensor(largest))
 
     def forward(self, x: Tensor, state: None) -> tuple[Tensor, None]:
         """Give the spikes of a step for ``(B, ...)``; there is no state."""
@@ -35,7 +37,7 @@ class PoissonCoder(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the largest input."""
-        return f"largest={self.largest:.4g}"
+        return f"largest={float(self.largest):.4g}"
 
 
 class LatencyCoder(nn.Module):
@@ -61,9 +63,11 @@ class LatencyCoder(nn.Module):
         [[0.0, 0.0, 0.0]]
     """
 
+    largest: Tensor
+
     def __init__(self, largest: float, timesteps: int) -> None:
         super().__init__()
-        self.largest = largest
+        self.register_buffer("largest", torch.tensor(largest))
         self.timesteps = timesteps
 
     def forward(self, x: Tensor, state: tuple[Tensor, int] | None) -> tuple[Tensor, tuple[Tensor, int]]:
@@ -76,4 +80,4 @@ class LatencyCoder(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the largest input and the steps."""
-        return f"largest={self.largest:.4g}, timesteps={self.timesteps}"
+        return f"largest={float(self.largest):.4g}, timesteps={self.timesteps}"

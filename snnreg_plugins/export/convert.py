@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from itertools import chain, product
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from snnreg_plugins.export.build import Coder, Target, build
 from snnreg_plugins.export.calibrate import (
-    OTHER_METHODS,
     Calibration,
     Statistics,
     Threshold,
@@ -21,10 +19,11 @@ from snnreg_plugins.export.calibrate import (
     run,
     threshold_function,
 )
-from snnreg_plugins.export.coding import CODINGS, LatencyCoder, PoissonCoder
+from snnreg_plugins.export.coding import LatencyCoder, PoissonCoder
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.graph import trace
-from snnreg_plugins.export.network import SpikingNetwork, require_timesteps
+from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.options import CORRECTIONS, Options
 from snnreg_plugins.export.rectifiers import Population
 from snnreg_plugins.export.simulate import (
     Adjustment,
@@ -33,18 +32,9 @@ from snnreg_plugins.export.simulate import (
     Simulation,
     channelwise,
     compensate_leak,
-    correct_bias,
-    correct_potential,
     spike_norm,
 )
 
-#: Corrections of what thresholds leave, by name.
-CORRECTIONS: dict[str, list[Adjustment]] = {
-    "none": [],
-    "potential": [correct_potential],
-    "channel_potential": [partial(correct_potential, per_neuron=False)],
-    "bias": [correct_bias],
-}
 # What "auto" tries: cheap in spikes first.
 _CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {"threshold": threshold, "percent": percent, "per_channel": per_channel, "correction": correction}
@@ -57,49 +47,6 @@ _CANDIDATES: tuple[dict[str, Any], ...] = tuple(
 # Samples that simulations run on, and the most elements of one tensor over all steps that they hold at once.
 _SAMPLES = 1024
 _ELEMENTS = 2**26
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to convert; the arguments of :func:`~snnreg_plugins.to_snntorch`."""
-
-    timesteps: int
-    threshold: str | Threshold
-    percent: float
-    per_channel: bool
-    initial_potential: float
-    correction: str
-    beta: float
-    compensate_leak: bool
-    coding: str
-    until: str | None
-    surrogate_slope: float
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without data.
-
-        Raises:
-            ValueError: If an option is unknown or out of range.
-        """
-        require_timesteps(self.timesteps)
-        if not isinstance(self.threshold, str) or self.threshold not in OTHER_METHODS:
-            threshold_function(self.threshold, self.percent)
-        if not 0 <= self.initial_potential < 1:
-            raise ValueError(
-                f"Expected argument `initial_potential` to be in [0, 1), but got {self.initial_potential}."
-            )
-        for name, value, allowed in (("correction", self.correction, CORRECTIONS), ("coding", self.coding, CODINGS)):
-            if value not in list(allowed):
-                raise ValueError(f"Expected argument `{name}` to be one of {sorted(allowed)}, but got {value!r}.")
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"Expected argument `beta` to be in (0, 1], but got {self.beta}.")
-        if not self.surrogate_slope > 0:
-            raise ValueError(f"Expected argument `surrogate_slope` to be positive, but got {self.surrogate_slope}.")
-
-    def remembered(self) -> dict[str, Any]:
-        """Give the options as plain data; a function by its name."""
-        threshold = self.threshold if isinstance(self.threshold, str) else getattr(self.threshold, "__name__", "custom")
-        return {**vars(self), "threshold": threshold}
 
 
 def convert(model: nn.Module, calibration: Calibration, target: Target, options: Options) -> SpikingNetwork:
@@ -126,6 +73,87 @@ def convert(model: nn.Module, calibration: Calibration, target: Target, options:
         statistics = Statistics(traced, chain([first], inputs), auto or options.per_channel, kept)
         converter = _Converter(traced, statistics, target)
         return converter.choose(options) if auto else converter.convert(options)
+
+
+def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Tensor]) -> SpikingNetwork:
+    """Rebuild a spiking network around the DNN that it was made from.
+
+    Args:
+        model: The DNN, with any weights.
+        conversion: How the network was made.
+        tensors: The network's ``state_dict()``.
+
+    Raises:
+        KeyError: If ``conversion`` lacks something.
+        ValueError: If ``tensors`` are not those of the network.
+    """
+    given = {field.name: conversion[field.name] for field in fields(Options)}
+    # How thresholds were chosen makes no difference to the structure, and "custom" cannot be chosen again.
+    options = Options(**{**given, "threshold": "max", "correction": "none"})
+    traced = trace(model, options.until)
+    device = _device(traced)
+    with torch.inference_mode(False), torch.no_grad():
+        # Any input gives the shapes.
+        samples = torch.zeros((2, *conversion["input_shape"]), device=device, dtype=_dtype(traced))
+        run(traced, samples)
+        ShapeProp(traced).propagate(samples)
+        fold_batch_norms(traced)
+        levels = {
+            name.removeprefix("body.").removesuffix("_initial.level"): level.to(device)
+            for name, level in tensors.items()
+            if name.endswith("_initial.level")
+        }
+        balances = {
+            # A current that is not 0 has a part of its own, or is in a bias.
+            name: Balance(level, level, level, torch.ones_like(level) * (f"body.{name}_current.bias" in tensors))
+            for name, level in levels.items()
+        }
+        coder = None
+        if options.coding in ("poisson", "latency"):
+            module = PoissonCoder(1.0) if options.coding == "poisson" else LatencyCoder(1.0, options.timesteps)
+            coder = Coder(2.0, module)
+        elif options.coding == "neurons":
+            coder = Coder(populations=tuple(kind for kind in _both_signs() if f"input{kind.suffix}" in levels))
+        target = _TARGETS[conversion["framework"]](options)
+        network = build(traced, balances, target, options.timesteps, coder, conversion)
+        _assign(network, tensors)
+    return network
+
+
+def _assign(network: SpikingNetwork, tensors: dict[str, Tensor]) -> None:
+    """Put tensors of any shape in the place of a network's own, which must have the same names."""
+    for name in network.state_dict().keys() | tensors.keys():
+        *path, last = name.split(".")
+        try:
+            module = network.get_submodule(".".join(path))
+        except AttributeError as error:
+            raise ValueError(f"The network has no {name!r}.") from error
+        if name not in tensors:
+            raise ValueError(f"{name!r} is missing.")
+        value = tensors[name].clone()
+        if last in module._buffers:
+            module._buffers[last] = value.to(module._buffers[last].device)  # type: ignore[union-attr]
+        elif last in module._parameters:
+            before = module._parameters[last]
+            device = _device(network) if before is None else before.device
+            module._parameters[last] = nn.Parameter(value.to(device))
+        else:
+            raise ValueError(f"The network has no {name!r}.")
+
+
+def _snntorch(options: Options) -> Target:
+    from snnreg_plugins.export.snntorch import SnnTorchTarget
+
+    return SnnTorchTarget(options.beta, options.surrogate_slope)
+
+
+def _norse(options: Options) -> Target:
+    from snnreg_plugins.export.norse import NorseTarget
+
+    return NorseTarget(options.beta, options.surrogate_slope)
+
+
+_TARGETS = {"snntorch": _snntorch, "norse": _norse}
 
 
 def _simulated(traced: fx.GraphModule, timesteps: int) -> int:
@@ -160,8 +188,8 @@ class _Converter:
         if adjustments and samples is not None:
             simulation = Simulation(self.traced, options.timesteps, options.beta, options.per_channel)
             balances = simulation.adjust(samples, balances, adjustments, None if coder is None else code)
-        remembered = options.remembered()
-        return build(self.traced, balances, self.target, options.timesteps, coder, remembered)
+        conversion = options.remembered() | {"framework": self.target.name, "input_shape": list(self.statistics.shape)}
+        return build(self.traced, balances, self.target, options.timesteps, coder, conversion)
 
     def _balances(self, options: Options) -> dict[str, Balance]:
         method: Threshold | None = None
@@ -184,8 +212,7 @@ class _Converter:
         if not largest > 0:
             raise ValueError(f"Expected inputs that are not all 0 to code by {options.coding!r}.")
         if options.coding == "neurons":
-            kinds = [Population("", 1, 1.0, torch.inf), Population("_negative", -1, -1.0, torch.inf)]
-            kinds = kinds if self.statistics.smallest_input < 0 else kinds[:1]
+            kinds = _both_signs() if self.statistics.smallest_input < 0 else _both_signs()[:1]
             level = torch.tensor(largest, device=_device(self.traced))
             own = Balance(level, level, options.initial_potential * level, torch.zeros_like(level))
             coder = Coder(populations=tuple(kinds))
@@ -267,6 +294,14 @@ def _require_finite(network: nn.Module) -> None:
     for name, values in network.state_dict().items():
         if not values.isfinite().all():
             raise ValueError(f"Expected a model of finite weights, but {name!r} holds NaN or infinity.")
+
+
+def _both_signs() -> list[Population]:
+    return [Population("", 1, 1.0, torch.inf), Population("_negative", -1, -1.0, torch.inf)]
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in network.parameters()), torch.float32)
 
 
 def _device(network: nn.Module) -> torch.device:

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from torch import nn
 
 from snnreg_plugins._files import atomic, read_tensors
+from snnreg_plugins.export.convert import restore
 from snnreg_plugins.export.network import SpikingNetwork
-from snnreg_plugins.export.snntorch import to_snntorch
 
-_FORMAT = "snnreg_plugins spiking network 1"
+_FORMAT = "snnreg_plugins spiking network 2"
 
 
-def save_network(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape: Any, **options: Any) -> None:
-    """Write a spiking network: its tensors, and what is needed to build it around them again.
+def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
+    """Write a spiking network: its tensors, and how it was made.
 
     Args:
-        network: A network of :func:`~snnreg_plugins.to_snntorch`.
+        network: A network of :func:`~snnreg_plugins.to_snntorch` or :func:`~snnreg_plugins.to_norse`.
         path: The file; it is there whole or not at all.
-        input_shape: Shape of one input, without the batch.
-        options: The options that :func:`~snnreg_plugins.to_snntorch` was called with.
     """
     content = {
         "format": _FORMAT,
-        "timesteps": network.timesteps,
-        "input_shape": list(input_shape),
-        "options": {name: value for name, value in options.items() if name != "timesteps"},
+        "conversion": {**network.conversion, "timesteps": network.timesteps},
         "state_dict": network.state_dict(),
     }
     with atomic(path) as temporary:
@@ -52,23 +47,18 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
 
     Example:
         >>> import tempfile
+        >>> from snnreg_plugins import to_snntorch
         >>> model, x = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(50, 2)
         >>> network = to_snntorch(model, x, timesteps=4)
         >>> path = os.path.join(tempfile.mkdtemp(), "spiking.pt")
-        >>> save_network(network, path, input_shape=(2,))
+        >>> save_network(network, path)
         >>> torch.equal(load_network(path, model)(x), network(x))
         True
     """
     content = read_tensors(path, "path")
     if content.get("format") != _FORMAT:
         raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
-    generator = torch.Generator().manual_seed(0)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    # Any input gives the structure; all values come from the file.
-    x = torch.rand((1, *content["input_shape"]), generator=generator).to(device)
-    network = to_snntorch(model, x, timesteps=content["timesteps"], **content["options"])
     try:
-        network.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
+        return restore(model, content["conversion"], content["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {error}") from error
-    return network

@@ -9,8 +9,9 @@ from norse.torch.module.snn import SNNCell
 from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
-from snnreg_plugins.export.convert import Options, convert
+from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.parts import keep
 from snnreg_plugins.export.surrogate import FastSigmoid
 
@@ -79,7 +80,7 @@ def to_norse(
         until=until,
         surrogate_slope=surrogate_slope,
     )
-    return convert(model, calibration, _Norse(beta, surrogate_slope), options)
+    return convert(model, calibration, NorseTarget(beta, surrogate_slope), options)
 
 
 class SoftResetParameters(nn.Module):
@@ -149,15 +150,21 @@ class SoftResetCell(SNNCell):  # type: ignore[misc]
         return threshold
 
 
-class _Norse:
+class NorseTarget:
+    """Norse neurons."""
+
+    name = "norse"
+
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta
         self.surrogate_slope = surrogate_slope
 
     def neuron(self, threshold: Tensor) -> nn.Module:
+        """Make a neuron layer."""
         surrogate = FastSigmoid(self.surrogate_slope / threshold)
         return SoftResetCell(SoftResetParameters(threshold.clone(), self.beta, surrogate))
 
     @property
     def release(self) -> Callable[[nn.Module], None]:
+        """What to call on every module after a run."""
         return keep

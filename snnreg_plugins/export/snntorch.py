@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
-from snnreg_plugins.export.convert import Options, convert
+from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.surrogate import FastSigmoid
 
 
@@ -117,15 +118,20 @@ def to_snntorch(
         until=until,
         surrogate_slope=surrogate_slope,
     )
-    return convert(model, calibration, _SnnTorch(beta, surrogate_slope), options)
+    return convert(model, calibration, SnnTorchTarget(beta, surrogate_slope), options)
 
 
-class _SnnTorch:
+class SnnTorchTarget:
+    """snnTorch neurons."""
+
+    name = "snntorch"
+
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta
         self.surrogate_slope = surrogate_slope
 
     def neuron(self, threshold: Tensor) -> nn.Module:
+        """Make a neuron layer."""
         import snntorch
 
         cell: nn.Module = snntorch.Leaky(
@@ -143,6 +149,7 @@ class _SnnTorch:
 
     @property
     def release(self) -> Callable[[nn.Module], None]:
+        """What to call on every module after a run."""
         return release
 
 

@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 
 
@@ -96,14 +97,11 @@ class SpikingClassifier(Classifier):
         checkpoint: A Lightning checkpoint of a :class:`Classifier` of that DNN. Only tensors are read from it, no
             code is run. None keeps the weights of ``network``.
         timesteps: Time steps T.
-        threshold: ``"percentile"`` or ``"max"``, see :func:`~snnreg_plugins.to_snntorch`.
-        percent: Which percentile.
-        per_channel: One threshold per channel instead of one per layer.
-        initial_potential: v₀ / λ.
-        beta: Decay of the potential per step.
         calibration_batches: Batches of training data to balance thresholds on.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
         scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        **options: Options of the export, such as ``threshold`` and ``per_channel``; see
+            :func:`~snnreg_plugins.to_snntorch`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -116,14 +114,10 @@ class SpikingClassifier(Classifier):
         network: nn.Module,
         checkpoint: str | None = None,
         timesteps: int = 4,
-        threshold: str = "percentile",
-        percent: float = 99.9,
-        per_channel: bool = False,
-        initial_potential: float = 0.5,
-        beta: float = 1.0,
         calibration_batches: int = 10,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        **options: Unpack[ExportOptions],
     ) -> None:
         for name, value in (("timesteps", timesteps), ("calibration_batches", calibration_batches)):
             if value < 1:
@@ -131,14 +125,8 @@ class SpikingClassifier(Classifier):
         super().__init__(network, optimizer, scheduler)
         self.checkpoint = checkpoint
         self.calibration_batches = calibration_batches
-        self.export_options: dict[str, Any] = {
-            "timesteps": timesteps,
-            "threshold": threshold,
-            "percent": percent,
-            "per_channel": per_channel,
-            "initial_potential": initial_potential,
-            "beta": beta,
-        }
+        self.export_options: dict[str, Any] = {"timesteps": timesteps, **options}
+        Options(**self.export_options)  # checks them
 
     @override
     def setup(self, stage: str) -> None:

@@ -231,3 +231,82 @@ def test_scores_converge_to_those_of_the_network(name):
     # 1/T: sixteen times the steps, about a sixteenth of the error.
     assert float(error[511]) < 0.02
     assert float(error[16:32].mean() / error[256:512].mean()) > 6
+
+
+def briefly_trained(model, x):
+    """A few steps of training, so that weights, statistics and activations are those of a trained network."""
+    y = torch.arange(len(x)) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    model.train()
+    for _ in range(8):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for _ in range(20):
+            model(x)  # running statistics of the weights that came out
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v2"])
+def test_networks_of_torchvision_converge(name, trained):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    model, x = getattr(models, name)(num_classes=10), torch.rand(20, 3, 32, 32)
+    if name == "vgg11_bn":
+        model.classifier = nn.Sequential(nn.Linear(25088, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+    with torch.no_grad():
+        for _ in range(20):
+            model.train()(x)  # statistics
+    model = (briefly_trained(model, x) if trained else model).double().eval()
+    x = x.double()
+    network = to_snntorch(model, x, timesteps=256, threshold="max", per_channel=True)
+    with torch.no_grad():
+        exact = model(x[:2])
+        centered = exact - exact.mean(1, keepdim=True)
+        error = (network(x[:2], per_step=True) - exact).abs().mean((1, 2)) / centered.abs().mean()
+    print([round(float(error[step - 1]), 4) for step in (16, 32, 64, 128, 256)])
+    assert float(error[240:].mean()) < 0.1
+    assert float(error[24:40].mean() / error[216:256].mean()) > 4  # 1/T would make it 7.5
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_resnet18_is_a_plain_simulation_of_it():
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    model, x = randomize(models.resnet18(num_classes=10)), torch.rand(6, 3, 32, 32, dtype=torch.float64)
+    network = to_snntorch(model, x, timesteps=4, threshold="max")
+    with torch.no_grad():
+        torch.testing.assert_close(network(x[:2], per_step=True), simulate_model(model, x[:2], x, 4))
+    # One synapse to each neuron for the identity shortcuts, and as many operations as spikes.
+    shortcuts = [name for name, module in network.named_modules() if isinstance(module, OneToOne)]
+    assert len(shortcuts) == 5
+    with SynapticOperations(network) as sops, torch.no_grad():
+        network(x[:2])
+        assert all(0 < sops.by_layer()[name] <= 4 * 64 * 8 * 8 for name in shortcuts)
+
+
+def test_spikes_over_an_identity_shortcut_are_counted_once_each():
+    model, x = NETS["identity shortcut"](), inputs()
+    network = to_snntorch(model, x, timesteps=T, threshold="max")
+    spikes = []
+    network.body.relu.register_forward_hook(lambda m, args, output: spikes.append(output[0]))
+    with SynapticOperations(network) as sops, torch.no_grad():
+        network(x)
+        assert sops.by_layer()["body.out_synapse"] == float(torch.stack(spikes).sum()) / len(x)
+    level = network.levels["relu"]
+    torch.testing.assert_close(network.body.out_synapse.weight.detach(), level)
+
+
+def test_inputs_in_channels_last():
+    model, x = NETS["two blocks"](), inputs()
+    network = to_snntorch(model, x, timesteps=T)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(network(last), network(x))
+    other = to_snntorch(model.to(memory_format=torch.channels_last), last, timesteps=T)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), network(x))

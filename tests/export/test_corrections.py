@@ -102,7 +102,7 @@ def test_corrections_move_by_the_mean_gap_and_keep_the_best(correction):
 @pytest.mark.parametrize("steps", [2, 4, 16])
 def test_corrections_bring_scores_closer(correction, steps):
     errors = {"none": 0.0, correction: 0.0}
-    for name in ("two blocks", "pre-activation", "dense block", "LeakyReLU", "norm between pools"):
+    for name in ("two blocks", "pre-activation", "dense block", "identity shortcut", "norm between pools"):
         model, x = test_architectures.NETS[name](), test_architectures.inputs(200)
         for tried in errors:
             with torch.no_grad():

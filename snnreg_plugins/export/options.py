@@ -1,0 +1,93 @@
+"""The options of an export: their names, defaults and checks, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
+from snnreg_plugins.export.coding import CODINGS
+from snnreg_plugins.export.network import require_timesteps
+from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
+
+#: Corrections of what thresholds leave, by name.
+CORRECTIONS: dict[str, list[Adjustment]] = {
+    "none": [],
+    "potential": [correct_potential],
+    "channel_potential": [partial(correct_potential, per_neuron=False)],
+    "bias": [correct_bias],
+}
+
+
+class ExportOptions(TypedDict, total=False):
+    """Options of :func:`~snnreg_plugins.to_snntorch`, which explains them; as callbacks and the command line take them.
+
+    Args:
+        threshold: How thresholds are chosen from activations.
+        percent: Which percentile, in (0, 100].
+        per_channel: One threshold per channel instead of one per layer.
+        initial_potential: Initial potential as a share of the threshold.
+        correction: What of each layer corrects the error that is left.
+        beta: Decay of the potential per step.
+        compensate_leak: Whether to make up for a beta below 1.
+        coding: How the input arrives.
+        until: The last layer to convert; what follows stays a DNN.
+        surrogate_slope: Slope of the surrogate gradient, in 1 / threshold.
+    """
+
+    threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
+    percent: float
+    per_channel: bool
+    initial_potential: float
+    correction: Literal["none", "potential", "channel_potential", "bias"]
+    beta: float
+    compensate_leak: bool
+    coding: Literal["constant", "poisson", "latency", "neurons"]
+    until: str | None
+    surrogate_slope: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert; the arguments of :func:`~snnreg_plugins.to_snntorch`."""
+
+    timesteps: int
+    threshold: str | Threshold = "percentile"
+    percent: float = 99.9
+    per_channel: bool = False
+    initial_potential: float = 0.5
+    correction: str = "none"
+    beta: float = 1.0
+    compensate_leak: bool = True
+    coding: str = "constant"
+    until: str | None = None
+    surrogate_slope: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            ValueError: If an option is unknown or out of range.
+        """
+        require_timesteps(self.timesteps)
+        if not isinstance(self.threshold, str) or self.threshold not in OTHER_METHODS:
+            threshold_function(self.threshold, self.percent)
+        if not 0 <= self.initial_potential < 1:
+            raise ValueError(
+                f"Expected argument `initial_potential` to be in [0, 1), but got {self.initial_potential}."
+            )
+        for name, value, allowed in (("correction", self.correction, CORRECTIONS), ("coding", self.coding, CODINGS)):
+            if value not in list(allowed):  # a list: it may be no string
+                raise ValueError(f"Expected argument `{name}` to be one of {sorted(allowed)}, but got {value!r}.")
+        if not 0 < self.beta <= 1:
+            raise ValueError(f"Expected argument `beta` to be in (0, 1], but got {self.beta}.")
+        if not self.surrogate_slope > 0:
+            raise ValueError(f"Expected argument `surrogate_slope` to be positive, but got {self.surrogate_slope}.")
+
+    def remembered(self) -> dict[str, Any]:
+        """Give the options as plain data; a function by its name."""
+        threshold = self.threshold if isinstance(self.threshold, str) else getattr(self.threshold, "__name__", "custom")
+        return {**vars(self), "threshold": threshold}
