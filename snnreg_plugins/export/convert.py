@@ -69,7 +69,7 @@ def convert(model: nn.Module, calibration: Calibration, target: Target, options:
         ShapeProp(traced).propagate(samples)
         fold_batch_norms(traced)
         auto = options.threshold == "auto"
-        kept = _simulated(traced, options.timesteps) * (2 if auto else 1)
+        kept = _simulated(traced, options.timesteps)
         statistics = Statistics(traced, chain([first], inputs), auto or options.per_channel, kept)
         converter = _Converter(traced, statistics, target)
         return converter.choose(options) if auto else converter.convert(options)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from snnreg_plugins import SpikingNetwork, SynapticOperations, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
-from snnreg_plugins.export.network import SumPool
+from snnreg_plugins.export.parts import SumPool
 from snnreg_plugins.functional import fan_out
 from snnreg_plugins.modules import VGG, LeNet
 from snnreg_plugins.probes import Hooks, is_spiking_neuron, synaptic_layers
@@ -44,13 +44,38 @@ from snnreg_plugins.probes import Hooks, is_spiking_neuron, synaptic_layers
 # Options of to_snntorch. The network is exported for every T, unless the name is in SAME_AT_EVERY_T: then it is
 # exported once, and a run of the largest T gives all others.
 OURS: dict[str, dict[str, Any]] = {
+    "auto": dict(threshold="auto"),
     "layer, max": dict(threshold="max"),
+    "layer, max, potential": dict(threshold="max", correction="potential"),
     "layer, 99.9 %": dict(threshold="percentile", percent=99.9),
-    "layer, 99.9 %, from v = 0": dict(threshold="percentile", percent=99.9, initial_potential=0.0),
+    "layer, 99.9 %, potential": dict(threshold="percentile", percent=99.9, correction="potential"),
+    "layer, 99.9 %, channel potential": dict(threshold="percentile", percent=99.9, correction="channel_potential"),
+    "layer, 99.9 %, bias": dict(threshold="percentile", percent=99.9, correction="bias"),
+    "layer, MMSE": dict(threshold="mmse"),
+    "layer, MMSE, potential": dict(threshold="mmse", correction="potential"),
+    "layer, local": dict(threshold="local"),
+    "layer, local, potential": dict(threshold="local", correction="potential"),
+    "layer, Spike-Norm": dict(threshold="spike_norm"),
     "channel, max": dict(threshold="max", per_channel=True),
     "channel, 99.9 %": dict(threshold="percentile", percent=99.9, per_channel=True),
+    "channel, 99.9 %, potential": dict(threshold="percentile", percent=99.9, per_channel=True, correction="potential"),
+    "channel, MMSE": dict(threshold="mmse", per_channel=True),
+    "channel, MMSE, potential": dict(threshold="mmse", per_channel=True, correction="potential"),
+    "channel, local": dict(threshold="local", per_channel=True),
+    "channel, local, potential": dict(threshold="local", per_channel=True, correction="potential"),
+    "beta = 0.9, as if 1": dict(beta=0.9, compensate_leak=False),
+    "beta = 0.9": dict(beta=0.9),
+    "beta = 0.9, bias": dict(beta=0.9, correction="bias"),
 }
-SAME_AT_EVERY_T = {"layer, max", "layer, 99.9 %", "layer, 99.9 %, from v = 0", "channel, max", "channel, 99.9 %"}
+SAME_AT_EVERY_T = {
+    "layer, max",
+    "layer, 99.9 %",
+    "channel, max",
+    "channel, 99.9 %",
+    "layer, local",
+    "channel, local",
+    "beta = 0.9, as if 1",
+}
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # with epochs
     "lenet": (LeNet, 4),
