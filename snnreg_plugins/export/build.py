@@ -509,7 +509,7 @@ class _Builder:
         """Let the input spike."""
         given = self._sum(node)
         if coder.module is not None:
-            add_submodule(self.root, "input", coder.module)
+            add_submodule(self.root, "input", copy.deepcopy(coder.module))
             spikes = self._stateful("input", given.terms[0].node, self._state())
             self.sums[node] = _Sum((_Term(spikes, coder.worth * given.terms[0].scale, spikes=True),), given.shift)
             return

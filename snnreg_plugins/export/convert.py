@@ -111,7 +111,7 @@ def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Ten
         coder = None
         if options.coding in ("poisson", "latency"):
             module = PoissonCoder(1.0) if options.coding == "poisson" else LatencyCoder(1.0, options.timesteps)
-            coder = Coder(2.0, module)
+            coder = Coder(2.0, module.to(device))
         elif options.coding == "neurons":
             coder = Coder(populations=tuple(kind for kind in _both_signs() if f"input{kind.suffix}" in levels))
         target = _TARGETS[conversion["framework"]](options)
@@ -218,11 +218,12 @@ class _Converter:
             coder = Coder(populations=tuple(kinds))
             return coder, _Code(options, None, {f"input{kind.suffix}": own for kind in kinds}, 1.0, coder.populations)
         if options.coding == "poisson":
-            return Coder(largest, PoissonCoder(largest)), _Code(options, PoissonCoder(largest), {}, largest)
+            poisson = PoissonCoder(largest).to(_device(self.traced))
+            return Coder(largest, poisson), _Code(options, poisson, {}, largest)
         # A spike carries on average what the input is over all steps.
         worth = self.statistics.mean_input * options.timesteps
-        module = LatencyCoder(largest, options.timesteps)
-        return Coder(worth, module), _Code(options, module, {}, worth)
+        latency = LatencyCoder(largest, options.timesteps).to(_device(self.traced))
+        return Coder(worth, latency), _Code(options, latency, {}, worth)
 
     def choose(self, options: Options) -> SpikingNetwork:
         """Take the candidate that agrees best with the DNN on samples that it was not adjusted on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class SpikingNetwork(nn.Module):
         self.conversion = dict(conversion or {})
         self.timesteps = timesteps
         self._states = states
+        # Listed once: the compiler cannot walk modules that a step has just written to.
+        self._modules_of_step = tuple(body.modules())
         self._release = release
 
     @property
@@ -106,8 +109,8 @@ class SpikingNetwork(nn.Module):
                     running.append(head((total / step).to(output.dtype)))
         finally:
             # A state kept in a module would hold the graph, and break deepcopy and buffers shared over processes.
-            with torch.inference_mode(False):
-                for module in self.body.modules():
+            with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
+                for module in self._modules_of_step:
                     self._release(module)
         return torch.stack(running) if per_step else head((total / self.timesteps).to(output.dtype))
 

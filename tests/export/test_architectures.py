@@ -186,7 +186,7 @@ with torch.random.fork_rng():
     "adaptive max pooling": block(lambda m, x: m.pool(x), pool=nn.AdaptiveMaxPool2d(3), features=36),
     "upsampling": block(lambda m, x: m.up(x), up=nn.Upsample(scale_factor=2), features=256),
     "pixel shuffle": block(lambda m, x: m.a(m.shuffle(x)), shuffle=nn.PixelShuffle(2), a=conv(1, 1)),
-    "zero padding": block(lambda m, x: m.a(m.pad(x)), pad=nn.ZeroPad2d((1, 0, 0, 2)), a=nn.Conv2d(4, 2, 3), features=24),
+    "zero padding": block(lambda m, x: m.a(m.p(x)), p=nn.ZeroPad2d((1, 0, 0, 2)), a=nn.Conv2d(4, 2, 3), features=24),
     "zero padding by function": block(lambda m, x: m.a(F.pad(x, (1, 1))), a=nn.Conv2d(4, 2, 3), features=16),
     "scaled by numbers": block(lambda m, x: m.r(m.a(x * 2 / 3) - 0.1) + 0.5, a=conv(4, 4), r=RELU()),
     "subtracted": block(lambda m, x: m.r(0.3 - m.a(x)) - x, a=conv(4, 4), r=RELU()),
@@ -309,3 +309,42 @@ def test_inputs_in_channels_last():
     other = to_snntorch(model.to(memory_format=torch.channels_last), last, timesteps=T)
     with torch.no_grad():
         torch.testing.assert_close(other(x), network(x))
+
+
+FUNCTIONAL = {
+    "relu6": (F.relu6, nn.ReLU6()),
+    "hardtanh": (lambda x: F.hardtanh(x, -0.5, 0.7), nn.Hardtanh(-0.5, 0.7)),
+    "leaky_relu": (lambda x: F.leaky_relu(x, 0.2), nn.LeakyReLU(0.2)),
+    "clamp from 0": (lambda x: x.clamp(min=0), nn.ReLU()),
+    "clamp_min": (lambda x: torch.clamp_min(x, 0), nn.ReLU()),
+    "clamp to 1": (lambda x: torch.clamp(x, 0, 1), nn.Hardtanh(0, 1)),
+    "clip to 1": (lambda x: x.clip(0, 1), nn.Hardtanh(0, 1)),
+    "in place": (lambda x: F.leaky_relu(x, 0.2, inplace=True), nn.LeakyReLU(0.2)),
+    "interpolate": (lambda x: F.interpolate(F.relu(x), scale_factor=2), nn.Sequential(nn.ReLU(), nn.Upsample(None, 2))),
+    "adaptive_max_pool2d": (
+        lambda x: F.adaptive_max_pool2d(x.relu(), 2), nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(2)),
+    ),
+    "adaptive_avg_pool2d": (
+        lambda x: F.adaptive_avg_pool2d(x.relu(), 3), nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(3)),
+    ),
+    "mean": (lambda x: x.relu().mean(dim=(-2, -1), keepdim=True), nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1))),
+    "torch.cat": (lambda x: torch.cat((x.relu(),), dim=-3), nn.ReLU()),
+    "torch.add": (lambda x: torch.add(x.relu(), other=0.0), nn.ReLU()),
+    "x / 1": (lambda x: torch.div(x, 1).relu(), nn.ReLU()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_functions_are_the_modules_they_stand_for(name):
+    function, module = FUNCTIONAL[name]
+    torch.manual_seed(0)
+    first, last, x = conv(1, 4).double(), nn.LazyLinear(3).double(), inputs()
+    by_module = nn.Sequential(first, module, nn.Flatten(), last)
+    by_module(x)
+    by_function = Chain(lambda m, x: m.last(function(m.first(x)).flatten(1)), first=first, last=last)
+    with torch.no_grad():
+        torch.testing.assert_close(by_function(x), by_module(x))
+    ours, theirs = (to_snntorch(model, x, timesteps=T) for model in (by_function, by_module))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, per_step=True), theirs(x, per_step=True))
+    assert len(ours.levels) == len(theirs.levels) >= 1

@@ -64,7 +64,7 @@ def test_latencies_are_those_of_spikegen(steps):
 @pytest.mark.parametrize("low", [0.0, -1.0])
 def test_the_first_layer_reads_spikes_that_are_counted(coding, low):
     x = images(low=low)
-    model, network = network_of(x, coding=coding)
+    _, network = network_of(x, coding=coding)
     with recorded(network) as (_, inputs), SynapticOperations(network) as sops, torch.no_grad():
         network(x)
     arrived = torch.stack(inputs["body.0"])

@@ -8,6 +8,7 @@ from torch import nn
 
 from snnreg_plugins import to_snntorch
 from snnreg_plugins.export.convert import CORRECTIONS
+from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.simulate import Simulation
 from tests.export import nets, test_architectures
 from tests.export.reference import neurons_of, recorded
@@ -230,3 +231,24 @@ def test_spike_norm_by_channel_leaves_dead_channels_the_level_of_the_layer():
     levels = network.levels["1"]
     assert levels.shape == (8,)
     assert float(levels[3]) == float(levels.max())
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 8])
+@torch.no_grad()
+def test_quantized_activations_lose_nothing_at_as_many_steps(levels):
+    """The first layer sees a constant current: its rate is QCFS's value, exactly; and so are the scores behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), QCFS(levels), nn.Linear(8, 3)).double()
+    x = torch.rand(50, 6, dtype=torch.float64)
+    model.train()(x)
+    model[1].activate()
+    network = to_snntorch(model.eval(), x, timesteps=levels)
+    assert float(network.levels["1"]) == pytest.approx(float(model[1].threshold))
+    torch.testing.assert_close(network(x), model(x))
+
+
+def test_a_quantized_activation_that_is_not_active_yet_is_a_relu():
+    model, x = mlp()
+    relu = to_snntorch(model, x, timesteps=T)
+    model[1] = QCFS(4).double()
+    assert torch.equal(to_snntorch(model, x, timesteps=T)(x), relu(x))

@@ -340,7 +340,7 @@ REFUSED = {
     "x.softmax": (lambda: small(lambda m, x: m.relu(m.a(x)).softmax(1)), "convert softmax", RANKS),
     "F.linear": (OwnWeights, "convert linear", "F.linear(F.relu(self.a(x)), self.w)", "use nn.Linear"),
     "F.prelu": (
-        lambda: small(lambda m, x: m.c(F.prelu(m.a(x), torch.ones(8)))), "convert prelu", "use nn.PReLU, which owns its",
+        lambda: small(lambda m, x: m.c(F.prelu(m.a(x), torch.ones(8)))), "convert prelu", "use nn.PReLU, which owns",
     ),
     "clamp from above": (lambda: small(lambda m, x: m.c(m.a(x).clamp(-1, 1))), "convert clamp", TRAIN_WITH_RELU),
     "Hardtanh above 0": (
@@ -364,7 +364,7 @@ REFUSED = {
     ),
     "stack": (lambda: small(lambda m, x: torch.stack([m.relu(m.a(x))] * 2)), "convert stack", "use torch.cat"),
     "mean of all": (lambda: small(lambda m, x: m.relu(m.a(x)).mean()), "convert mean", "give the dimensions"),
-    "mean over the batch": (lambda: small(lambda m, x: m.relu(m.a(x)).mean((0, 1))), "convert mean", "without the batch"),
+    "mean over the batch": (lambda: small(lambda m, x: m.relu(m.a(x)).mean(0)), "convert mean", "without the batch"),
     "bilinear": (
         lambda: conv(nn.Upsample(scale_factor=2, mode="bilinear")), "layer '2': upsampling with mode='bilinear'",
         'use mode="nearest"',

@@ -15,6 +15,7 @@ from snnreg_plugins import SpikeRate, SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.export.norse import SoftResetCell, SoftResetParameters
 from snnreg_plugins.export.surrogate import FastSigmoid
 from snnreg_plugins.probes import Hooks, is_spiking_neuron
+from tests.export import test_architectures
 from tests.export.nets import make
 from tests.helpers import soft_reset_neuron
 
@@ -46,6 +47,33 @@ def test_spikes_and_scores_equal_those_of_snntorch(name, options, dtype):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert torch.equal(scores, expected)
     assert any(s.any() for s in ours)
+
+
+@pytest.mark.parametrize(
+    "options", [{"per_channel": True}, {"correction": "potential"}, {"coding": "neurons"}], ids=str
+)
+@pytest.mark.parametrize("name", test_architectures.NETS)
+def test_every_architecture_equals_that_of_snntorch(name, options):
+    if name == "pixel shuffle" and "per_channel" in options:
+        pytest.skip("refused: channels become positions")
+    model, x = test_architectures.NETS[name](), test_architectures.inputs()
+    ours, scores = spikes(to_norse(model, x, timesteps=6, **options), x)
+    theirs, expected = spikes(to_snntorch(model, x, timesteps=6, **options), x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(scores, expected)
+
+
+@pytest.mark.parametrize("to", [to_norse, to_snntorch])
+@pytest.mark.parametrize("name", ["two blocks", "a maximum of a sum", "LeakyReLU"])
+def test_a_network_compiles_in_one_graph(name, to):
+    model, x = test_architectures.NETS[name](), test_architectures.inputs()
+    network = to(model, x, timesteps=4)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), network(x))
+    assert torch.equal(compiled(x, per_step=True), network(x, per_step=True))
+    compiled(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.9])

@@ -4,7 +4,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from snnreg_plugins.functional.thresholds import BINS, ActivationHistogram, maximum, percentile
+from snnreg_plugins.functional.thresholds import BINS, ActivationHistogram, local, maximum, mmse, percentile
 
 PERCENTS = [0.1, 25.0, 50.0, 90.0, 99.0, 99.9, 99.99, 100.0]
 
@@ -149,3 +149,41 @@ def test_other_channels_are_refused(shape):
 def test_percent_out_of_range_is_refused(percent):
     with pytest.raises(ValueError, match="`percent`"):
         percentile(collect([activations(10, 3)], 3), percent=percent)
+
+
+def rate_error(values, level, timesteps, potential):
+    spikes = (values * timesteps / level + potential).floor().clamp(0, timesteps)
+    return float((values - spikes * level / timesteps).square().mean())
+
+
+@pytest.mark.parametrize("potential", [0.0, 0.5])
+@pytest.mark.parametrize("timesteps", [1, 2, 4, 16])
+def test_mmse_is_the_least_error_of_all_candidates(timesteps, potential):
+    values = activations(400, 3, 5).double()
+    found = mmse(
+        collect([values], 3), per_channel=True, timesteps=timesteps, initial_potential=potential, candidates=20
+    )
+    layer = mmse(collect([values], 3), timesteps=timesteps, initial_potential=potential, candidates=20)
+    for level, group in [*zip(found, values.unbind(1), strict=True), (layer, values)]:
+        errors = [rate_error(group, group.max() * k / 20, timesteps, potential) for k in range(1, 21)]
+        assert rate_error(group, float(level), timesteps, potential) <= 1.02 * min(errors)  # bins blur a little
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 32])
+def test_local_descends_the_error_of_clipping(iterations):
+    values = activations(400, 3, 5).double() * torch.tensor([1.0, 5.0, 0.2]).reshape(3, 1)
+    found = local(collect([values], 3), per_channel=True, iterations=iterations)
+    layer = local(collect([values], 3), iterations=iterations)
+    for level, group in [*zip(found, values.unbind(1), strict=True), (layer, values)]:
+        expected = 0.0
+        for _ in range(iterations):
+            expected = expected + 2 * float((group - expected).clamp(min=0).mean())
+        assert float(level) == pytest.approx(min(expected, float(group.max())), rel=0.01)
+
+
+def test_one_channel_holds_all():
+    values = activations(50, 3, 4)
+    one, three = collect([values], 1), collect([values], 3)
+    assert torch.equal(one.counts[0], three.counts.sum(0))
+    for method in (maximum, percentile, local):
+        assert torch.equal(method(one), method(three))
