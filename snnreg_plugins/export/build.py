@@ -139,7 +139,7 @@ class _Builder:
         self.sums: dict[fx.Node, _Sum | list[_Sum]] = {}  # the tensors of the step
         self.states: list[fx.Node] = []
         self.names: set[str] = set()
-        self.neurons = 0
+        self.levels: dict[str, Tensor] = {}
 
     def build(self, timesteps: int, conversion: Mapping[str, Any]) -> SpikingNetwork:
         for node in self.source.graph.nodes:
@@ -159,7 +159,7 @@ class _Builder:
                 self._in_step(node)
             else:
                 self._in_encoder(node)
-        if not self.neurons:
+        if not self.levels:
             raise ConversionError("The model has no ReLU, so there is nothing to turn into spiking neurons.")
         self.once.output(tuple(self.nodes[node] for node in self.exports))
         name = type(self.source).__name__
@@ -167,7 +167,7 @@ class _Builder:
         body = self._module(self.step, f"{name}Step")
         head = None if self.cut is None else self._module(self.last, f"{name}Head")
         release, states = self.target.release, len(self.states)
-        network = SpikingNetwork(encoder, body, timesteps, states, release, head, conversion)
+        network = SpikingNetwork(encoder, body, timesteps, states, release, head, conversion, self.levels)
         return network.train()  # as any new module; nothing in it depends on the mode
 
     def _module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
@@ -404,7 +404,7 @@ class _Builder:
             state = self.step.call_module(f"{key}_initial", (self._state(), current))
             scale = (balance.level.to(shape) * channelwise(kind.gain, shape.dim())).expand_as(shape)
             terms.append(_Term(self._stateful(key, current, state), scale, spikes=True))
-            self.neurons += 1
+            self.levels[key] = balance.level
         return _Sum(tuple(terms), torch.zeros_like(shape))
 
     def _absorbed(self, source: Any, constant: Tensor) -> bool:

@@ -30,9 +30,12 @@ class SpikingNetwork(nn.Module):
         release: What to call on every module of the body after a call, to let go of states it kept.
         head: What is computed once, from the mean of the outputs, where only a part of the DNN spikes.
         conversion: How the network was made; plain data.
+        levels: What a spike of each neuron layer is worth.
 
     Attributes:
         conversion: How the network was made: the options of the export, with what ``"auto"`` chose.
+        levels: What a spike of each neuron layer of ``body`` is worth in activation of the DNN, by name; each shaped
+            to broadcast over a sample.
 
     Example:
         >>> from snnreg_plugins import to_snntorch
@@ -53,12 +56,14 @@ class SpikingNetwork(nn.Module):
         release: Callable[[nn.Module], None],
         head: fx.GraphModule | None = None,
         conversion: Mapping[str, Any] | None = None,
+        levels: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.body = body
         self.head = head
         self.conversion = dict(conversion or {})
+        self.levels = dict(levels or {})
         self.timesteps = timesteps
         self._states = states
         self._release = release
