@@ -42,6 +42,7 @@ class ExportTrainer(Trainer):
         beta: float = 1.0,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
+        diagnose: bool = False,
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
 
@@ -49,7 +50,7 @@ class ExportTrainer(Trainer):
             model: The LightningModule that was trained.
             datamodule: The data it was trained on.
             ckpt_path: The checkpoint. Only tensors and plain data are read from it; no code is run.
-            output_dir: Folder to write spiking.pt, report.json and report.png to.
+            output_dir: Folder to write spiking.pt, report.json, report.png and so on to.
             timesteps: Time steps T of the written network.
             steps: Numbers of time steps to report on.
             threshold: How thresholds are chosen from activations.
@@ -59,6 +60,7 @@ class ExportTrainer(Trainer):
             beta: Decay of the potential per step.
             calibration_batches: Batches of training data to balance thresholds on.
             table: Energy per operation.
+            diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
         """
         exporter = ExportReport(
             output_dir,
@@ -71,6 +73,7 @@ class ExportTrainer(Trainer):
             beta,
             calibration_batches,
             table,
+            diagnose,
         )
         load_checkpoint(model, ckpt_path)
         exporter.run(model, datamodule)
