@@ -129,8 +129,9 @@ class Comparison:
         self.counts = self.counts + cells.reshape(CELLS, rates + 1)
 
     def _gain(self, like: Tensor) -> Tensor:
-        gain: Tensor = channelwise(torch.as_tensor(self.population.gain).to(like).abs(), like.dim())
-        return gain
+        gain = torch.as_tensor(self.population.gain, dtype=like.dtype, device=like.device).abs()
+        shaped: Tensor = channelwise(gain, like.dim())
+        return shaped
 
     def totals(self) -> Totals:
         """Give the sums."""
@@ -147,7 +148,8 @@ class Comparison:
 
     def dead(self) -> Tensor:
         """Tell which neurons never spike though their activation is not always 0."""
-        return (self.spikes == 0) & (self.activity > 0)
+        dead: Tensor = (self.spikes == 0) & (self.activity > 0)
+        return dead
 
     def missing(self) -> float:
         """Sum up the activation of dead neurons, weighed."""
@@ -240,9 +242,10 @@ class Events:
             self._synapses[name] = Synapses(layer, fan_out(layer, sample_shape(layer, args[0])))
         self.sops[name] += self._synapses[name].count(args[0])[0]
 
-    def of(self, neurons: str) -> int:
-        """Give the SOPs at synaptic layers that read these neurons alone."""
-        return sum(self.sops[name] for name, read in self.reads.items() if read == (neurons,))
+    def of(self, neurons: str) -> int | None:
+        """Give the SOPs at synaptic layers that read these neurons alone; None if all that read them are shared."""
+        own = [self.sops[name] for name, read in self.reads.items() if read == (neurons,)]
+        return sum(own) if own or not any(neurons in read for read in self.reads.values()) else None
 
     def shared(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
         """Walk the synaptic layers whose SOPs belong to no neurons alone: name, the neurons, SOPs."""

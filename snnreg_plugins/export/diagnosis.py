@@ -64,7 +64,7 @@ class LayerDiagnosis:
         missing: The error that dead neurons make: the share of the activation that is theirs.
         added: The error less that of the layers which it reads: of several, the largest.
         spike_rate: Spikes/neuron/step.
-        sops: SOPs/sample at the synaptic layers that read this layer alone.
+        sops: SOPs/sample at the synaptic layers that read this layer alone; None if all that read it are shared.
         clipped: Share of activations above λ, of all, zeros included.
         dead: Share of neurons that never spike though their activation is not always 0.
         silent: Share of neurons that never spike and have none to express.
@@ -87,7 +87,7 @@ class LayerDiagnosis:
     missing: float | None
     added: float | None
     spike_rate: float
-    sops: float
+    sops: float | None
     clipped: float
     dead: float
     silent: float
@@ -192,14 +192,14 @@ class Diagnosis:
                 self._marked(layer),
                 span(layer.threshold_min, layer.threshold_max),
                 f"{layer.spike_rate:.3f}",
-                in_short(layer.sops),
+                "" if layer.sops is None else in_short(layer.sops),
                 *map(_percent, shares),
             )
         if self.synapses:
             table.add_section()
         for synapses in self.synapses:
-            reads = " + ".join(synapses.reads) or "input"
-            table.add_row(f"  {synapses.name} of {reads}", "", "", in_short(synapses.sops))
+            whose = "shared" if synapses.reads else "input"
+            table.add_row(f"  {synapses.name} ({whose})", "", "", in_short(synapses.sops))
         return table
 
     def _errors(self) -> Table:
@@ -238,20 +238,26 @@ class Diagnosis:
     def _draw_rates(self, axes: Axes) -> None:
         from matplotlib.colors import LogNorm
 
-        axes.set(title=f"Rates of layer {self.worst}", xlabel="Activation / level", ylabel="Spikes / step")
+        axes.set(
+            title="Rates" if self.worst is None else f"Rates of layer {self.worst}",
+            xlabel="Activation / level",
+            ylabel="Spikes / step",
+        )
         axes.set(xlim=(0, LEVELS), ylim=(-0.05, 1.05))
         axes.set_xticks([0, 0.5, 1, LEVELS], ["0", "0.5", "1", f"≥ {LEVELS}"])
         axes.plot([0, 1, LEVELS], [0, 1, 1], color=ORANGE, linewidth=1.8, label="ideal")
         if self.histogram:
-            counts = torch.tensor(self.histogram).T
+            counts = torch.tensor(self.histogram, dtype=torch.float64).T
             rates = len(counts) - 1
-            edges = torch.linspace(0, LEVELS, CELLS + 1), (torch.arange(rates + 2) - 0.5) / rates
+            activations, spikes = torch.linspace(0, LEVELS, CELLS + 1), (torch.arange(rates + 2) - 0.5) / rates
             # Cells without any are left white.
-            drawn_counts = torch.where(counts > 0, counts.double(), torch.nan)
+            shown = counts.where(counts > 0, torch.nan)
             norm = LogNorm(1, max(10, int(counts.max())))
-            mesh = axes.pcolormesh(*edges, drawn_counts, norm=norm, cmap="Blues", zorder=-1)
+            mesh = axes.pcolormesh(
+                activations.numpy(), spikes.numpy(), shown.numpy(), norm=norm, cmap="Blues", zorder=-1
+            )
             axes.get_figure().colorbar(mesh, ax=axes, label="Neurons × samples", pad=0.02)  # type: ignore[union-attr]
-            axes.set_ylim(float(edges[1][0]), float(edges[1][-1]))
+            axes.set_ylim(float(spikes[0]), float(spikes[-1]))
             axes.grid(visible=False)
         legend_below(axes)
 
@@ -316,8 +322,8 @@ def diagnose(
         >>> result = diagnose(model, to_snntorch(model, x, timesteps=4, threshold="max"), x)
         >>> result.worst, result.cause, result.layers[0].clipped
         ('1', 'rounding', 0.0)
-        >>> result.remedies[0]
-        'timesteps=8'
+        >>> result.remedies
+        ('per_channel=True', 'timesteps=8', 'threshold="mmse"')
     """
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
@@ -375,8 +381,8 @@ def _layers(compared: dict[str, Comparison], before: dict[str, set[str]], events
     }
     layers = []
     for name, one in compared.items():
-        total, mean = one.totals(), means[one.base]
-        relative = partial(_over, mean)
+        total, sops = one.totals(), events.of(name)
+        relative = partial(_over, means[one.base])
         layers.append(
             LayerDiagnosis(
                 name=name,
@@ -396,7 +402,7 @@ def _layers(compared: dict[str, Comparison], before: dict[str, set[str]], events
                 # Two populations share what comes in by their parts of the activation.
                 added=relative(total.error - given[one.base] * total.weighed),
                 spike_rate=total.spikes / (total.pairs * one.timesteps),
-                sops=events.of(name) / one.samples,
+                sops=None if sops is None else sops / one.samples,
                 clipped=total.clipped / total.pairs,
                 dead=_mean(one.dead()),
                 silent=_mean((one.spikes == 0) & (one.activity == 0)),
