@@ -64,10 +64,15 @@ def drawn(path: str | os.PathLike[str], height: float) -> Iterator[list[Axes]]:
         figure.savefig(temporary, format=temporary.suffix[1:] or "png", dpi=160)
 
 
-def legend_below(axes: Axes) -> None:
+def legend_below(axes: Axes, columns: int = 2) -> None:
     """Put the legend of a panel below it."""
     legend = axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.8, ncols=2, columnspacing=1.2, handlelength=2.2
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=3.8,
+        ncols=columns,
+        columnspacing=1.2,
+        handlelength=2.2,
     )
     legend.set_in_layout(False)
 

@@ -263,9 +263,9 @@ class Diagnosis:
 
     def _draw_shares(self, axes: Axes) -> None:
         drawn_shares: tuple[tuple[str, list[float], dict[str, Any]], ...] = (
-            ("clipped activations", [layer.clipped for layer in self.layers], {"color": BLUE}),
-            ("dead neurons", [layer.dead for layer in self.layers], {"color": ORANGE, "hatch": "////"}),
-            ("saturated neurons", [layer.saturated for layer in self.layers], {"color": GREY}),
+            ("clipped", [layer.clipped for layer in self.layers], {"color": BLUE}),
+            ("dead", [layer.dead for layer in self.layers], {"color": ORANGE, "hatch": "////"}),
+            ("saturated", [layer.saturated for layer in self.layers], {"color": GREY}),
         )
         most = max(max(shares) for _, shares, _ in drawn_shares)
         for place, (label, shares, style) in enumerate(drawn_shares):
@@ -276,8 +276,8 @@ class Diagnosis:
         axes.set_yticks(range(len(self.layers)), [layer.name for layer in self.layers])
         axes.set_xlim(0, max(1.0, 118 * most))
         _by_layer(axes, len(self.layers))
-        axes.set(title="What rates cannot express", xlabel="Share (%)")
-        legend_below(axes)
+        axes.set(title="What rates cannot express", xlabel="Share of activations (clipped), neurons (%)")
+        legend_below(axes, columns=3)
 
 
 def diagnose(
@@ -294,7 +294,8 @@ def diagnose(
     - what is left: spikes that arrive unevenly, and what leaks if ``beta`` is below 1;
     - dead neurons, if those make more than half of the added error.
 
-    Options that ``network`` was made with already are not suggested (``network.conversion``).
+    What makes at least half as much is named too. Options that ``network`` was made with already
+    (``network.conversion``) are not suggested.
 
     Both networks are run in eval mode and left as they were; metrics that watch ``network`` count this pass too. A
     network that was fine-tuned is free to leave the DNN's activations, and its errors tell by how much it does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import NamedTuple
 
 # Channels differ a lot if the largest maximum is so many times the median one.
@@ -71,6 +72,11 @@ def _own_channels(case: Case) -> bool:
     return not case.per_channel and case.threshold != "learned" and case.spread >= _SPREAD
 
 
+def _higher_percent(case: Case) -> bool:
+    # It makes rounding worse.
+    return case.threshold == "percentile" and case.percent < 100 and case.clipping > case.rounding
+
+
 def _uncorrected(case: Case) -> bool:
     return case.correction == "none"
 
@@ -80,7 +86,7 @@ CAUSES: dict[str, tuple[str, list[tuple[Callable[[Case], bool], str]]]] = {
     "clipping": (
         "activations above what a spike is worth are clipped",
         [
-            (lambda case: case.threshold == "percentile" and case.percent < 100, "percent={case.higher}"),
+            (_higher_percent, "percent={case.higher}"),
             (lambda case: case.threshold not in ("mmse", *_EXACT), 'threshold="mmse"'),
             (lambda case: case.threshold == "mmse", "timesteps={case.twice}"),
             (lambda case: case.threshold in _EXACT, "calibration data that hold such inputs"),
@@ -128,17 +134,21 @@ def advise(case: Case) -> tuple[str, str, tuple[str, ...]]:
     """Find out why a layer is off, and what to try.
 
     Returns:
-        The cause, one of :data:`CAUSES`; what it does; and at most three remedies, none of them set already.
+        The largest cause, one of :data:`CAUSES`; what it does, and what others do that are at least half as large; and
+        at most three remedies, none of them set already.
 
     Example:
-        >>> advise(Case(0.3, 0.2, 0.1, 0.0, 0.0, 1.0, timesteps=8, threshold="percentile", percent=99.0))
+        >>> advise(Case(0.3, 0.2, 0.0, 0.0, 0.0, 1.0, timesteps=8, threshold="percentile", percent=99.0))
         ('clipping', 'activations above what a spike is worth are clipped', ('percent=99.9', 'threshold="mmse"'))
     """
     parts = {"clipping": case.clipping, "rounding": case.rounding}
     parts["leak" if case.beta < 1 else "timing"] = case.added - case.clipping - case.rounding
-    cause = max(parts, key=lambda name: parts[name])
-    if cause != "clipping" and case.missing > case.added / 2:
-        cause = "dead"
-    why, remedies = CAUSES[cause]
-    found = [remedy.format(case=case) for applies, remedy in remedies if applies(case)]
-    return cause, why.format(case=case), tuple(found[:_MOST])
+    causes = sorted(parts, key=lambda name: parts[name], reverse=True)
+    causes = [name for name in causes if parts[name] >= parts[causes[0]] / 2]
+    if causes[0] != "clipping" and case.missing > case.added / 2:
+        causes = ["dead"]
+    why = " and ".join(CAUSES[name][0].format(case=case) for name in causes)
+    tables = [[text.format(case=case) for applies, text in CAUSES[name][1] if applies(case)] for name in causes]
+    # The first of each cause, then the second ones; each once.
+    remedies = [remedy for row in zip_longest(*tables) for remedy in row if remedy is not None]
+    return causes[0], why, tuple(dict.fromkeys(remedies))[:_MOST]

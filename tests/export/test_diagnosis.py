@@ -297,6 +297,8 @@ def trained():
     ("cause", "options"),
     [
         ("clipping", {"threshold": "percentile", "percent": 60.0, "timesteps": 32}),
+        ("clipping", {"threshold": "percentile", "percent": 92.0, "timesteps": 4}),
+        ("rounding", {"threshold": "percentile", "percent": 95.0, "timesteps": 4}),
         ("rounding", {"threshold": "max", "timesteps": 4}),
         ("rounding", {"threshold": "percentile", "percent": 99.9, "timesteps": 4, "initial_potential": 0.0}),
         ("rounding", {"threshold": "mmse", "timesteps": 4, "per_channel": True}),
@@ -372,6 +374,17 @@ def test_remedies_are_options_that_are_not_set(cause):
         for remedy in remedies:
             name, _, value = remedy.partition("=")
             assert (name in known and options.get(name) != eval(value)) if value else " " in name
+
+
+def test_two_causes_are_named_and_treated():
+    options = {"threshold": "percentile", "percent": 99.0}
+    _, why, remedies = advise(Case(0.5, 0.2, 0.3, 0.0, 0.0, 1.0, 8, **options))
+    assert why == "rates are multiples of 1/8 and activations above what a spike is worth are clipped"
+    assert remedies == ("timesteps=16", 'threshold="mmse"', 'correction="potential"')
+    _, _, remedies = advise(Case(0.5, 0.3, 0.2, 0.0, 0.0, 1.0, 8, **options))
+    assert remedies == ("percent=99.9", "timesteps=16", 'threshold="mmse"')
+    cause, why, _ = advise(Case(0.5, 0.1, 0.3, 0.0, 0.0, 1.0, 8, **options))
+    assert (cause, why) == ("rounding", "rates are multiples of 1/8")
 
 
 def test_percent_goes_up_by_nines():
