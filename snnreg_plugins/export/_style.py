@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # Okabe and Ito 2008: distinct for every kind of colour vision.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#555555"
 _PLOT_STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from snnreg_plugins._files import atomic
-from snnreg_plugins.export._style import BLUE, GREY, ORANGE, drawn, in_short, legend_below, new_table, span
+from snnreg_plugins.export._style import BLUE, GREY, ORANGE, SKY, drawn, in_short, legend_below, new_table, span
 from snnreg_plugins.export.calibrate import Calibration
 from snnreg_plugins.export.compare import CELLS, LEVELS, Comparison, Events, comparisons, reads
 from snnreg_plugins.export.graph import trace
@@ -171,15 +171,15 @@ class Diagnosis:
         )
 
     def save_plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw errors by layer, rates of the worst layer, and shares by layer, to a PNG (or what the suffix says).
+        """Draw errors and shares by layer, and the rates of the worst layer, to a PNG (or what the suffix says).
 
         Raises:
             ModuleNotFoundError: If matplotlib is missing.
         """
-        with drawn(path, max(4.0, 1.8 + 0.4 * len(self.layers))) as (errors, rates, shares):
+        with drawn(path, max(4.0, 1.8 + 0.4 * len(self.layers))) as (errors, shares, rates):
             self._draw_errors(errors)
-            self._draw_rates(rates)
             self._draw_shares(shares)
+            self._draw_rates(rates)
 
     def _neurons(self) -> Table:
         table = new_table(f"Neurons at T = {self.timesteps}")
@@ -235,6 +235,25 @@ class Diagnosis:
         axes.set(title=f"Error by layer at T = {self.timesteps}", xlabel="Mean error / mean activation (%)")
         legend_below(axes)
 
+    def _draw_shares(self, axes: Axes) -> None:
+        drawn_shares: tuple[tuple[str, list[float], dict[str, Any]], ...] = (
+            ("clipped", [layer.clipped for layer in self.layers], {"color": SKY}),
+            ("dead", [layer.dead for layer in self.layers], {"color": ORANGE, "hatch": "////"}),
+            ("saturated", [layer.saturated for layer in self.layers], {"color": GREY, "hatch": "...."}),
+        )
+        most = max(max(shares) for _, shares, _ in drawn_shares)
+        for place, (label, shares, style) in enumerate(drawn_shares):
+            at = [index + 0.26 * (place - 1) for index in range(len(shares))]
+            percents = [100 * share for share in shares]
+            bars = axes.barh(at, percents, height=0.24, edgecolor="white", linewidth=0, label=label, **style)
+            axes.bar_label(bars, [_short(share) for share in percents], padding=3, color=GREY, fontsize=8)
+        axes.set_yticks(range(len(self.layers)), [layer.name for layer in self.layers])
+        axes.set_xlim(0, max(1.0, 118 * most))
+        _by_layer(axes, len(self.layers))
+        axes.set(title="What rates cannot express", xlabel="Share of activations (clipped) or neurons (%)")
+        axes.tick_params(axis="y", labelleft=False)  # the same layers as in the panel to the left
+        legend_below(axes, columns=3)
+
     def _draw_rates(self, axes: Axes) -> None:
         from matplotlib.colors import LogNorm
 
@@ -260,24 +279,6 @@ class Diagnosis:
             axes.set_ylim(float(spikes[0]), float(spikes[-1]))
             axes.grid(visible=False)
         legend_below(axes)
-
-    def _draw_shares(self, axes: Axes) -> None:
-        drawn_shares: tuple[tuple[str, list[float], dict[str, Any]], ...] = (
-            ("clipped", [layer.clipped for layer in self.layers], {"color": BLUE}),
-            ("dead", [layer.dead for layer in self.layers], {"color": ORANGE, "hatch": "////"}),
-            ("saturated", [layer.saturated for layer in self.layers], {"color": GREY}),
-        )
-        most = max(max(shares) for _, shares, _ in drawn_shares)
-        for place, (label, shares, style) in enumerate(drawn_shares):
-            at = [index + 0.26 * (place - 1) for index in range(len(shares))]
-            percents = [100 * share for share in shares]
-            bars = axes.barh(at, percents, height=0.24, edgecolor="white", linewidth=0, label=label, **style)
-            axes.bar_label(bars, [_short(share) for share in percents], padding=3, color=GREY, fontsize=8)
-        axes.set_yticks(range(len(self.layers)), [layer.name for layer in self.layers])
-        axes.set_xlim(0, max(1.0, 118 * most))
-        _by_layer(axes, len(self.layers))
-        axes.set(title="What rates cannot express", xlabel="Share of activations (clipped), neurons (%)")
-        legend_below(axes, columns=3)
 
 
 def diagnose(
@@ -489,4 +490,4 @@ def _percent(share: float | None, sign: str = "") -> str:
 
 def _short(percent: float) -> str:
     """Write a share next to its bar; nothing next to none."""
-    return f"{percent:.2g}" if 0 < percent < 10 else f"{percent:.0f}" if percent else ""
+    return f"{percent:#.2g}" if 0 < percent < 10 else f"{percent:.0f}" if percent else ""

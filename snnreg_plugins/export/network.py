@@ -116,5 +116,3 @@ def require_timesteps(value: int) -> None:
     """Raise a ValueError unless ``value`` is a number of time steps."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"Expected argument `timesteps` to be an integer of at least 1, but got {value!r}.")
-
-
