@@ -569,8 +569,9 @@ def test_plot_shows_the_numbers(result):
     assert drawn.T.tolist() == [list(row) for row in result.histogram]
     for bars, kind in zip(shares.containers, ("clipped", "dead", "saturated"), strict=True):
         assert [bar.get_width() for bar in bars] == pytest.approx([100 * getattr(layer, kind) for layer in layers])
-    for axes in (errors, shares):
-        assert [label.get_text() for label in axes.get_yticklabels()] == ["2", "5", "9"]
+    assert [label.get_text() for label in errors.get_yticklabels()] == ["2", "5", "9"]
+    assert errors.get_ylim() == shares.get_ylim()  # rows stand side by side
+    assert list(shares.get_yticks()) == [0, 1, 2]
 
 
 def test_plot_without_matplotlib_says_what_to_install(result, tmp_path, monkeypatch):
