@@ -38,6 +38,7 @@ class ExportTrainer(Trainer):
         steps: list[int] | None = None,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
+        diagnose: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
@@ -46,14 +47,15 @@ class ExportTrainer(Trainer):
             model: The LightningModule that was trained.
             datamodule: The data it was trained on.
             ckpt_path: The checkpoint. Only tensors and plain data are read from it; no code is run.
-            output_dir: Folder to write spiking.pt, report.json and report.png to.
+            output_dir: Folder to write spiking.pt, report.json, report.png and so on to.
             timesteps: Time steps T of the written network.
             steps: Numbers of time steps to report on.
             calibration_batches: Batches of training data to balance thresholds on.
             table: Energy per operation.
+            diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
             **options: Options of the export.
         """
-        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, **options)
+        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, diagnose, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds

@@ -110,8 +110,12 @@ def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     for subcommand in ("validate", "test", "predict"):
         command(subcommand, *config, "--ckpt_path", checkpoint)
     assert "snn/accuracy" in capsys.readouterr().out  # SpikingValidation runs in validation alone too
-    command("export", *config, "--ckpt_path", checkpoint, "--timesteps=3", "--per_channel=true", "--output_dir=out")
-    assert "SNN, T = 3" in capsys.readouterr().out
+    options = ["--timesteps=3", "--per_channel=true", "--diagnose=true"]
+    command("export", *config, "--ckpt_path", checkpoint, *options, "--output_dir=out")
+    out = capsys.readouterr().out
+    assert "SNN, T = 3" in out
+    assert "Neurons at T = 3" in out
+    assert {"diagnosis.json", "diagnosis.png"} < {path.name for path in Path("out").iterdir()}
     network = load_network("out/spiking.pt", Classifier(LeNet((1, 16, 16))))
     assert network.timesteps == 3
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 10)

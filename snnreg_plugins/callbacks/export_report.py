@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export.diagnosis import Diagnosis, diagnose
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.options import ExportOptions, Options
@@ -24,7 +25,9 @@ class ExportReport(Callback):
 
     - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
     - ``report.json``: all figures;
-    - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there).
+    - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
+    - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
+      :func:`~snnreg_plugins.export.diagnosis.diagnose`.
 
     Args:
         output_dir: Folder to write to; it is made.
@@ -32,6 +35,7 @@ class ExportReport(Callback):
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        diagnose: Tell too which layer loses the most of the DNN's activations, and what to try.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -51,6 +55,7 @@ class ExportReport(Callback):
         steps: list[int] | None = None,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
+        diagnose: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
         steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
@@ -66,6 +71,7 @@ class ExportReport(Callback):
         self.steps = steps
         self.calibration_batches = calibration_batches
         self.table = table
+        self.diagnose = diagnose
         self.options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.options)  # checks them
 
@@ -103,25 +109,25 @@ class ExportReport(Callback):
             network = to_snntorch(dnn, calibration, **self.options)
         loader = datamodule.test_dataloader()
         limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
-        result = report(
-            dnn,
-            network,
-            [batch for batch, _ in zip(loader, range(limit), strict=False)],
-            steps=self.steps,
-            table=self.table,
-            progress=True,
-        )
+        batches = [batch for batch, _ in zip(loader, range(limit), strict=False)]
+        result = report(dnn, network, batches, steps=self.steps, table=self.table, progress=True)
         save_network(network, os.path.join(self.output_dir, "spiking.pt"))
-        result.save_json(os.path.join(self.output_dir, "report.json"))
-        result.print()
-        written = ["spiking.pt", "report.json"]
-        try:
-            result.save_plot(os.path.join(self.output_dir, "report.png"))
-            written.append("report.png")
-        except ModuleNotFoundError as error:
-            print(f"No picture: {error}")
+        written = ["spiking.pt", *self._write(result, "report")]
+        if self.diagnose:
+            written += self._write(diagnose(dnn, network, batches), "diagnosis")
         print(f"Written to {self.output_dir}: {', '.join(written)}")
         return result
+
+    def _write(self, result: Report | Diagnosis, name: str) -> list[str]:
+        """Print a result and write its files; give their names."""
+        result.save_json(os.path.join(self.output_dir, f"{name}.json"))
+        result.print()
+        try:
+            result.save_plot(os.path.join(self.output_dir, f"{name}.png"))
+        except ModuleNotFoundError as error:
+            print(f"No picture: {error}")
+            return [f"{name}.json"]
+        return [f"{name}.json", f"{name}.png"]
 
     def _calibration(self, datamodule: Any) -> list[Tensor]:
         batches = zip(datamodule.train_dataloader(), range(self.calibration_batches), strict=False)

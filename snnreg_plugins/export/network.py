@@ -78,7 +78,10 @@ class SpikingNetwork(nn.Module):
 
     @property
     def levels(self) -> dict[str, Tensor]:
-        """What a spike of each neuron layer is worth in activation of the DNN, by the layer's name in the body."""
+        """What a spike of each neuron layer is worth in activation of the DNN, by the layer's name in the body.
+
+        Each is shaped to broadcast over a sample.
+        """
         return {
             name.removesuffix("_initial"): module.level
             for name, module in self.body.named_modules()

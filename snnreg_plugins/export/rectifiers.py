@@ -52,7 +52,7 @@ def populations(activation: nn.Module) -> list[Population] | None:
     if isinstance(module, nn.LeakyReLU):
         return _both(-module.negative_slope)
     if isinstance(module, nn.PReLU):
-        return _both(-module.weight.detach() if module.weight.numel() > 1 else -float(module.weight))
+        return _both(-module.weight.detach() if module.weight.numel() > 1 else -float(module.weight.detach()))
     if isinstance(module, nn.Hardtanh):
         if not module.min_val <= 0 < module.max_val:
             return None
@@ -60,7 +60,7 @@ def populations(activation: nn.Module) -> list[Population] | None:
         negative = Population("_negative", -1, -1.0, -float(module.min_val))
         return [positive, negative] if module.min_val < 0 else [positive]
     if isinstance(module, QCFS) and bool(module.active):
-        return [Population("", 1, 1.0, max(float(module.threshold), SMALLEST), learned=True)]
+        return [Population("", 1, 1.0, max(float(module.threshold.detach()), SMALLEST), learned=True)]
     return [Population("", 1, 1.0, torch.inf)]
 
 

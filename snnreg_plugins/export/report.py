@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnreg_plugins._files import atomic
+from snnreg_plugins.export._style import BLUE, GREY, ORANGE, drawn, in_short, legend_below, new_table, scaled, span
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
@@ -24,27 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
     from rich.table import Table
-
-# Okabe and Ito 2008: distinct for every kind of colour vision.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#555555"
-_PLOT_STYLE: Any = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.edgecolor": "#999999",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "axes.labelcolor": _GREY,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
 
 
 @dataclass(frozen=True)
@@ -178,29 +158,15 @@ class Report:
         Raises:
             ModuleNotFoundError: If matplotlib is missing.
         """
-        try:
-            from matplotlib import rc_context
-            from matplotlib.figure import Figure
-            from matplotlib.layout_engine import ConstrainedLayoutEngine
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                'Report.save_plot needs matplotlib: pip install "snnreg_plugins[plot]"'
-            ) from error
-
         height = max(4.0, 1.8 + 0.24 * sum(layer.spike_rate is not None for layer in self.layers))
-        with rc_context(_PLOT_STYLE), atomic(path) as temporary:
-            # The legends stand below the panels and take no part in the layout, which they would squeeze.
-            layout = ConstrainedLayoutEngine(rect=(0, 0.5 / height, 1, 1 - 0.5 / height), wspace=0.04)
-            figure = Figure(figsize=(12, height), layout=layout)  # not by pyplot, which keeps it and wants a display
-            accuracy, cost, rates = figure.subplots(1, 3)
+        with drawn(path, height) as (accuracy, cost, rates):
             self._draw_accuracy(accuracy)
             self._draw_cost(cost)
             self._draw_rates(rates)
-            figure.savefig(temporary, format=temporary.suffix[1:] or "png", dpi=160)
 
     def _overview(self) -> Table:
         dnn = self.dnn
-        table = _table(f"DNN and SNN, per sample (mean of {self.samples:,})")
+        table = new_table(f"DNN and SNN, per sample (mean of {self.samples:,})")
         table.add_column("")
         for header in ("Accuracy", "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"):
             table.add_column(header, justify="right", no_wrap=True)
@@ -212,8 +178,8 @@ class Report:
                 name,
                 _percent(dnn.accuracy),
                 "",
-                _count(sops) if sops else "",
-                _count(macs),
+                in_short(sops) if sops else "",
+                in_short(macs),
                 _joule(joule),
                 _ratio(joule, dnn.energy),
             )
@@ -223,15 +189,15 @@ class Report:
                 f"SNN, T = {step.timesteps}",
                 _percent(step.accuracy),
                 f"{step.spike_rate:.3f}",
-                _count(step.sops),
-                _count(step.effective_macs),
+                in_short(step.sops),
+                in_short(step.effective_macs),
                 _joule(step.energy),
                 _ratio(step.energy, dnn.energy),
             )
         return table
 
     def _by_layer(self) -> Table:
-        table = _table(f"SNN by layer at T = {self.timesteps}, per sample")
+        table = new_table(f"SNN by layer at T = {self.timesteps}, per sample")
         table.add_column("Layer", overflow="fold")
         table.add_column("Kind", overflow="ellipsis", max_width=12)
         for header in ("Threshold", "Spike rate", "SOPs", "MACs", "Energy"):
@@ -240,10 +206,10 @@ class Report:
             table.add_row(
                 layer.name,
                 layer.kind,
-                _span(layer.threshold_min, layer.threshold_max),
+                span(layer.threshold_min, layer.threshold_max),
                 "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
-                "" if layer.sops is None or (layer.effective_macs and not layer.sops) else _count(layer.sops),
-                _count(layer.effective_macs) if layer.effective_macs else "",
+                "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
+                in_short(layer.effective_macs) if layer.effective_macs else "",
                 "" if layer.energy is None else _joule(layer.energy),
             )
         total = self._at_timesteps()
@@ -253,8 +219,8 @@ class Report:
             "",
             "",
             f"{total.spike_rate:.3f}",
-            _count(total.sops),
-            _count(total.effective_macs),
+            in_short(total.sops),
+            in_short(total.effective_macs),
             _joule(total.energy),
         )
         return table
@@ -264,9 +230,9 @@ class Report:
 
     def _draw_accuracy(self, axes: Axes) -> None:
         self._draw_over_steps(axes, [100 * step.accuracy for step in self.steps], label="SNN")
-        axes.axhline(100 * self.dnn.accuracy, color=_ORANGE, linewidth=1.8, label="DNN")
+        axes.axhline(100 * self.dnn.accuracy, color=ORANGE, linewidth=1.8, label="DNN")
         axes.set(title="Accuracy", ylabel="Samples correct (%)")
-        _legend_below(axes)
+        legend_below(axes)
 
     def _draw_cost(self, axes: Axes) -> None:
         from matplotlib.ticker import EngFormatter, LogLocator
@@ -276,21 +242,21 @@ class Report:
         macs = [step.effective_macs for step in self.steps]
         if any(macs):
             steps = [step.timesteps for step in self.steps]
-            axes.plot(steps, macs, color=_BLUE, linewidth=1.8, linestyle=(0, (1, 1.5)), label="SNN, analog MACs")
+            axes.plot(steps, macs, color=BLUE, linewidth=1.8, linestyle=(0, (1, 1.5)), label="SNN, analog MACs")
         effective = "DNN, effective MACs" + (" + SOPs" if dnn.sops else "")
-        axes.axhline(dnn.effective_macs + dnn.sops, color=_ORANGE, linewidth=1.8, label=effective)
-        axes.axhline(dnn.dense_macs, color=_ORANGE, linewidth=1.8, linestyle=(0, (4, 2)), label="DNN, dense MACs")
+        axes.axhline(dnn.effective_macs + dnn.sops, color=ORANGE, linewidth=1.8, label=effective)
+        axes.axhline(dnn.dense_macs, color=ORANGE, linewidth=1.8, linestyle=(0, (4, 2)), label="DNN, dense MACs")
         axes.set(title="Operations", ylabel="Operations / sample", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.minorticks_off()
-        _legend_below(axes)
+        legend_below(axes)
 
     def _draw_rates(self, axes: Axes) -> None:
         layers = [layer for layer in self.layers if layer.spike_rate is not None]
         rates = [layer.spike_rate or 0.0 for layer in layers]
-        bars = axes.barh([layer.name for layer in layers], rates, height=0.6, color=_BLUE)
-        axes.bar_label(bars, [f"{rate:.3f}" for rate in rates], padding=4, color=_GREY)
+        bars = axes.barh([layer.name for layer in layers], rates, height=0.6, color=BLUE)
+        axes.bar_label(bars, [f"{rate:.3f}" for rate in rates], padding=4, color=GREY)
         axes.set_ylim(max(len(layers), 4) - 0.5, -0.5)
         axes.margins(x=0.18)
         axes.grid(visible=False, axis="y")
@@ -299,7 +265,7 @@ class Report:
 
     def _draw_over_steps(self, axes: Axes, values: Sequence[float], label: str) -> None:
         steps = [step.timesteps for step in self.steps]
-        axes.plot(steps, values, color=_BLUE, linewidth=2, marker="o", markersize=5, label=label, zorder=3)
+        axes.plot(steps, values, color=BLUE, linewidth=2, marker="o", markersize=5, label=label, zorder=3)
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
@@ -373,7 +339,7 @@ def report(
         torch.no_grad(),
         _Counter([traced]) as of_dnn,
         _Counter([network.encoder, network.body], longest) as of_snn,
-        _run_as(network, longest),
+        run_as(network, longest),
     ):
         for inputs, targets in _pairs(data, progress):
             scores = traced(inputs.to(_device(traced))).cpu()
@@ -517,7 +483,7 @@ def _ascending(steps: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def _run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
+def run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
     """Let a network run for some time steps in eval mode, and be as it was afterwards."""
     modes, before = {module: module.training for module in network.modules()}, network.timesteps
     try:
@@ -574,44 +540,8 @@ def _device(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def _table(title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def _legend_below(axes: Axes) -> None:
-    legend = axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.8, ncols=2, columnspacing=1.2, handlelength=2.2
-    )
-    legend.set_in_layout(False)
-
-
-def _scaled(value: float, prefixes: dict[int, str]) -> str:
-    """Write a number ≥ 0 with three digits and a prefix for a power of 1000."""
-    if not value:
-        return f"0{prefixes[0]}"
-    digits, exponent = f"{value:.2e}".split("e")  # rounded first: 999.6 is 1.00k
-    group = min(max(int(exponent) // 3, min(prefixes)), max(prefixes))
-    shown = f"{float(f'{digits}e{int(exponent) - 3 * group}'):#.3g}".rstrip(".")
-    return f"{shown}{prefixes[group]}"
-
-
-def _count(value: float) -> str:
-    return _scaled(value, {0: "", 1: "k", 2: "M", 3: "G", 4: "T"})
-
-
 def _joule(value: float) -> str:
-    return _scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
+    return scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
 
 
 def _percent(share: float) -> str:
@@ -620,9 +550,3 @@ def _percent(share: float) -> str:
 
 def _ratio(value: float, reference: float) -> str:
     return f"{value / reference:.2f}" if reference else ""
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ""
-    return f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
