@@ -14,7 +14,7 @@ from snnreg_plugins.export.parts import at_least_float32
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.export.simulate import channelwise
 from snnreg_plugins.functional.synapses import Synapses, fan_out, sample_shape
-from snnreg_plugins.probes import Hooks, is_spiking_neuron, synaptic_layers
+from snnreg_plugins.probes import Hooks, is_spiking_neuron, neuron_layers, synaptic_layers
 
 #: The histogram of a comparison: cells of activation / level, up to some levels and above, and the most of the rate.
 CELLS, LEVELS, RATES = 30, 1.5, 32
@@ -222,7 +222,7 @@ class Events:
         self.sops = dict.fromkeys(self.layers, 0)
         self.reads: dict[str, tuple[str, ...]] = dict.fromkeys(self.layers, ())
         self._synapses: dict[str, Synapses] = {}
-        neurons = is_spiking_neuron(network.body)
+        neurons = neuron_layers(network.body)
         sources: dict[fx.Node, dict[str, None]] = {}  # in order
         for node in network.body.graph.nodes:
             name = str(node.target)
