@@ -136,7 +136,9 @@ class StrictFile:
         if text:
             return self._strings(values, shape, where)
         if values.dtype not in _NUMBERS:
-            raise ValueError(f"{where!r} has dtype {values.dtype}, but NIR of this package has float16 to 64 and int64.")
+            raise ValueError(
+                f"{where!r} has dtype {values.dtype}, but NIR of this package has float16 to 64 and int64."
+            )
         array = np.asarray(values[()])
         if not np.isfinite(array).all():
             raise ValueError(f"{where!r} holds NaN or infinity.")
