@@ -445,10 +445,10 @@ _Node: TypeAlias = tuple[str, Tree, Tree, Shape]
 def _linear(module: nn.Linear, shape: Shape) -> _Node:
     if shape != (module.in_features,):
         raise _UnfitError(f"its input has shape {shape}, and an affine node of NIR takes ({module.in_features},)")
-    fields = {"weight": _array(module.weight)}
-    if module.bias is not None:
-        fields["bias"] = _array(module.bias)
-    return "Linear" if module.bias is None else "Affine", fields, {"kind": "linear"}, (module.out_features,)
+    # A `Linear` node, which has no bias, is not known to all that read NIR.
+    bias = torch.zeros(module.out_features, dtype=module.weight.dtype) if module.bias is None else module.bias
+    fields = {"weight": _array(module.weight), "bias": _array(bias)}
+    return "Affine", fields, {"kind": "linear", "has_bias": np.int64(module.bias is not None)}, (module.out_features,)
 
 
 def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> _Node:

@@ -372,12 +372,13 @@ class _Fields:
         return values.to(dtype)
 
 
-def _read_linear(node: _Fields, _: _Fields, dtype: torch.dtype) -> nn.Module:
+def _read_linear(node: _Fields, metadata: _Fields, dtype: torch.dtype) -> nn.Module:
     weight = node.tensor("weight", dtype, 2)
     outputs, inputs = weight.shape
-    layer = nn.Linear(inputs, outputs, bias="bias" in node, device="meta")
+    has_bias = bool(metadata.integer("has_bias", 0, 1))
+    layer = nn.Linear(inputs, outputs, bias=has_bias, device="meta")
     layer.weight = nn.Parameter(weight)
-    if "bias" in node:
+    if has_bias:
         layer.bias = nn.Parameter(_sized(node.tensor("bias", dtype, 1), outputs, "bias"))
     return layer
 
@@ -445,7 +446,7 @@ _LAYERS: dict[str, Callable[[_Fields, _Fields, torch.dtype], nn.Module]] = {
     ),
 }
 _TYPES = {
-    "Input", "Output", "Affine", "Linear", "Conv1d", "Conv2d", "Scale", "SumPool2d", "AvgPool2d", "Flatten", "IF", "LIF"
+    "Input", "Output", "Affine", "Conv1d", "Conv2d", "Scale", "SumPool2d", "AvgPool2d", "Flatten", "IF", "LIF"
 }  # fmt: skip
 
 
