@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StrictFile]:
         raise FileNotFoundError(f"Expected argument `path` to name a file, but there is no {os.fspath(path)!r}.")
     h5py = import_h5py()
     try:
-        with h5py.File(path, "r") as file:
-            yield StrictFile(file.id, os.path.getsize(path))
+        with open(path, "rb") as raw, h5py.File(path, "r") as file:
+            yield StrictFile(file.id, raw, os.path.getsize(path))
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # h5py raises of all kinds where a file is damaged
@@ -59,13 +60,16 @@ class StrictFile:
 
     Args:
         root: The file, opened by h5py.
+        raw: The file.
         size: Its size in bytes.
     """
 
-    def __init__(self, root: Any, size: int) -> None:
+    def __init__(self, root: Any, raw: BinaryIO, size: int) -> None:
         self._h5py = import_h5py()
         self._root = self._h5py.h5g.open(root, b"/")
-        self._left = size
+        self._raw, self._size = raw, size
+        self._left, self._heap_left = size, size
+        self._heaps: dict[int, dict[int, bytes]] = {}
         self._seen: set[int] = set()
 
     def string(self, *names: str) -> str | None:
@@ -132,9 +136,9 @@ class StrictFile:
             raise ValueError(f"{where!r} claims {claimed} bytes, but the file does not store as many.")
         if kind.get_class() not in (h5t.INTEGER, h5t.FLOAT) and not text:
             raise ValueError(f"{where!r} is neither numbers nor a string.")
-        values = self._h5py.Dataset(dataset)
         if text:
-            return self._strings(values, shape, where)
+            return self._strings(dataset.get_offset(), shape, where)
+        values = self._h5py.Dataset(dataset)
         if values.dtype not in _NUMBERS:
             raise ValueError(
                 f"{where!r} has dtype {values.dtype}, but NIR of this package has float16 to 64 and int64."
@@ -144,16 +148,42 @@ class StrictFile:
             raise ValueError(f"{where!r} holds NaN or infinity.")
         return array
 
-    def _strings(self, values: Any, shape: tuple[int, ...], where: str) -> str | list[tuple[str, str]]:
-        # One by one: any number of entries may refer to one long string.
-        if shape == ():
-            return _text(values[()], where)
-        if len(shape) != 2 or shape[1] != 2:
+    # Strings are taken from the file itself: the HDF5 library does not return from a heap that is damaged.
+
+    def _strings(self, offset: int | None, shape: tuple[int, ...], where: str) -> str | list[tuple[str, str]]:
+        if offset is None or (shape != () and (len(shape) != 2 or shape[1] != 2)):
             raise ValueError(f"{where!r} is neither a string nor pairs of strings, but of shape {shape}.")
-        return [(_text(values[i, 0], where), _text(values[i, 1], where)) for i in range(shape[0])]
+        size = math.prod(shape) * _REFERENCE
+        found = [self._text(*entry, where) for entry in struct.iter_unpack("<IQI", self._bytes(offset, size))]
+        return found[0] if shape == () else list(zip(found[::2], found[1::2], strict=True))
 
+    def _text(self, length: int, address: int, index: int, where: str) -> str:
+        if length > _CHARACTERS:
+            raise ValueError(f"{where!r} is no string of at most {_CHARACTERS} bytes.")
+        if address not in self._heaps:
+            self._heaps[address] = self._heap(address)
+        text = self._heaps[address].get(index, b"")
+        if len(text) < length:
+            raise ValueError(f"{where!r} is a string that the file does not hold.")
+        return text[:length].decode()
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, bytes) or len(value) > _CHARACTERS:
-        raise ValueError(f"{where!r} is no string of at most {_CHARACTERS} bytes.")
-    return value.decode()
+    def _heap(self, address: int) -> dict[int, bytes]:
+        """Read the strings of a global heap collection, by number."""
+        signature, version, size = struct.unpack("<4sB3xQ", self._bytes(address, 16))
+        self._heap_left -= size
+        if (signature, version) != (b"GCOL", 1) or size < 16 or self._heap_left < 0:
+            raise ValueError(f"it has no strings at {address}, where it should.")
+        content, found, place = self._bytes(address + 16, size - 16), {}, 0
+        while place + 16 <= len(content):
+            index, length = struct.unpack_from("<H6xQ", content, place)
+            if index == 0:  # the rest is free
+                break
+            found[index] = content[place + 16 : place + 16 + length]
+            place += 16 + (length + 7) // 8 * 8
+        return found
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        if offset + size > self._size:
+            raise ValueError("it is shorter than it should be.")
+        self._raw.seek(offset)
+        return self._raw.read(size)

@@ -75,7 +75,7 @@ class Description:
 
     def __init__(self, network: SpikingNetwork, input_shape: Shape) -> None:
         if network.head is not None:
-            raise _refusal("head", "only a part of the network spikes", "Export the whole model, without `until`")
+            raise RefusalError("head", "only a part of the network spikes", "Export the whole model, without `until`")
         self.dtype = _dtype(network)
         self.stored = _array(torch.empty((), dtype=self.dtype)).dtype
         self.nodes: dict[str, Tree] = {}
@@ -89,7 +89,9 @@ class Description:
         self.part, self.once = network.body, False
         output, states = self._walk(network.body, constants, tuple(_State(i) for i in range(network._states)))[0]
         if tuple(states) != tuple(_State(i) for i in range(self.states)) or not isinstance(output, _Value):
-            raise _refusal("output", "its states are not those of its neurons in their order", _SAVE)
+            raise RefusalError("output", "its states are not those of its neurons in their order", _SAVE)
+        if isinstance(output.terms, tuple):  # those who read NIR return what enters an output one by one
+            output = _Value(output.shape, self._same("output_sum", output))
         self._add("output", "Output", {"shape": _ints(output.shape)}, {"kind": "output"}, output)
         self.graph = {
             "type": "NIRGraph",
@@ -150,20 +152,23 @@ class Description:
                 steps.append(-1)
             else:
                 if terms in leaves:  # NIR has no edge twice
-                    ones = torch.ones(source.shape, dtype=self.dtype)
-                    terms = self._add(f"{terms}_again", "Scale", {"scale": _array(ones)}, {"kind": "identity"},
-                                      _Value(source.shape, terms))  # fmt: skip
+                    terms = self._same(f"{terms}_again", _Value(source.shape, terms))
                 steps.append(len(leaves))
                 leaves.append(terms)
             if len(leaves) > LEAVES:
-                raise _refusal(reader, f"it reads a sum of more than {LEAVES} tensors", _SAVE)
+                raise RefusalError(reader, f"it reads a sum of more than {LEAVES} tensors", _SAVE)
         return leaves, steps
+
+    def _same(self, name: str, source: _Value) -> str:
+        """Add a node that does nothing."""
+        ones = torch.ones(source.shape, dtype=self.dtype)
+        return self._add(name, "Scale", {"scale": _array(ones)}, {"kind": "identity"}, source)
 
     def _get(self, node: fx.Node, value: Any = None) -> _Value:
         """Give the tensor that a node reads."""
         found = self.values.get(node.args[0]) if value is None else value  # type: ignore[arg-type]
         if not isinstance(found, _Value):
-            raise _refusal(_name(node), "it reads something that is no tensor of the network", _SAVE)
+            raise RefusalError(_name(node), "it reads something that is no tensor of the network", _SAVE)
         return found
 
     # Modules
@@ -171,7 +176,7 @@ class Description:
     def _module(self, node: fx.Node, module: nn.Module) -> Any:
         name = str(node.target)
         if not is_module_name(name):
-            raise _refusal(name, "its name is none that a file may hold", "Use letters, digits and underscores")
+            raise RefusalError(name, "its name is none that a file may hold", "Use letters, digits and underscores")
         if isinstance(module, InitialState):
             state = self.values[node.args[0]]  # type: ignore[index]
             return _Initial(state.number, name, module.potential)
@@ -184,21 +189,23 @@ class Description:
             if isinstance(module, base) and type(module).forward is base.forward:
                 try:
                     kind, fields, metadata, shape = describe(module, source.shape)
+                    if math.prod(shape) > ELEMENTS:
+                        raise _UnfitError(f"its output has shape {shape}, which is more than {ELEMENTS} values", _CHECK)
                 except _UnfitError as error:
-                    raise _refusal(name, str(error), error.remedy) from None
+                    raise RefusalError(name, str(error), error.remedy) from None
                 added = self._add(name, kind, fields, metadata | {"module": name}, source)
                 if isinstance(module, SumOver) and not module.keepdim:
                     fields = {"input_type": _ints(shape), "start_dim": np.int64(0), "end_dim": np.int64(-1)}
                     added = self._add(f"{name}_flatten", "Flatten", fields, {"kind": "squeeze"}, _Value(shape, added))
                     shape = shape[:1]
                 return _Value(shape, added)
-        raise _refusal(name, f"NIR has no {_what(module)}", _REMEDIES.get(_what(module), _SAVE))
+        raise RefusalError(name, f"NIR has no {_what(module)}", _REMEDIES.get(_what(module), _SAVE))
 
     def _coder(self, node: fx.Node, module: PoissonCoder | LatencyCoder) -> tuple[_Value, _State]:
         source, state = self._get(node), self.values[node.args[1]]  # type: ignore[index]
         alone = source.terms == "input" and len(node.args[0].users) == 1 and not self.edges  # type: ignore[union-attr]
         if not alone or state.number != self.states:
-            raise _refusal(str(node.target), "something else reads the input too, uncoded", _SAVE)
+            raise RefusalError(str(node.target), "something else reads the input too, uncoded", _SAVE)
         metadata = {"kind": "poisson", "module": str(node.target), "largest": np.float64(module.largest)}
         if isinstance(module, LatencyCoder):
             metadata |= {"kind": "latency", "timesteps": np.int64(module.timesteps)}
@@ -210,21 +217,23 @@ class Description:
         name, initial = str(node.target), self.values[node.args[1]]  # type: ignore[index]
         threshold, beta, slope = _parameters(name, module)
         if not isinstance(initial, _Initial) or initial.state != self.states:
-            raise _refusal(name, "its state does not start from an initial potential", _SAVE)
+            raise RefusalError(name, "its state does not start from an initial potential", _SAVE)
         shape = source.shape
         try:
             full, decay = _full(threshold, shape), _full(beta, shape).double()
             _full(initial.potential, shape), _full(slope, shape)
         except RuntimeError:
-            raise ValueError(
-                f"Expected argument `input_shape` to fit the network, but {name!r} would get currents of shape {shape} "
-                f"for thresholds of {tuple(threshold.shape)} and potentials of {tuple(initial.potential.shape)}."
+            raise RefusalError(
+                name,
+                f"its currents have shape {shape}, its thresholds {tuple(threshold.shape)} and its potentials "
+                f"{tuple(initial.potential.shape)}",
+                _CHECK,
             ) from None
         zeros = torch.zeros(shape, dtype=self.dtype)
         fields = {"r": torch.ones_like(zeros)}
         if not bool((decay == 1).all()):
             if not bool(((decay >= 0) & (decay < 1)).all()):
-                raise _refusal(name, "its beta is not in [0, 1) for all neurons, nor 1 for all", _SAVE)
+                raise RefusalError(name, "its beta is not in [0, 1) for all neurons, nor 1 for all", _SAVE)
             tau = (1 / (1 - decay)).to(self.dtype).cpu()
             fields = {"tau": tau, "r": tau, "v_leak": zeros}
         fields |= {"v_threshold": full, "v_reset": zeros}
@@ -261,11 +270,11 @@ class Description:
             if left.shape == right.shape and node.target is operator.sub:
                 right = self._elementwise(node, "neg", right, torch.tensor(-1.0), torch.tensor(0.0), {})
             if left.shape != right.shape or node.target not in (operator.add, operator.sub):
-                raise _refusal(_name(node), f"a product, or sum of shapes {left.shape} and {right.shape}", _SAVE)
+                raise RefusalError(_name(node), f"a product, or sum of shapes {left.shape} and {right.shape}", _SAVE)
             return _Value(left.shape, (left.terms, right.terms))
         if len(values) == 1 and values[0] is args[0] and node.target in _MOVES:
             return self._moved(node, values[0], args[1:], kwargs)
-        raise _refusal(_name(node), f"NIR has no {_name(node).rstrip('_0123456789')}", _SAVE)
+        raise RefusalError(_name(node), f"NIR has no {_name(node).rstrip('_0123456789')}", _SAVE)
 
     def _constant(self, node: fx.Node, left: Any, right: Any) -> _Value:
         """Describe arithmetic with a number, or a tensor of the network's own."""
@@ -276,11 +285,11 @@ class Description:
         if isinstance(attribute, fx.Node) and attribute.op == "get_attr":
             metadata["attribute"] = str(attribute.target)
         elif isinstance(attribute, fx.Node) and isinstance(operand, Tensor):
-            raise _refusal(_name(node), "it computes with a tensor that is none of the network's own", _SAVE)
+            raise RefusalError(_name(node), "it computes with a tensor that is none of the network's own", _SAVE)
         c, zero, one = torch.as_tensor(operand, dtype=torch.float64).cpu(), torch.tensor(0.0), torch.tensor(1.0)
         kind = ARITHMETIC[node.target]
         if kind == "div" and swapped:
-            raise _refusal(_name(node), "NIR has no quotient of a number and a tensor", _SAVE)
+            raise RefusalError(_name(node), "NIR has no quotient of a number and a tensor", _SAVE)
         weights = {"add": (one, c), "sub": (-one, c) if swapped else (one, -c), "mul": (c, zero), "div": (1 / c, zero)}
         metadata["swapped"] = np.int64(swapped)
         return self._elementwise(node, kind, source, *weights[kind], metadata)
@@ -291,7 +300,7 @@ class Description:
         try:
             nir_kind, fields = _affine(weight.to(self.dtype), bias.to(self.dtype), source.shape)
         except _UnfitError as error:
-            raise _refusal(_name(node), str(error), error.remedy) from None
+            raise RefusalError(_name(node), str(error), error.remedy) from None
         return _Value(source.shape, self._add(kind, nir_kind, fields, {"kind": kind} | metadata, source))
 
     def _moved(self, node: fx.Node, source: _Value, args: Any, kwargs: Any) -> Any:
@@ -300,14 +309,16 @@ class Description:
         try:
             found = _run(node, (samples, *args), kwargs)
         except RuntimeError as error:
-            raise ValueError(
-                f"Expected argument `input_shape` to fit the network, but at {_name(node)!r}: {error}"
+            raise RefusalError(
+                _name(node), f"it does not fit an input of shape {source.shape} ({error})", _CHECK
             ) from None
         if not isinstance(found, Tensor):
             return found
         shape = tuple(found.shape[1:])
         if found.shape[0] != 2 or (shape != source.shape and _merged(source.shape, shape) is None):
-            raise _refusal(_name(node), f"NIR has no reshaping of {source.shape} to {shape}, only flattening", _SAVE)
+            raise RefusalError(
+                _name(node), f"NIR has no reshaping of {source.shape} to {shape}, only flattening", _SAVE
+            )
         if shape == source.shape:
             return source
         return self._flatten("flatten", source, shape)
@@ -318,6 +329,7 @@ class Description:
         return _Value(shape, self._add(name, "Flatten", fields, {"kind": "flatten"}, source))
 
 
+_CHECK = "Check `input_shape`"
 _SAVE = "Keep the network in a file of `snnreg_plugins.export.files.save_network` instead"
 _REMEDIES = {
     "max pooling of spikes": "Use average pooling in the model",
@@ -348,8 +360,18 @@ class _UnfitError(Exception):
         self.remedy = remedy
 
 
-def _refusal(name: str, what: str, remedy: str) -> ConversionError:
-    return ConversionError(f"Cannot write layer {name!r} to NIR: {what}. {remedy}.")
+class RefusalError(ConversionError):
+    """A layer that is none of NIR.
+
+    Args:
+        layer: Its name.
+        what: Why.
+        remedy: What to do.
+    """
+
+    def __init__(self, layer: str, what: str, remedy: str) -> None:
+        super().__init__(f"Cannot write layer {layer!r} to NIR: {what}. {remedy}.")
+        self.layer, self.what = layer, what
 
 
 def _name(node: fx.Node) -> str:
@@ -433,7 +455,7 @@ def _parameters(name: str, module: Any) -> tuple[Tensor, Tensor, Tensor]:
     else:
         plain = False
     if not plain or type(surrogate) is not FastSigmoid:
-        raise _refusal(name, "its neurons are not those that this package makes", _SAVE)
+        raise RefusalError(name, "its neurons are not those that this package makes", _SAVE)
     return module.threshold, beta, surrogate.slope
 
 
@@ -458,7 +480,7 @@ def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> _Node:
             f"NIR pads by zeros, and not by padding_mode={module.padding_mode!r}", "Use padding_mode='zeros'"
         )
     if len(shape) != 1 + dims or shape[0] != module.in_channels:
-        raise _UnfitError(f"its input has shape {shape}, which does not fit {module}", "Check `input_shape`")
+        raise _UnfitError(f"its input has shape {shape}, which does not fit {module}", _CHECK)
     reach = [dilation * (size - 1) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
     padding: Any = (0,) * dims if module.padding == "valid" else module.padding
     if padding == "same" and not any(one % 2 for one in reach):
@@ -469,7 +491,7 @@ def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> _Node:
         for size, more, one, stride in zip(shape[1:], around, reach, module.stride, strict=True)
     )
     if min(sizes) < 1:
-        raise _UnfitError(f"its kernel is larger than its input of shape {shape}", "Check `input_shape`")
+        raise _UnfitError(f"its kernel is larger than its input of shape {shape}", _CHECK)
     bias = torch.zeros(module.out_channels, dtype=module.weight.dtype) if module.bias is None else module.bias
 
     def number(values: tuple[int, ...]) -> Any:
@@ -534,7 +556,7 @@ def _pooled(shape: Shape, kernel: Any, stride: Any, padding: Any, ceil_mode: boo
     windows = list(zip(shape[1:], kernel, stride, padding, strict=True))
     spans = [size + 2 * pad - window for size, window, _, pad in windows]
     if min(spans) < 0 or any(2 * pad > window for _, window, _, pad in windows):
-        raise _UnfitError(f"its windows do not fit an input of shape {shape}", "Check `input_shape`")
+        raise _UnfitError(f"its windows do not fit an input of shape {shape}", _CHECK)
     if ceil_mode and any(span % step for span, step in zip(spans, stride, strict=True)):
         raise _UnfitError(f"NIR has no ceil_mode, which matters for an input of shape {shape}", "Use ceil_mode=False")
     return (shape[0], *(span // step + 1 for span, step in zip(spans, stride, strict=True)))

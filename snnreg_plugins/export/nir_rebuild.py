@@ -24,6 +24,7 @@ from snnreg_plugins.export.nir_describe import (
     ELEMENTS,
     LEAVES,
     Description,
+    RefusalError,
     Shape,
     is_module_name,
 )
@@ -44,7 +45,11 @@ def rebuild(tree: Tree, target: str) -> SpikingNetwork:
     if not isinstance(graph["nodes"], dict) or not isinstance(graph["edges"], list):
         raise ValueError("'node' has no nodes, or no edges.")
     built = _Builder(graph, target)
-    _require_equal(graph, Description(built.network, built.input_shape).graph, "")
+    try:
+        expected = Description(built.network, built.input_shape).graph
+    except RefusalError as error:
+        raise ValueError(f"layer {error.layer!r} cannot be: {error.what}.") from error
+    _require_equal(graph, expected, "")
     return built.network
 
 
@@ -102,7 +107,7 @@ class _Builder:
             except ValueError as error:
                 text = str(error)
                 raise ValueError(text if repr(name) in text else f"node {name!r}: {text}") from error
-            except (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
                 raise ValueError(f"node {name!r} cannot be built: {error}") from error
         self.once.output(tuple(self.exports))
         conversion = metadata.plain("conversion")
