@@ -154,7 +154,8 @@ class StrictFile:
         if offset is None or (shape != () and (len(shape) != 2 or shape[1] != 2)):
             raise ValueError(f"{where!r} is neither a string nor pairs of strings, but of shape {shape}.")
         size = math.prod(shape) * _REFERENCE
-        found = [self._text(*entry, where) for entry in struct.iter_unpack("<IQI", self._bytes(offset, size))]
+        entries = struct.iter_unpack("<IQI", self._bytes(offset, size))
+        found = [self._text(length, address, index, where) for length, address, index in entries]
         return found[0] if shape == () else list(zip(found[::2], found[1::2], strict=True))
 
     def _text(self, length: int, address: int, index: int, where: str) -> str:
