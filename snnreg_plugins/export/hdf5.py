@@ -67,7 +67,7 @@ class StrictFile:
     def __init__(self, root: Any, raw: BinaryIO, size: int) -> None:
         self._h5py = import_h5py()
         self._root = self._h5py.h5g.open(root, b"/")
-        self._raw, self._size = raw, size
+        self._raw, self.size = raw, size
         self._left, self._heap_left = size, size
         self._heaps: dict[int, dict[int, bytes]] = {}
         self._seen: set[int] = set()
@@ -184,7 +184,7 @@ class StrictFile:
         return found
 
     def _bytes(self, offset: int, size: int) -> bytes:
-        if offset + size > self._size:
+        if offset + size > self.size:
             raise ValueError("it is shorter than it should be.")
         self._raw.seek(offset)
         return self._raw.read(size)

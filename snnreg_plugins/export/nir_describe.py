@@ -68,15 +68,17 @@ class Description:
     Args:
         network: The network.
         input_shape: Shape of one input.
+        values: The most values that all fields may have together: a small file may ask for many.
 
     Attributes:
         graph: As ``nir.NIRGraph.to_dict`` gives it.
     """
 
-    def __init__(self, network: SpikingNetwork, input_shape: Shape) -> None:
+    def __init__(self, network: SpikingNetwork, input_shape: Shape, values: int | None = None) -> None:
         if network.head is not None:
             raise RefusalError("head", "only a part of the network spikes", "Export the whole model, without `until`")
         self.dtype = _dtype(network)
+        self.left = sys.maxsize if values is None else values
         self.stored = _array(torch.empty((), dtype=self.dtype)).dtype
         self.nodes: dict[str, Tree] = {}
         self.edges: list[tuple[str, str]] = []
@@ -135,6 +137,7 @@ class Description:
         metadata = {"order": np.int64(len(self.nodes)), "once": np.int64(self.once)} | metadata
         if len(steps) > 1:
             metadata["sum"] = _ints(steps)
+        self.left -= sum(value.size for value in fields.values() if _is_real(value))
         self.nodes[unique] = {"type": kind} | fields | {"metadata": metadata}
         self.edges += [(leaf, unique) for leaf in leaves]
         return unique
@@ -158,6 +161,10 @@ class Description:
             if len(leaves) > LEAVES:
                 raise RefusalError(reader, f"it reads a sum of more than {LEAVES} tensors", _SAVE)
         return leaves, steps
+
+    def _most(self) -> int:
+        """Give how many values a field may have."""
+        return min(ELEMENTS, self.left)
 
     def _same(self, name: str, source: _Value) -> str:
         """Add a node that does nothing."""
@@ -188,7 +195,7 @@ class Description:
         for base, describe in _MODULES.items():
             if isinstance(module, base) and type(module).forward is base.forward:
                 try:
-                    kind, fields, metadata, shape = describe(module, source.shape)
+                    kind, fields, metadata, shape = describe(module, source.shape, self._most())
                     if math.prod(shape) > ELEMENTS:
                         raise _UnfitError(f"its output has shape {shape}, which is more than {ELEMENTS} values", _CHECK)
                 except _UnfitError as error:
@@ -219,6 +226,8 @@ class Description:
         if not isinstance(initial, _Initial) or initial.state != self.states:
             raise RefusalError(name, "its state does not start from an initial potential", _SAVE)
         shape = source.shape
+        if 5 * math.prod(shape) > self._most():
+            raise RefusalError(name, f"its currents have shape {shape}, more than {self._most() // 5} values", _CHECK)
         try:
             full, decay = _full(threshold, shape), _full(beta, shape).double()
             _full(initial.potential, shape), _full(slope, shape)
@@ -298,7 +307,7 @@ class Description:
         self, node: fx.Node, kind: str, source: _Value, weight: Tensor, bias: Tensor, metadata: Tree
     ) -> _Value:
         try:
-            nir_kind, fields = _affine(weight.to(self.dtype), bias.to(self.dtype), source.shape)
+            nir_kind, fields = _affine(weight.to(self.dtype), bias.to(self.dtype), source.shape, self._most())
         except _UnfitError as error:
             raise RefusalError(_name(node), str(error), error.remedy) from None
         return _Value(source.shape, self._add(kind, nir_kind, fields, {"kind": kind} | metadata, source))
@@ -459,12 +468,13 @@ def _parameters(name: str, module: Any) -> tuple[Tensor, Tensor, Tensor]:
     return module.threshold, beta, surrogate.slope
 
 
-# Modules as nodes: each function gives the type, the fields, the metadata, and the shape that comes out.
+# Modules as nodes: each function takes the shape that comes in and the most values that a field may have, and gives the
+# type, the fields, the metadata, and the shape that comes out.
 
 _Node: TypeAlias = tuple[str, Tree, Tree, Shape]
 
 
-def _linear(module: nn.Linear, shape: Shape) -> _Node:
+def _linear(module: nn.Linear, shape: Shape, _: int = ELEMENTS) -> _Node:
     if shape != (module.in_features,):
         raise _UnfitError(f"its input has shape {shape}, and an affine node of NIR takes ({module.in_features},)")
     # A `Linear` node, which has no bias, is not known to all that read NIR.
@@ -473,7 +483,7 @@ def _linear(module: nn.Linear, shape: Shape) -> _Node:
     return "Affine", fields, {"kind": "linear", "has_bias": np.int64(module.bias is not None)}, (module.out_features,)
 
 
-def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> _Node:
+def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape, _: int = ELEMENTS) -> _Node:
     dims = len(module.kernel_size)
     if module.padding_mode != "zeros":
         raise _UnfitError(
@@ -510,7 +520,7 @@ def _conv(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> _Node:
     return f"Conv{dims}d", fields, metadata, (module.out_channels, *sizes)
 
 
-def _affine(weight: Tensor, bias: Tensor, shape: Shape) -> tuple[str, Tree]:
+def _affine(weight: Tensor, bias: Tensor, shape: Shape, most: int) -> tuple[str, Tree]:
     """Describe a map of each value by itself, ``weight * x + bias``."""
     try:
         full, shift = _full(weight, shape), _full(bias, shape)
@@ -518,35 +528,42 @@ def _affine(weight: Tensor, bias: Tensor, shape: Shape) -> tuple[str, Tree]:
         raise _UnfitError(
             f"values of shape {tuple(weight.shape)}, {tuple(bias.shape)} for a tensor of {shape}"
         ) from None
-    if not bool(shift.any()):
-        return "Scale", {"scale": _array(full)}
-    channels, dims = shape[0], len(shape) - 1
-    by_channel = [values.reshape(channels, -1) for values in (full, shift)]
-    if dims in (1, 2) and all(bool((values == values[:, :1]).all()) for values in by_channel):
+    channels, dims, values = shape[0], len(shape) - 1, math.prod(shape)
+    by_channel = all(
+        one.numel() == 1 or (one.dim() > dims and one.numel() == one.shape[-dims - 1] == channels)
+        for one in (weight, bias)
+    )
+    if bool(bias.any()) and dims in (1, 2) and by_channel:
         conv = nn.Conv1d if dims == 1 else nn.Conv2d
         layer: Any = conv(channels, channels, 1, groups=channels, device="meta")
-        layer.weight = nn.Parameter(by_channel[0][:, 0].reshape(-1, 1, *[1] * dims))
-        layer.bias = nn.Parameter(by_channel[1][:, 0].contiguous())
+        first: Any = (slice(None), *[0] * dims)
+        layer.weight = nn.Parameter(full[first].reshape(-1, 1, *[1] * dims))
+        layer.bias = nn.Parameter(shift[first].contiguous())
         kind, fields, _, _ = _conv(layer, shape)
         return kind, fields
-    if math.prod(shape) * shape[-1] > ELEMENTS:
-        raise _UnfitError(f"NIR has no bias that differs from place to place on {shape} values, but as a huge matrix")
+    values *= shape[-1] if bool(bias.any()) else 1
+    if values > most:
+        raise _UnfitError(
+            f"on an input of shape {shape}, NIR has it as {values} values only, which is more than {most}"
+        )
+    if not bool(bias.any()):
+        return "Scale", {"scale": _array(full)}
     return "Affine", {"weight": _array(torch.diag_embed(full)), "bias": _array(shift)}
 
 
-def _synapse(module: OneToOne, shape: Shape) -> _Node:
-    kind, fields = _affine(module.weight, torch.zeros_like(module.weight), shape)
+def _synapse(module: OneToOne, shape: Shape, most: int) -> _Node:
+    kind, fields = _affine(module.weight, torch.zeros_like(module.weight), shape, most)
     return kind, fields, {"kind": "synapse", "weight": _array(module.weight)}, shape
 
 
-def _current(module: Current, shape: Shape) -> _Node:
-    kind, fields = _affine(torch.ones_like(module.bias), module.bias, shape)
+def _current(module: Current, shape: Shape, most: int) -> _Node:
+    kind, fields = _affine(torch.ones_like(module.bias), module.bias, shape, most)
     return kind, fields, {"kind": "current", "bias": _array(module.bias)}, shape
 
 
-def _channel_affine(module: ChannelAffine, shape: Shape) -> _Node:
+def _channel_affine(module: ChannelAffine, shape: Shape, most: int) -> _Node:
     sizes = (-1, *[1] * (len(shape) - 1))
-    kind, fields = _affine(module.weight.reshape(sizes), module.bias.reshape(sizes), shape)
+    kind, fields = _affine(module.weight.reshape(sizes), module.bias.reshape(sizes), shape, most)
     return kind, fields, {"kind": "affine", "weight": _array(module.weight), "bias": _array(module.bias)}, shape
 
 
@@ -574,7 +591,7 @@ def _sums(shape: Shape, kernel: Any, stride: Any, padding: Any, dtype: torch.dty
     return kind, fields
 
 
-def _sum_pool(module: SumPool, shape: Shape) -> _Node:
+def _sum_pool(module: SumPool, shape: Shape, _: int = ELEMENTS) -> _Node:
     window = (module.kernel_size, module.stride, module.padding)
     if module.dims == 3:
         raise _UnfitError("NIR has no 3d pooling")
@@ -586,7 +603,7 @@ def _sum_pool(module: SumPool, shape: Shape) -> _Node:
     return kind, fields, metadata, pooled
 
 
-def _sum_over(module: SumOver, shape: Shape) -> _Node:
+def _sum_over(module: SumOver, shape: Shape, _: int = ELEMENTS) -> _Node:
     if len(shape) not in (2, 3) or module.dims != tuple(range(2, 1 + len(shape))):
         raise _UnfitError(f"NIR has no sum over dimensions {module.dims} of {(-1, *shape)}, only over all spatial ones")
     ones, zeros = (1,) * (len(shape) - 1), (0,) * (len(shape) - 1)
@@ -595,7 +612,7 @@ def _sum_over(module: SumOver, shape: Shape) -> _Node:
     return kind, fields, metadata, (shape[0], *ones)
 
 
-def _avg_pool(module: nn.AvgPool2d, shape: Shape) -> _Node:
+def _avg_pool(module: nn.AvgPool2d, shape: Shape, _: int = ELEMENTS) -> _Node:
     window: Any = [
         (one, one) if isinstance(one, int) else one for one in (module.kernel_size, module.stride, module.padding)
     ]
@@ -607,7 +624,7 @@ def _avg_pool(module: nn.AvgPool2d, shape: Shape) -> _Node:
     return "AvgPool2d", fields, metadata, _pooled(shape, window[0], window[1], window[2], module.ceil_mode)
 
 
-def _flatten(module: nn.Flatten, shape: Shape) -> _Node:
+def _flatten(module: nn.Flatten, shape: Shape, _: int = ELEMENTS) -> _Node:
     start, end = (dim % (len(shape) + 1) - 1 for dim in (module.start_dim, module.end_dim))
     if start < 0:
         raise _UnfitError("it flattens the batch")
@@ -617,7 +634,7 @@ def _flatten(module: nn.Flatten, shape: Shape) -> _Node:
     return "Flatten", fields, {"kind": "flatten_module"}, flat
 
 
-_MODULES: dict[Any, Callable[[Any, Shape], _Node]] = {
+_MODULES: dict[Any, Callable[[Any, Shape, int], _Node]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,

@@ -35,8 +35,17 @@ from snnreg_plugins.functional.synapses import OneToOne
 _LARGEST_INT = 2**31 - 1
 
 
-def rebuild(tree: Tree, target: str) -> SpikingNetwork:
-    """Build the network of a file, if all that the file says is what the network is."""
+def rebuild(tree: Tree, target: str, size: int) -> SpikingNetwork:
+    """Build the network of a file, if all that the file says is what the network is.
+
+    Args:
+        tree: What the file says.
+        target: The framework.
+        size: Size of the file in bytes.
+
+    Raises:
+        ValueError: If it says no network, or contradicts itself.
+    """
     _require_keys(tree, {"version", "node"}, "the file")
     if not isinstance(tree["version"], str) or not re.fullmatch(r"1\.[\w.+]{1,40}", tree["version"], re.ASCII):
         raise ValueError(f"it is of NIR version {tree['version']!r}, but 1.x is read.")
@@ -46,7 +55,7 @@ def rebuild(tree: Tree, target: str) -> SpikingNetwork:
         raise ValueError("'node' has no nodes, or no edges.")
     built = _Builder(graph, target)
     try:
-        expected = Description(built.network, built.input_shape).graph
+        expected = Description(built.network, built.input_shape, size).graph
     except RefusalError as error:
         raise ValueError(f"layer {error.layer!r} cannot be: {error.what}.") from error
     _require_equal(graph, expected, "")
@@ -97,7 +106,9 @@ class _Builder:
         self.exports: dict[fx.Node, fx.Node] = {}
         self.added: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
         self.values: dict[str, fx.Node] = {}
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # of modules and tensors
+        self.holders: set[str] = set()  # of what holds them
+        self.tensors: dict[str, Tensor] = {}
         self.states: list[fx.Node] = []
         self.sources: dict[str, list[str]] = {}
         for name in self._ordered(graph["nodes"], graph["edges"]):
@@ -217,11 +228,11 @@ class _Builder:
             or any(hasattr(nn.Module(), part) for part in parts)
         ):
             raise ValueError(f"has a module of the name {name[:200]!r}, which no module may have.")
-        if name in self.names or any(
-            other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in self.names
-        ):
+        holders = {".".join(parts[:end]) for end in range(1, len(parts))}
+        if name in self.names or name in self.holders or not holders.isdisjoint(self.names):
             raise ValueError(f"has a module of the name {name[:200]!r}, which another has.")
         self.names.add(name)
+        self.holders |= holders
         if isinstance(module, nn.Module):
             add_submodule(self.root, name, module)
         else:
@@ -279,7 +290,9 @@ class _Builder:
     def _arithmetic(self, kind: str, metadata: _Fields, source: fx.Node, graph: fx.Graph) -> fx.Node:
         operand: Any = metadata.number("operand") if "attribute" not in metadata else None
         if operand is None:
-            name = self._named(metadata.string("attribute"), metadata.tensor("operand", self.dtype))
+            name, values = metadata.string("attribute"), metadata.tensor("operand", self.dtype)
+            if name not in self.tensors:
+                self.tensors[self._named(name, values)] = values
             operand = graph.get_attr(name)
         function = {name: function for function, name in ARITHMETIC.items()}[kind]
         args = (operand, source) if metadata.integer("swapped", 0, 1) else (source, operand)

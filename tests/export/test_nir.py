@@ -18,6 +18,7 @@ from snntorch.import_nir import import_from_nir
 from torch import nn
 
 from snnreg_plugins import ConversionError, SynapticOperations, from_nir, to_nir, to_norse, to_snntorch
+from snnreg_plugins.export.nir_describe import _affine
 from snnreg_plugins.export.norse import SoftResetCell, SoftResetParameters
 from snnreg_plugins.export.surrogate import FastSigmoid
 from tests.export import nets
@@ -48,6 +49,18 @@ def chain(forward, shape, **modules):
         return randomize(Chain(forward, **modules)), torch.rand(20, *shape, dtype=torch.float64)
 
     return make
+
+
+class Centered(nn.Module):
+    """Reads a tensor of its own twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.relu = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3), nn.ReLU()
+        self.register_buffer("mean", torch.tensor(0.4))
+
+    def forward(self, x):
+        return self.c(self.relu(self.a(x - self.mean) + self.b(self.mean - x)))
 
 
 FLAT = nn.Flatten
@@ -82,6 +95,7 @@ with torch.random.fork_rng():
         "input arithmetic": (
             chain(lambda m, x: m.c(m.f(m.r(m.a((0.5 - x) * 2 / 3 + 0.25 - x)))), (1, 8, 8), a=nn.Conv2d(1, 3, 3),
                   r=RELU(), f=FLAT(), c=nn.Linear(108, 3)), {}),
+        "a tensor twice": (lambda: (Centered().double(), torch.rand(20, 4, dtype=torch.float64)), {}),
         "the same twice": (
             chain(lambda m, x: (lambda y: m.c(m.s(y + y + y)))(m.b(m.r(m.a(x)))), (4,), a=nn.Linear(4, 5),
                   b=nn.Linear(5, 5), r=RELU(), s=RELU(), c=nn.Linear(5, 3)), {}),
@@ -90,6 +104,9 @@ with torch.random.fork_rng():
             FLAT(2), nn.Conv1d(4, 2, 3, padding=1, dilation=2), RELU(), FLAT(), nn.Linear(60, 3)), {}),
         "pooled input": (layers(
             negated(nn.BatchNorm2d(1)), POOL(2), nn.Conv2d(1, 4, 3), RELU(), FLAT(), nn.Linear(16, 3)), {}),
+        "pooled to little": (layers(
+            negated(nn.BatchNorm2d(1)), POOL(100), FLAT(), nn.Linear(4, 4), RELU(), nn.Linear(4, 3),
+            shape=(1, 200, 200)), {}),
         "one dimension": (layers(
             nn.Conv1d(2, 4, 3, bias=False), RELU(), nn.AvgPool1d(3, 2, padding=1), nn.Conv1d(4, 4, 2), RELU(),
             nn.AdaptiveAvgPool1d(1), FLAT(), nn.Linear(4, 3), shape=(2, 13)), dict(per_channel=True)),
@@ -234,6 +251,21 @@ def test_what_nir_has_not_is_refused_by_name(row, path):
     with pytest.raises(ConversionError, match=f"Cannot write layer {message}|Cannot write layer '{message}"):
         to_nir(network, path, input_shape=x.shape[1:])
     assert not os.listdir(path.parent)
+
+
+def test_a_bias_for_each_row_is_none_for_each_channel(path):
+    network = to_snntorch(*layers(nn.Conv2d(1, 4, 3), RELU(), FLAT(), nn.Linear(64, 3), shape=(1, 6, 6))(), timesteps=3)
+    network.body.get_submodule("1_initial").potential = torch.arange(4.0, dtype=torch.float64).reshape(1, 4, 1)
+    relu = network.body.get_submodule("1")
+    relu.threshold = torch.arange(1.0, 5.0, dtype=torch.float64).reshape(1, 4, 1)
+    to_nir(network, path, input_shape=(1, 6, 6))
+    with h5py.File(path) as file:
+        assert (file["node/nodes/1/v_threshold"][0, :, 0] == np.arange(1.0, 5.0)).all()
+    kind, fields = _affine(torch.ones(()), torch.arange(4.0).reshape(1, 4, 1), (4, 4, 3), 1000)
+    x = torch.rand(4, 4, 3)
+    found = (torch.from_numpy(fields["weight"]) @ x.unsqueeze(-1)).squeeze(-1) + torch.from_numpy(fields["bias"])
+    assert kind == "Affine"
+    assert torch.equal(found, x + torch.arange(4.0).reshape(1, 4, 1))
 
 
 def test_a_hybrid_is_refused(path):
@@ -471,6 +503,7 @@ HOSTILE = {
     "huge groups": (put(CONV_ + "groups", np.int64(2**31 - 1)), "groups"),
     "kernel larger than the input": (put("nodes/input/shape", np.array([1, 1, 1])), "'last' cannot be: its input"),
     "input of the world": (put("nodes/input/shape", np.array([1, 2**20, 2**20])), "more than 268435456 values"),
+    "much of little": (put("nodes/input/shape", np.array([1, 2**12, 2**12])), "'relu' cannot be: its currents"),
     "input without a shape": (put("nodes/input/shape", np.array([], dtype=np.int64)), "'shape'.*no row of integers"),
     "no steps": (put("metadata/timesteps", np.int64(0)), "'timesteps' of 0"),
     "steps in words": (put("metadata/timesteps", "3"), "'timesteps' that is no array"),
@@ -636,7 +669,8 @@ def test_all_of_a_network_is_in_nodes_edges_and_their_metadata(row, path):
 
 # nir 1.0.8 takes grouped convolutions, also those that add a bias to each channel, and uneven kernels for others.
 MISTAKEN = {
-    "grouped", "uneven kernels", "normalized input", "pooled input", "one dimension", "lenet, biases", "pre-activation"
+    "grouped", "uneven kernels", "normalized input", "pooled input", "pooled to little", "one dimension",
+    "lenet, biases", "pre-activation",
 }  # fmt: skip
 
 
