@@ -26,20 +26,20 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
     The standard fields have the standard meaning, with a time step of 1: neurons are ``IF`` with r = 1 where β = 1, and
     ``LIF`` with :math:`\tau = r = 1 / (1 - \beta)` otherwise; sum pooling is ``SumPool2d``, one-to-one synapses
     are ``Scale``, a bias that differs from place to place is an ``Affine``, and a node that several edges enter gets
-    their sum. What NIR cannot say is in the metadata: neurons of this package *subtract* the threshold, a step after the
-    spike, and start from an initial potential; those of NIR set the potential to ``v_reset`` and start from zero. Where
-    the input is coded at random or by latency, other tools expect its spikes for input.
+    their sum. What NIR cannot say is in the metadata: neurons of this package *subtract* the threshold, a step after
+    the spike, and start from an initial potential; those of NIR set the potential to ``v_reset`` and start from zero.
+    Where the input is coded at random or by latency, other tools expect its spikes for input.
 
     What other tools make of the file, as they are today:
 
-    - Norse 1.1 (``norse.torch.from_nir(graph, dt=1.0)``): hard reset, from zero. ``LIF`` loses r and is silent;
-      ``Flatten`` takes one sample without a batch; ``Scale`` is a KeyError.
-    - snnTorch 1.0 (``import_from_nir``): ``IF`` becomes ``Leaky`` with β = 0.9 and fails when run; ``LIF``, taken with a
-      step of 1e-4, is silent; thresholds per channel and ``Scale`` are refused.
+    - Norse 1.1 (``norse.torch.from_nir(graph, dt=1.0)``): hard reset, from zero. ``LIF`` loses r, so that currents
+      count 1 - β times; ``Flatten`` takes one sample without a batch; ``Scale`` is a KeyError.
+    - snnTorch 1.0 (``import_from_nir``): ``IF`` becomes ``Leaky`` with β = 0.9 and fails when run; ``LIF``, taken with
+      a step of 1e-4, is silent; thresholds per channel and ``Scale`` are refused.
     - SpikingJelly 2.0 (``import_from_nir(graph, dt=1.0)``): hard reset, from zero; thresholds per channel, grouped
       convolutions and ``Scale`` are refused; the padding of ``SumPool2d`` is lost.
-    - sinabs 3.1: soft reset, but any number of spikes in a step, and no potential below -λ; the padding of ``SumPool2d``
-      is lost, and ``Scale`` too: without a word where another edge enters the same node.
+    - sinabs 3.1: soft reset, but any number of spikes in a step, and no potential below -λ; the padding of
+      ``SumPool2d`` is lost, and ``Scale`` too: without a word where another edge enters the same node.
     - nirtorch 2.6: has no neurons; with modules made from fields and metadata, the scores of this network. Its own
       ``Affine`` has a bias at random.
     - ``nir.read`` itself takes ``type_check=False`` for grouped convolutions and kernels that are not square.
