@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from snnreg_plugins._files import atomic
+from snnreg_plugins.export.graph import ConversionError
 from snnreg_plugins.export.hdf5 import import_h5py, opened
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.nir_describe import ELEMENTS, FORMAT, Description
@@ -86,7 +87,12 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
     whole = nir.NIRGraph(nodes, graph["edges"], graph["metadata"], type_check=False)
     with atomic(path) as temporary:
         nir.write(temporary, whole, compression=None)
-        _read(temporary, "snntorch" if "snntorch" in sys.modules else "norse")
+        try:
+            _read(temporary, "snntorch" if "snntorch" in sys.modules else "norse")
+        except ValueError as error:
+            raise ConversionError(
+                f"Cannot write this network to NIR, as it would not come back the same: {error.__cause__}"
+            ) from error
 
 
 def from_nir(path: str | os.PathLike[str], target: str = "snntorch") -> SpikingNetwork:
@@ -133,7 +139,7 @@ def _input_shape(network: SpikingNetwork, given: Sequence[int] | None) -> tuple[
     found = network.conversion.get("input_shape") if given is None else given
     if found is None:
         raise ValueError("Expected argument `input_shape` to be given, as the network does not say it, but got None.")
-    shape = tuple(found)
+    shape = tuple(found) if isinstance(found, (tuple, list)) else ()
     if not shape or not all(isinstance(size, int) and size > 0 for size in shape) or math.prod(shape) > ELEMENTS:
         raise ValueError(
             f"Expected argument `input_shape` to be positive integers, such as (1, 28, 28), but got {found}."

@@ -287,6 +287,7 @@ def test_other_neurons_are_refused(path):
     ("shape", "message"),
     [
         (None, "Expected argument `input_shape` to be given"),
+        (8, "Expected argument `input_shape` to be positive integers"),
         ((1, 0, 8), "Expected argument `input_shape` to be positive integers"),
         ((1, 2.5, 8), "Expected argument `input_shape` to be positive integers"),
         ((2, 8, 8), r"'conv1'.*\(2, 8, 8\).*does not fit"),
@@ -307,6 +308,18 @@ def test_weights_that_are_not_finite_are_refused(path):
     network = to_snntorch(model, x, timesteps=3)
     network.body.get_submodule("2").weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"'body\.2\.weight' holds NaN"):
+        to_nir(network, path, input_shape=(6,))
+    assert not os.listdir(path.parent)
+
+
+def test_what_would_not_come_back_is_not_written(path):
+    model, _, x = nets.make("mlp")
+    network = to_snntorch(model, x, timesteps=3)
+    network.conversion["note"] = "x" * 70_000
+    with pytest.raises(ConversionError, match="would not come back the same: 'node/metadata/conversion'"):
+        to_nir(network, path, input_shape=(6,))
+    network.conversion["note"] = print
+    with pytest.raises(ValueError, match="to have a `conversion` of plain data"):
         to_nir(network, path, input_shape=(6,))
     assert not os.listdir(path.parent)
 
