@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snnreg_plugins.callbacks import ActivityRegularization, QCFSActivations, SpikingValidation
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
+    from snnreg_plugins.export.nir import from_nir, to_nir
     from snnreg_plugins.export.norse import to_norse
     from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
 
@@ -20,6 +21,8 @@ __all__ = [
     "SpikingNetwork",
     "SpikingValidation",
     "SynapticOperations",
+    "from_nir",
+    "to_nir",
     "to_norse",
     "to_snntorch",
 ]
@@ -34,6 +37,8 @@ _HOMES = {
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",
+    "from_nir": "export.nir",
+    "to_nir": "export.nir",
     "to_norse": "export.norse",
     "to_snntorch": "export",
 }
