@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
-from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.diagnosis import Diagnosis, diagnose
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.export.graph import trace
+from snnreg_plugins.export.nir import to_nir
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.export.report import Report, report
 from snnreg_plugins.functional.energy import energy_table
@@ -24,6 +25,7 @@ class ExportReport(Callback):
     Thresholds are balanced on training data, accuracy and cost are measured on test data. Written to ``output_dir``:
 
     - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
+    - ``spiking.nir``: the same for other tools and hardware, where NIR can express it (and is installed);
     - ``report.json``: all figures;
     - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
     - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
@@ -112,11 +114,20 @@ class ExportReport(Callback):
         batches = [batch for batch, _ in zip(loader, range(limit), strict=False)]
         result = report(dnn, network, batches, steps=self.steps, table=self.table, progress=True)
         save_network(network, os.path.join(self.output_dir, "spiking.pt"))
-        written = ["spiking.pt", *self._write(result, "report")]
+        written = ["spiking.pt", *self._write_nir(network), *self._write(result, "report")]
         if self.diagnose:
             written += self._write(diagnose(dnn, network, batches), "diagnosis")
         print(f"Written to {self.output_dir}: {', '.join(written)}")
         return result
+
+    def _write_nir(self, network: SpikingNetwork) -> list[str]:
+        """Write the network as NIR, where NIR can express it; give the file's name."""
+        try:
+            to_nir(network, os.path.join(self.output_dir, "spiking.nir"))
+        except (ImportError, ConversionError) as error:
+            print(f"No NIR file: {error}")
+            return []
+        return ["spiking.nir"]
 
     def _write(self, result: Report | Diagnosis, name: str) -> list[str]:
         """Print a result and write its files; give their names."""

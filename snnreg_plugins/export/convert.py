@@ -218,11 +218,11 @@ class _Converter:
             coder = Coder(populations=tuple(kinds))
             return coder, _Code(options, None, {f"input{kind.suffix}": own for kind in kinds}, 1.0, coder.populations)
         if options.coding == "poisson":
-            poisson = PoissonCoder(largest).to(_device(self.traced))
+            poisson = PoissonCoder(largest).to(_device(self.traced), _dtype(self.traced))
             return Coder(largest, poisson), _Code(options, poisson, {}, largest)
         # A spike carries on average what the input is over all steps.
         worth = self.statistics.mean_input * options.timesteps
-        latency = LatencyCoder(largest, options.timesteps).to(_device(self.traced))
+        latency = LatencyCoder(largest, options.timesteps).to(_device(self.traced), _dtype(self.traced))
         return Coder(worth, latency), _Code(options, latency, {}, worth)
 
     def choose(self, options: Options) -> SpikingNetwork:

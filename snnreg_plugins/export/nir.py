@@ -112,7 +112,7 @@ def from_nir(path: str | os.PathLike[str], target: str = "snntorch") -> SpikingN
 
     Returns:
         The network that was written, on the CPU: spikes, scores, ``state_dict`` (of the same target), time steps and
-        ``conversion`` are equal, and it can be trained.
+        ``conversion`` (but for its framework) are equal, and it can be trained.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -155,4 +155,7 @@ def _read(path: str | os.PathLike[str], target: str) -> SpikingNetwork:
                 "fire, which networks of this package do not; read it with norse.torch.from_nir or snnTorch's "
                 "import_from_nir."
             )
-        return rebuild(file.read(), target, file.size)
+        network = rebuild(file.read(), target, file.size)
+    if "framework" in network.conversion:
+        network.conversion["framework"] = target
+    return network

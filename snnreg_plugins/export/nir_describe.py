@@ -53,6 +53,7 @@ class _Initial:
     state: int
     module: str
     potential: Tensor
+    level: Tensor
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Description:
             raise RefusalError(name, "its name is none that a file may hold", "Use letters, digits and underscores")
         if isinstance(module, InitialState):
             state = self.values[node.args[0]]  # type: ignore[index]
-            return _Initial(state.number, name, module.potential)
+            return _Initial(state.number, name, module.potential, module.level)
         if isinstance(module, (PoissonCoder, LatencyCoder)):
             return self._coder(node, module)
         source = self._get(node)
@@ -230,7 +231,7 @@ class Description:
             raise RefusalError(name, f"its currents have shape {shape}, more than {self._most() // 5} values", _CHECK)
         try:
             full, decay = _full(threshold, shape), _full(beta, shape).double()
-            _full(initial.potential, shape), _full(slope, shape)
+            _full(initial.potential, shape), _full(initial.level, shape), _full(slope, shape)
         except RuntimeError:
             raise RefusalError(
                 name,
@@ -254,6 +255,7 @@ class Description:
             "beta": _array(beta),
             "slope": _array(slope),
             "potential": _array(initial.potential),
+            "level": _array(initial.level),
         }
         kind = "LIF" if "tau" in fields else "IF"
         added = self._add(name, kind, {key: _array(value) for key, value in fields.items()}, metadata, source)

@@ -259,13 +259,14 @@ class _Builder:
         coder: nn.Module = PoissonCoder(largest)
         if kind == "latency":
             coder = LatencyCoder(largest, metadata.integer("timesteps", 1))
+        coder = coder.to(self.dtype)
         return self._stateful(self._named(metadata.string("module"), coder), self._in(self.x, self.step), self._state())
 
     def _neuron(self, metadata: _Fields, source: fx.Node) -> fx.Node:
         if source.graph is not self.step:
             raise ValueError("is computed once, but has a state.")
-        threshold, beta, slope, potential = (
-            metadata.tensor(name, self.dtype) for name in ("threshold", "beta", "slope", "potential")
+        threshold, beta, slope, potential, level = (
+            metadata.tensor(name, self.dtype) for name in ("threshold", "beta", "slope", "potential", "level")
         )
         if not bool((slope > 0).all()):
             raise ValueError("has a surrogate slope that is not positive.")
@@ -275,17 +276,17 @@ class _Builder:
         else:
             cell.p.beta, cell.p.surrogate = beta, FastSigmoid(slope)
         name = self._named(metadata.string("module"), cell)
-        initial = self._named(metadata.string("initial"), InitialState(potential))
+        initial = self._named(metadata.string("initial"), InitialState(potential, level))
         return self._stateful(name, source, self.step.call_module(initial, (self._state(), source)))
 
     def _framework(self) -> Any:
         if self.target == "snntorch":
-            from snnreg_plugins.export.snntorch import _SnnTorch
+            from snnreg_plugins.export.snntorch import SnnTorchTarget
 
-            return _SnnTorch(1.0, 1.0)
-        from snnreg_plugins.export.norse import _Norse
+            return SnnTorchTarget(1.0, 1.0)
+        from snnreg_plugins.export.norse import NorseTarget
 
-        return _Norse(1.0, 1.0)
+        return NorseTarget(1.0, 1.0)
 
     def _arithmetic(self, kind: str, metadata: _Fields, source: fx.Node, graph: fx.Graph) -> fx.Node:
         operand: Any = metadata.number("operand") if "attribute" not in metadata else None

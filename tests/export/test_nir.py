@@ -299,8 +299,20 @@ def test_other_neurons_are_refused(path):
 def test_shapes_that_do_not_fit(shape, message, path):
     model, _, x = nets.make("lenet_functional")
     network = to_snntorch(model, x, timesteps=3)
+    del network.conversion["input_shape"]
     with pytest.raises(ValueError, match=message):
         to_nir(network, path, input_shape=shape)
+
+
+def test_the_input_shape_is_that_of_the_calibration_data(path):
+    model, _, x = nets.make("lenet_functional")
+    network = to_snntorch(model, x, timesteps=3, correction="potential")
+    to_nir(network, path)
+    read = from_nir(path, "norse")
+    assert torch.equal(read(x), network(x))
+    assert read.conversion == network.conversion | {"framework": "norse"}
+    for name, level in network.levels.items():
+        assert torch.equal(read.levels[name], level)
 
 
 def test_weights_that_are_not_finite_are_refused(path):
