@@ -292,7 +292,7 @@ class _Builder:
             return self._sum(node.args[0]).times(-1)
         if node.target in (operator.add, operator.sub, operator.mul, operator.truediv):
             assert shape is not None
-            left, right = (self._operand(node, operand, shape) for operand in node.args)
+            left, right = (self._operand(operand, shape) for operand in node.args)
             if node.target is operator.sub:
                 right = right.times(-1) if isinstance(right, _Sum) else -right
             if node.target in (operator.add, operator.sub):
@@ -304,7 +304,7 @@ class _Builder:
             return right.times(left)
         return self._moved(node)
 
-    def _operand(self, node: fx.Node, operand: Any, shape: Tensor) -> Any:
+    def _operand(self, operand: Any, shape: Tensor) -> Any:
         """Give a number or constant tensor, or a sum in the shape of the result."""
         if not isinstance(operand, fx.Node) or operand in self.known:
             value = self.known.get(operand, operand)

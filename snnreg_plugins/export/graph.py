@@ -356,6 +356,9 @@ def _function(node: Any) -> nn.Module | None:
             raise refusal(node, _function_name(node))
         return _checked(node, module)
     if _moves_values(node):
+        if "input" in node.kwargs:
+            node.args = (node.kwargs["input"], *node.args)
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
         return None
     if node.target not in _ARITHMETIC:
         raise refusal(node, _function_name(node))
