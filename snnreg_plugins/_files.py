@@ -70,3 +70,28 @@ def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
         f"Expected argument `{argument}` to name a file of tensors and plain data as Lightning and this package write, "
         f"but {os.fspath(path)!r} cannot be read: {reason}"
     )
+
+
+def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
+    """Read a YAML file of plain data.
+
+    Args:
+        path: The file.
+        argument: The argument that named it, for the error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no YAML, or asks for more than plain data.
+    """
+    import yaml
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
+            f"read: {reason}"
+        ) from error
