@@ -95,7 +95,7 @@ def _number(value: Any) -> Any:
 
 
 _HOROWITZ = "Horowitz, ISSCC 2014, Fig. 1.1.9: 45 nm, 0.9 V; arithmetic only, no memory access"
-_SILICON = "per synaptic operation of the whole chip; published, not measured"
+_SILICON = "per synaptic operation; published, not measured"
 
 #: Energy per operation in pJ, by name. Those of chips have no price for MACs.
 ENERGY_TABLES: dict[str, EnergyTable] = {
