@@ -22,7 +22,14 @@ from snnreg_plugins._files import atomic, read_batch
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy, energy_table, require_timesteps
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
-from snnreg_plugins.functional.synapses import SynapticLayer, count_events, fan_out, operations, sample_shape
+from snnreg_plugins.functional.synapses import (
+    SynapticLayer,
+    count_events,
+    fan_out,
+    is_synaptic,
+    operations,
+    sample_shape,
+)
 from snnreg_plugins.probes import Hooks, is_spiking_neuron, neuron_layers, synaptic_layers
 
 if TYPE_CHECKING:
@@ -77,6 +84,7 @@ class Profile:
         spiking: Whether it has spiking neurons.
         layers: Its layers, in the order they were first called in; those never called are in ``unused``.
         unused: Names of layers that were not called.
+        uncounted: Names of other modules with weights, such as LSTM or attention, whose operations are not counted.
         sops: SOPs/sample.
         effective_macs: MACs/sample of real-valued input, zeros skipped.
         dense_macs: MACs/sample of all input, at every call.
@@ -96,6 +104,7 @@ class Profile:
     spiking: bool
     layers: tuple[LayerProfile, ...]
     unused: tuple[str, ...]
+    uncounted: tuple[str, ...]
     sops: float
     effective_macs: float
     dense_macs: float
@@ -110,7 +119,7 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts and lists of plain numbers and strings, as JSON has them."""
         plain = asdict(self)
-        return plain | {name: list(plain[name]) for name in ("layers", "unused", "left_out")}
+        return plain | {name: list(plain[name]) for name in ("layers", "unused", "uncounted", "left_out")}
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
@@ -134,16 +143,18 @@ class Profile:
         table = _text.plain_table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})")
         table.add_column("Layer", overflow="fold")
         table.add_column("Kind", overflow="ellipsis", max_width=12)
-        for header in ("Calls", "Rate", "SOPs", "MACs", "Dense MACs", "Energy", "Dense DNN"):
+        spiking = self.spiking or self.sops > 0
+        for header in ("Calls", "Rate", *(["SOPs"] if spiking else []), "MACs", "Dense\nMACs", "Energy", "Dense\nDNN"):
             table.add_column(header, justify="right", no_wrap=True)
         for layer in self.layers:
             synaptic = layer.dense_macs is not None
+            sops = "" if layer.effective_macs and not layer.sops else _count(layer.sops)
             table.add_row(
                 layer.name,
                 layer.kind,
                 str(layer.calls),
                 _rate(layer.spike_rate),
-                "" if layer.effective_macs and not layer.sops else _count(layer.sops),
+                *([sops] if spiking else []),
                 _count(layer.effective_macs or None),
                 _count(layer.dense_macs),
                 "no price" if synaptic and layer.energy is None else _joule(layer.energy),
@@ -155,7 +166,7 @@ class Profile:
             "",
             "",
             _rate(self.spike_rate),
-            _text.count(self.sops),
+            *([_text.count(self.sops)] if spiking else []),
             _text.count(self.effective_macs),
             _text.count(self.dense_macs),
             _joule(self.energy),
@@ -181,8 +192,10 @@ class Profile:
                 f"Not in the energy: the MACs of {', '.join(self.left_out)}, whose input is real-valued. The table has "
                 "no price for MACs."
             )
+        if self.uncounted:
+            yield f"Not counted: the weights of {', '.join(self.uncounted)}, which are in no synaptic layer."
         if self.unused:
-            yield f"Not called: {', '.join(self.unused)}."
+            yield f"Not called as layers: {', '.join(self.unused)}."
         scope = " Synapses only: no neuron updates or static power." if self._prices_synapses_only else ""
         yield f"Energy is an estimate from published numbers, not a measurement: {self.source}.{scope}"
 
@@ -203,13 +216,17 @@ def profile(
     States kept inside its neurons are reset before and after, its mode is eval, and both hooks and mode are as they
     were afterwards.
 
+    Operations are those of synaptic layers (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d), exact as in
+    :class:`~snnreg_plugins.SynapticOperations`; modules with other weights are named as uncounted.
+
     Args:
         model: The network.
         inputs: A batch, as the network takes it.
         timesteps: Number of calls of a network that takes a step at a time; None for one call.
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, an ``EnergyTable`` of your own,
             or ``"lemaire"`` for :func:`~snnreg_plugins.functional.lemaire_energy`, which has memory access too. For
-            that, spikes of a neuron layer are the output of the synaptic layer called last before it.
+            that, SOPs are the exact ones, and spikes of a neuron layer are the output of the synaptic layer called
+            last before it; what leaks is told by a neuron's ``beta`` or its class's name.
         batch_dim: Dimension of the batch in ``inputs``; 1 for ``(T, B, ...)``.
 
     Returns:
@@ -420,6 +437,8 @@ def _profile(
         )
     seen_all = counter.seen.values()
     neuron_steps = sum(seen.neuron_steps for seen in seen_all)
+    sops = sum(seen.sops for seen in seen_all) / samples
+    total = energy(sops, 0.0, prices) if prices and left_out else sum(layer.energy or 0.0 for layer in layers)
     known = [layer.dense_energy for layer in layers if layer.dense_macs is not None]
     return Profile(
         model=type(model).__name__,
@@ -428,16 +447,32 @@ def _profile(
         spiking=spiking,
         layers=tuple(layers),
         unused=tuple(name for name in {**counter.synapses, **counter.neurons} if name not in counter.seen),
-        sops=sum(seen.sops for seen in seen_all) / samples,
+        uncounted=_uncounted(model),
+        sops=sops,
         effective_macs=sum(seen.effective_macs for seen in seen_all) / samples,
         dense_macs=sum(seen.dense_macs for seen in seen_all) / samples,
         spike_rate=sum(seen.spikes for seen in seen_all) / neuron_steps if neuron_steps else None,
-        energy=sum(layer.energy for layer in layers if layer.energy is not None),
+        energy=total,
         dense_energy=None if None in known else sum(value for value in known if value is not None),
         left_out=tuple(left_out),
         breakdown=asdict(breakdown) if prices is None else None,
         table=table if isinstance(table, str) else "custom",
         source=LEMAIRE_SOURCE if prices is None else prices.source,
+    )
+
+
+def _uncounted(model: nn.Module) -> tuple[str, ...]:
+    """Name the modules that hold matrices and are neither synaptic layers nor known to have no synapses."""
+    return tuple(
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if not is_synaptic(module)
+        and not isinstance(module, nn.LayerNorm)
+        and not type(module).__module__.startswith("snnreg_plugins.")
+        and any(
+            parameter.dim() == 2 or (parameter.dim() > 2 and "weight" in key)
+            for key, parameter in module.named_parameters(recurse=False)
+        )
     )
 
 

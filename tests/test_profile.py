@@ -208,6 +208,22 @@ def test_a_layer_that_a_dnn_uses_twice_counts_twice():
     assert result.dense_energy == pytest.approx(32 * 4.6e-12)
 
 
+def test_weights_in_other_modules_are_named(capsys):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.recurrent, self.norm = nn.Linear(3, 4), nn.LSTM(4, 5), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.recurrent(self.norm(self.layer(x)))[0]
+
+    result = profile(Net(), torch.rand(2, 3))
+    assert result.uncounted == ("recurrent",)
+    result.print()
+    assert "Not counted: the weights of recurrent" in capsys.readouterr().out
+    assert profile(exported(), torch.rand(2, 6)).uncounted == ()
+
+
 def test_time_first():
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
     result = profile(net, torch.ones(3, 4, 6), batch_dim=1)
@@ -234,6 +250,26 @@ def test_with_memory_access():
     dense = lemaire_dense_energy(net.fc1, (6,)) + lemaire_dense_energy(net.fc2, (5,))
     assert result.dense_energy == pytest.approx(dense.total)
     assert (plain.sops, plain.breakdown) == (result.sops, None)
+
+
+def test_memory_access_of_a_convolution_from_the_counts_of_the_metrics():
+    def net():
+        return body(lambda: leaky(init_hidden=True))
+
+    torch.manual_seed(1)
+    x = torch.rand(IMAGE) * 3
+    model = net().eval()
+    with torch.no_grad(), SynapticOperations(model) as sops, SpikeRate(model) as rate:
+        for _ in range(STEPS):
+            model(x)
+    counted, rates = sops.by_layer(), rate.by_layer()
+    spikes = [rates[name] * STEPS * size for name, size in (("1", 4 * 8 * 8), ("4", 3 * 2 * 2))]
+    expected = lemaire_energy(
+        model[3], (4, 4, 4), timesteps=STEPS, events_in=spikes[0], events_out=spikes[1], sops=counted["3"], leaky=True
+    )
+    found = {layer.name: layer for layer in profile(net(), x, timesteps=STEPS, table="lemaire").layers}
+    assert counted["3"] > 0
+    assert found["3"].energy == pytest.approx(expected.total)
 
 
 def test_a_dnn_with_memory_access_spends_what_a_dense_dnn_spends():
@@ -432,7 +468,9 @@ def command(networks, monkeypatch):
 
 def test_the_command_prints_and_writes(command, capsys):
     command("profile", "users_networks:make", "--input-shape", "6", "--batch", "3", "--output", "out")
-    assert "Dense MACs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "total" in printed
+    assert "profile.json" in printed
     with open("out/profile.json") as file:
         written = json.load(file)
     expected = profile(load_factory("users_networks:make"), load_inputs("random", (6,), 3))

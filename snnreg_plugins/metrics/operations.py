@@ -114,8 +114,8 @@ class Energy(SynapticOperations):
 
     An estimate from published energies per operation: no memory access, no neuron updates, no static power. A table
     without a price for MACs (``"truenorth"``, ``"loihi"``, ``"anp_i"``) gives the energy of the SOPs alone: layers
-    with real-valued input, such as an analog first layer, are nan in ``by_layer()`` and left out of the total, and
-    a warning says so.
+    with real-valued input, such as an analog first layer, are nan in ``by_layer()``, the total leaves their MACs out,
+    and a warning says so.
 
     Args:
         model: The model to watch.
@@ -185,12 +185,12 @@ class Energy(SynapticOperations):
 
     def _per_sample(self, quantity: str) -> tuple[Tensor, Tensor]:
         layers, total = super()._per_sample(quantity)
-        if quantity == "energy" and total.isnan():
-            names = [name for name, joule in zip(self.layers, layers.tolist(), strict=True) if math.isnan(joule)]
-            warnings.warn(
-                f"The energy leaves out {names}: they have real-valued input, so MACs, and the table has no price for "
-                f"these ({self.table.source}). left_out() gives the MACs.",
-                stacklevel=4,
-            )
-            return layers, layers.nansum()
-        return layers, total
+        if quantity != "energy" or not total.isnan():
+            return layers, total
+        names = [name for name, joule in zip(self.layers, layers.tolist(), strict=True) if math.isnan(joule)]
+        warnings.warn(
+            f"The energy leaves out the MACs of {names}, whose input is real-valued: the table has no price for them "
+            f"({self.table.source}). left_out() tells how many.",
+            stacklevel=4,
+        )
+        return layers, energy(super()._per_sample("sops")[1], torch.zeros_like(total), self.table)

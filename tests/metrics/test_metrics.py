@@ -573,7 +573,7 @@ def test_a_table_without_a_price_for_macs_gives_the_energy_of_the_sops_and_names
     model = network()
     with Energy(model, table="loihi") as metric, SynapticOperations(model) as counts:
         model(batches(4)[0])  # events for the first layer, real-valued input for the second
-    with pytest.warns(UserWarning, match=r"leaves out \['2'\].*no price.*Loihi"):
+    with pytest.warns(UserWarning, match=r"leaves out the MACs of \['2'\].*no price.*Loihi"):
         joule = metric.compute()
     assert joule.item() == pytest.approx(23.6e-12 * counts.compute().item())
     with pytest.warns(UserWarning, match="leaves out"):
