@@ -297,6 +297,7 @@ class _Seen:
     neuron_steps: int = 0
     shape: tuple[int, ...] = ()
     presented: int = 0
+    behind_neurons: bool = False
     neurons: list[str] = field(default_factory=list)
 
 
@@ -308,6 +309,7 @@ class _Counter:
         self.seen: dict[str, _Seen] = {}
         self._last: _Seen | None = None
         self._assigned: set[str] = set()
+        self._fired = False
         self._fan_out: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         self._hooks = Hooks()
         for name, layer in self.synapses.items():
@@ -316,7 +318,7 @@ class _Counter:
             self._hooks.after(layer, partial(self._emit, name))
 
     def _arrive(self, name: str, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
-        x, seen = args[0], self.seen.setdefault(name, _Seen())
+        x, seen = args[0], self.seen.setdefault(name, _Seen(behind_neurons=self._fired))
         seen.shape = sample_shape(layer, x)
         key = name, seen.shape
         if key not in self._fan_out:
@@ -332,6 +334,7 @@ class _Counter:
 
     def _emit(self, name: str, layer: nn.Module, _: Any, output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output
+        self._fired = True
         seen = self.seen.setdefault(name, _Seen())
         seen.calls += 1
         seen.spikes += count_events(spikes)
@@ -341,11 +344,12 @@ class _Counter:
             self._last.neurons.append(name)
 
     def timesteps(self, timesteps: int | None, samples: int, spiking: bool) -> int:
-        """Find T: of a network with its loop inside, how often the layer that is called least reads spikes."""
+        """Find T: of a network with its loop inside, how often the layer behind neurons that is called least is."""
         if timesteps is not None or not spiking:
             return timesteps or 1
-        read = [seen.presented for seen in self.seen.values() if seen.presented and not seen.effective_macs]
-        return max(1, min(read, default=samples) // samples)
+        synaptic = [seen for seen in self.seen.values() if seen.presented]
+        behind = [seen.presented for seen in synaptic if seen.behind_neurons and not seen.effective_macs]
+        return max(1, min(behind or [seen.presented for seen in synaptic]) // samples)
 
     def __enter__(self) -> _Counter:
         return self

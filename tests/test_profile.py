@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -160,7 +161,11 @@ def test_a_second_profile_is_the_first_and_the_network_as_it_was(name):
     torch.manual_seed(1)
     net, x = make().train(), torch.rand(shape) * 3
     first = profile(net, x, timesteps=timesteps)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
     assert profile(net, x, timesteps=timesteps) == first
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    copy.deepcopy(net)
     assert hooks(net) == 0
     assert net.training
 
@@ -192,6 +197,19 @@ def test_the_dense_dnn_computes_once():
         once = profile(net, x, timesteps=None if timesteps is None else 1)
         dense = once.dense_macs if timesteps else 6 * 5 + 5 * 4
         assert result.dense_energy == pytest.approx(4.6e-12 * dense)
+
+
+def test_the_dense_dnn_computes_once_on_binary_images_too():
+    net, x = exported(), (torch.rand(VECTOR) < 0.5).float()
+    result = profile(net, x)
+    assert result.effective_macs == 0
+    assert result.dense_energy == pytest.approx(4.6e-12 * (6 * 5 + 5 * 4 + 4 * 3))
+    layers = {layer.name: layer for layer in profile(net, x, table="lemaire").layers}
+    first = next(layer for name, layer in layers.items() if name.startswith("encoder"))
+    spikes = STEPS * 5 * next(layer.spike_rate for layer in layers.values() if layer.spike_rate is not None)
+    events = int(x.sum()) / 4
+    expected = lemaire_energy(nn.Linear(6, 5), (6,), timesteps=STEPS, events_in=events, events_out=spikes)
+    assert first.energy == pytest.approx(expected.total)
 
 
 def test_a_layer_that_a_dnn_uses_twice_counts_twice():
@@ -392,6 +410,9 @@ def test_inputs_from_a_file(tmp_path):
     assert torch.equal(load_inputs(path, None, batch=2, batch_dim=1), x[:, :2])
     with pytest.raises(ValueError, match=r"`input_shape`.*\[4\].*\[5\]"):
         load_inputs(path, (5,), batch=3)
+    torch.save(nn.Linear(2, 3), path)  # code, which is not run
+    with pytest.raises(ValueError, match="`data`.*not safe"):
+        load_inputs(path, None, batch=3)
     torch.save({"x": x}, path)
     with pytest.raises(ValueError, match="`data`.*dict"):
         load_inputs(path, None, batch=3)
