@@ -157,7 +157,8 @@ def energy_table(table: str | EnergyTable) -> EnergyTable:
         return EnergyTable.from_yaml(table)
     if table not in ENERGY_TABLES:
         raise ValueError(
-            f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {table!r}."
+            f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {table!r}. "
+            '("lemaire", which has memory access, is for `profile` alone.)'
         )
     return ENERGY_TABLES[table]
 
