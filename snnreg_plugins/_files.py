@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -55,18 +56,69 @@ def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds anything else, or cannot be read.
     """
+    content = _read(path, argument)
+    if isinstance(content, dict):
+        return content
+    raise _unreadable(path, argument, f"it holds a {type(content).__name__}")
+
+
+def read_batch(path: str | os.PathLike[str], argument: str) -> Tensor:
+    """Read a tensor that ``torch.save`` wrote, or the first of a tuple or list such as (inputs, targets).
+
+    Args:
+        path: The file.
+        argument: The argument that named it, for the error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything else, or cannot be read.
+    """
+    content = _read(path, argument)
+    first = content[0] if isinstance(content, (tuple, list)) and content else content
+    if isinstance(first, Tensor):
+        return first
+    raise _unreadable(path, argument, f"it holds a {type(content).__name__} and not a tensor of samples")
+
+
+def _read(path: str | os.PathLike[str], argument: str) -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict):
-            return content
-        reason = f"it holds a {type(content).__name__}"
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         reason = "it holds more than that, and running code from a file is not safe"
     except Exception as error:
         reason = str(error).splitlines()[0]
-    raise ValueError(
+    raise _unreadable(path, argument, reason)
+
+
+def _unreadable(path: str | os.PathLike[str], argument: str, reason: str) -> ValueError:
+    return ValueError(
         f"Expected argument `{argument}` to name a file of tensors and plain data as Lightning and this package write, "
         f"but {os.fspath(path)!r} cannot be read: {reason}"
     )
+
+
+def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
+    """Read a YAML file of plain data.
+
+    Args:
+        path: The file.
+        argument: The argument that named it, for the error.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no YAML, or asks for more than plain data.
+    """
+    import yaml
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
+            f"read: {reason}"
+        ) from error

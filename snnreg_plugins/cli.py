@@ -1,4 +1,4 @@
-"""The command line: ``lightning fit --config recipes/x.yaml``, the same as ``snnreg ...``."""
+"""The command line: ``lightning fit --config recipes/x.yaml``, the same as ``snnreg ...``; ``snnreg profile``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from typing_extensions import Unpack
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
+from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.export.options import ExportOptions
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
+_EPILOG = (
+    "There is also `snnreg profile module.path:factory --input-shape 1 28 28`: what any network spends, layer by "
+    "layer; see `snnreg profile --help`."
+)
 
 
 class ExportTrainer(Trainer):
@@ -93,7 +98,8 @@ class CLI(LightningCLI):
 def main() -> None:
     """Run the command line."""
     words = sys.argv[1:]
-    if words and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
+    profiles = words[:1] == ["profile"]
+    if words and not profiles and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
         _pass_on()
     # In place, as LightningCLI reads it.
     sys.argv[1:] = [_packaged(word, before) for before, word in zip(["", *words], words, strict=False)]
@@ -101,6 +107,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     try:
+        if profiles:
+            profile.main(words[1:])
+            return
         CLI(
             LightningModule,
             LightningDataModule,
@@ -109,6 +118,7 @@ def main() -> None:
             subclass_mode_data=True,
             # A second run of the same recipe replaces the first one's config.yaml.
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"epilog": _EPILOG},
         )
     except pickle.UnpicklingError:
         sys.exit("error: The checkpoint holds more than tensors and plain data. Running code from a file is not safe.")

@@ -18,13 +18,14 @@ PACKAGE = ROOT / "snnreg_plugins"
 
 # Rooms from the ground up: each may import those before it.
 LAYERS = [
-    {"_files"},
+    {"_files", "_text"},
     {"functional"},
     {"probes"},
     {"metrics"},
     {"export"},
     {"callbacks"},
     {"modules", "data"},
+    {"profile", "neurobench"},
     {"cli"},
     {"__main__"},
 ]

@@ -68,7 +68,10 @@ class ExportReport(Callback):
         ):
             if not values or min(values) < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {values}.")
-        energy_table(table)
+        if not energy_table(table).prices_macs:
+            raise ValueError(
+                f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
+            )
         self.output_dir = output_dir
         self.steps = steps
         self.calibration_batches = calibration_batches

@@ -1,6 +1,14 @@
 """Pure arithmetic: tensors in, tensors out. Imports torch only."""
 
-from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy
+from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
+from snnreg_plugins.functional.lemaire import (
+    LEMAIRE_SOURCE,
+    LemaireEnergy,
+    lemaire_break_even_rate,
+    lemaire_dense_energy,
+    lemaire_energy,
+    ram_access,
+)
 from snnreg_plugins.functional.penalties import (
     PENALTIES,
     expected_rate,
@@ -24,13 +32,17 @@ from snnreg_plugins.functional.thresholds import local, maximum, mmse, percentil
 
 __all__ = [
     "ENERGY_TABLES",
+    "LEMAIRE_SOURCE",
     "PENALTIES",
     "SYNAPTIC_LAYERS",
     "EnergyTable",
+    "LemaireEnergy",
     "OneToOne",
+    "break_even_rate",
     "count_events",
     "dense_macs",
     "energy",
+    "energy_table",
     "expected_rate",
     "fan_out",
     "hoyer",
@@ -39,10 +51,14 @@ __all__ = [
     "is_synaptic",
     "l1",
     "l2",
+    "lemaire_break_even_rate",
+    "lemaire_dense_energy",
+    "lemaire_energy",
     "local",
     "maximum",
     "mmse",
     "operations",
     "percentile",
+    "ram_access",
     "transformed_l1",
 ]

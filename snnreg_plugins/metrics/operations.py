@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import torch
@@ -110,17 +112,21 @@ class Energy(SynapticOperations):
 
     .. math:: E = 10^{-12} \sum_\text{layers} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
 
-    An estimate from published energies per operation: no memory access, no neuron updates, no static power.
+    An estimate from published energies per operation: no memory access, no neuron updates, no static power. A table
+    without a price for MACs (``"truenorth"``, ``"loihi"``, ``"anp_i"``) gives the energy of the SOPs alone: layers
+    with real-valued input, such as an analog first layer, are nan in ``by_layer()``, the total leaves their MACs out,
+    and a warning says so.
 
     Args:
         model: The model to watch.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
+        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, or an ``EnergyTable`` of your own.
         dense: Count dense instead of effective MACs: hardware that skips no zeros. SOPs are then 0.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If the model has no synaptic layer, or the table's name is unknown.
+        ValueError: If the model has no synaptic layer, the table's name is unknown, or the table has no price for
+            the MACs that ``dense`` asks for.
         RuntimeError: On ``compute()``, if no forward pass was seen.
 
     Example:
@@ -142,11 +148,22 @@ class Energy(SynapticOperations):
     ) -> None:
         self.table = energy_table(table)
         self.dense = dense
+        if dense and not self.table.prices_macs:
+            raise ValueError(
+                "Expected argument `table` to have a price for MACs, which `dense=True` counts alone, but got one "
+                f"without: {self.table.source}."
+            )
         super().__init__(model, batch_dim, **kwargs)
 
     def compute(self) -> Tensor:
         """Return J/sample."""
         return self.total()
+
+    def left_out(self) -> dict[str, float]:
+        """Return the MACs/sample that the table has no price for, for each layer by name that has any."""
+        if self.table.prices_macs:
+            return {}
+        return {name: macs for name, macs in super().by_layer("effective_macs").items() if macs}
 
     def total(self, quantity: str = "energy") -> Tensor:
         """Return J/sample (or, as :class:`SynapticOperations`, a count) over all layers."""
@@ -161,4 +178,19 @@ class Energy(SynapticOperations):
         sops, macs = totals["sops"], totals["effective_macs"]
         if self.dense:
             sops, macs = torch.zeros_like(sops), totals["dense_macs"]
-        return totals | {"energy": energy(sops, macs, self.table)}, samples
+        if self.table.prices_macs:
+            return totals | {"energy": energy(sops, macs, self.table)}, samples
+        joule = energy(sops, torch.zeros_like(macs), self.table)
+        return totals | {"energy": torch.where(macs > 0, math.nan, joule)}, samples
+
+    def _per_sample(self, quantity: str) -> tuple[Tensor, Tensor]:
+        layers, total = super()._per_sample(quantity)
+        if quantity != "energy" or not total.isnan():
+            return layers, total
+        names = [name for name, joule in zip(self.layers, layers.tolist(), strict=True) if math.isnan(joule)]
+        warnings.warn(
+            f"The energy leaves out the MACs of {names}, whose input is real-valued: the table has no price for them "
+            f"({self.table.source}). left_out() tells how many.",
+            stacklevel=4,
+        )
+        return layers, energy(super()._per_sample("sops")[1], torch.zeros_like(total), self.table)

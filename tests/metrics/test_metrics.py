@@ -564,6 +564,37 @@ def test_an_unknown_quantity_is_refused_with_those_there_are(make):
 
 def test_an_unknown_table_is_refused_before_anything_is_hooked():
     model = network()
-    with pytest.raises(ValueError, match="`table`.*'loihi'"):
-        Energy(model, table="loihi")
+    with pytest.raises(ValueError, match="`table`.*'abacus'"):
+        Energy(model, table="abacus")
+    assert hooks(model) == 0
+
+
+def test_a_table_without_a_price_for_macs_gives_the_energy_of_the_sops_and_names_what_it_leaves_out():
+    model = network()
+    with Energy(model, table="loihi") as metric, SynapticOperations(model) as counts:
+        model(batches(4)[0])  # events for the first layer, real-valued input for the second
+    with pytest.warns(UserWarning, match=r"leaves out the MACs of \['2'\].*no price.*Loihi"):
+        joule = metric.compute()
+    assert joule.item() == pytest.approx(23.6e-12 * counts.compute().item())
+    with pytest.warns(UserWarning, match="leaves out"):
+        by_layer = metric.by_layer()
+    assert by_layer["0"] == pytest.approx(joule.item())
+    assert by_layer["2"] != by_layer["2"]
+    assert metric.left_out() == {"2": counts.by_layer("effective_macs")["2"]}
+    assert metric.total("sops") == counts.compute()
+
+
+def test_without_macs_no_price_for_them_is_missed(recwarn):
+    model = nn.Linear(6, 5)
+    with Energy(model, table="anp_i") as metric:
+        model(batches(4)[0])
+    assert metric.compute() == pytest.approx(1.5e-12 * metric.total("sops").item())
+    assert metric.left_out() == {}
+    assert not recwarn.list
+
+
+def test_dense_energy_needs_a_price_for_macs():
+    model = network()
+    with pytest.raises(ValueError, match="`table`.*dense=True"):
+        Energy(model, table="loihi", dense=True)
     assert hooks(model) == 0

@@ -1,0 +1,294 @@
+"""Energy with memory access: the analytical model of Lemaire et al. 2022."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from snnreg_plugins.functional.energy import ENERGY_TABLES, require_timesteps
+from snnreg_plugins.functional.synapses import TRANSPOSED_CONVOLUTIONS, OneToOne, SynapticLayer, fan_out
+
+#: Where the model was published.
+LEMAIRE_SOURCE = (
+    "Lemaire et al. 2022, arXiv 2210.13107: operations (int32, Horowitz, ISSCC 2014) and memory accesses, without "
+    "biases and addressing; analytical, not measured"
+)
+
+_PRICES = ENERGY_TABLES["horowitz_int32"]
+
+
+@dataclass(frozen=True)
+class LemaireEnergy:
+    """Energy of a layer, or of several, by what spends it; in J. Add them up with ``+``.
+
+    Args:
+        operations: Accumulates and multiply-accumulates, at synapses and in neurons.
+        potentials: Reads and writes of membrane potentials.
+        weights: Reads of weights.
+        inputs: Reads of input: spikes, or a DNN's activations.
+        outputs: Writes of output.
+    """
+
+    operations: float = 0.0
+    potentials: float = 0.0
+    weights: float = 0.0
+    inputs: float = 0.0
+    outputs: float = 0.0
+
+    @property
+    def memory(self) -> float:
+        """Energy of all memory accesses, in J."""
+        return self.potentials + self.weights + self.inputs + self.outputs
+
+    @property
+    def total(self) -> float:
+        """Energy of operations and memory accesses, in J."""
+        return self.operations + self.memory
+
+    def __add__(self, other: LemaireEnergy) -> LemaireEnergy:
+        return LemaireEnergy(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+
+def ram_access(elements: float, bits: int = 32) -> float:
+    r"""Energy of one access to a memory, in J.
+
+    .. math:: E = 10^{-12} \left(1.09 \cdot 10^{-5} \cdot \text{elements} \cdot \text{bits} + 13.2\right)
+
+    Args:
+        elements: Numbers in the memory.
+        bits: Width of one.
+
+    Example:
+        >>> f"{ram_access(1000):.4g}"
+        '1.355e-11'
+    """
+    return 1e-12 * (1.09e-5 * elements * bits + 13.2)
+
+
+def lemaire_energy(
+    layer: SynapticLayer,
+    input_shape: Sequence[int],
+    *,
+    timesteps: int,
+    events_in: float,
+    events_out: float,
+    sops: float | None = None,
+    effective_macs: float = 0.0,
+    leaky: bool = False,
+    bits: int = 32,
+) -> LemaireEnergy:
+    r"""Energy of a spiking layer, a synaptic layer with the neurons behind it, with its memory accesses.
+
+    With :math:`\theta` the spikes of an inference over all T steps, N the layer's outputs, and for a convolution
+    :math:`f = \lceil K_h/S \rceil \lceil K_w/S \rceil C_\text{out}`, :math:`k = K_h K_w C_\text{out}`, for a fully
+    connected layer :math:`f = k = N`:
+
+    .. math::
+        \text{ACs} &= \theta_\text{in} f + T N + \theta_\text{out} \qquad \text{MACs} = T N \text{ if leaky} \\
+        \text{potential reads} &= \text{potential writes} = \theta_\text{in} k + T N \\
+        \text{weight reads} &= \theta_\text{in} k \qquad \text{input reads} = \theta_\text{in} \qquad
+        \text{output writes} = \theta_\text{out}
+
+    Every access costs :func:`ram_access` to a memory that holds the layer's potentials, weights, inputs or outputs;
+    one operation costs what ``"horowitz_int32"`` says. Where ``sops`` are given they replace :math:`\theta_\text{in} f`
+    and :math:`\theta_\text{in} k`, which count synapses beyond the border too. Groups divide f and k.
+
+    Real-valued input, as of an analog first layer, is computed once and not T times: give its ``effective_macs``.
+    They are MACs and weight reads each, and input reads as in :func:`lemaire_dense_energy`; the current is then added
+    to the potentials in every step.
+
+    Biases and the computation of addresses are left out, in :func:`lemaire_dense_energy` alike.
+
+    Args:
+        layer: A synaptic layer.
+        input_shape: Shape of one input without the batch.
+        timesteps: T.
+        events_in: Spikes/sample that arrive at the layer, over all T steps.
+        events_out: Spikes/sample that its neurons emit, over all T steps; 0 where none spike, as in a readout.
+        sops: The layer's SOPs/sample, for exact counts of synapses in place of the model's.
+        effective_macs: MACs/sample of real-valued input.
+        leaky: Whether potentials leak: a multiplication per neuron and step.
+        bits: Width of the numbers in memory.
+
+    Returns:
+        Energy per sample, by what spends it.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If ``input_shape`` does not fit the layer, or a number is negative.
+
+    Source:
+        Lemaire et al. 2022, "An Analytical Estimation of Spiking Neural Networks Energy Efficiency", arXiv 2210.13107.
+
+    Example:
+        >>> from torch import nn
+        >>> spent = lemaire_energy(nn.Linear(100, 10), (100,), timesteps=4, events_in=40, events_out=8)
+        >>> f"{1e12 * spent.operations:.1f}"  # pJ of 40 · 10 + 4 · 10 + 8 accumulates
+        '44.8'
+        >>> f"{spent.total:.2e}"
+        '1.77e-08'
+    """
+    size = _Geometry(layer, input_shape)
+    require_timesteps(timesteps)
+    for name, value in (("events_in", events_in), ("events_out", events_out), ("effective_macs", effective_macs)):
+        _require_count(name, value)
+    if sops is not None:
+        _require_count("sops", sops)
+    summed = events_in * size.reached if sops is None else sops
+    read = events_in * size.taps if sops is None else sops
+    updates = timesteps * size.outputs
+    accumulates = summed + updates + events_out
+    multiplies = effective_macs + (updates if leaky else 0)
+    return LemaireEnergy(
+        operations=1e-12 * (accumulates * _PRICES.ac + multiplies * _PRICES.mac),
+        potentials=2 * (read + updates) * ram_access(size.outputs, bits),
+        weights=(read + effective_macs) * ram_access(size.weights, bits),
+        inputs=(events_in + effective_macs / size.macs_per_read) * ram_access(size.inputs, bits),
+        outputs=events_out * ram_access(size.outputs, bits),
+    )
+
+
+def lemaire_dense_energy(layer: SynapticLayer, input_shape: Sequence[int], *, bits: int = 32) -> LemaireEnergy:
+    r"""Energy of the same layer in a DNN that skips no zeros, with its memory accesses.
+
+    .. math::
+        \text{MACs} &= N \cdot C_\text{in} K_h K_w \qquad \text{ACs} = N \\
+        \text{weight reads} &= \text{MACs} \qquad \text{input reads} = \text{MACs} \qquad \text{output writes} = N
+
+    for a convolution with N outputs; of a fully connected layer there are :math:`N_\text{in} N` MACs and every input
+    is read once. MACs with padded zeros count, as in the publication. See :func:`lemaire_energy`.
+
+    Args:
+        layer: A synaptic layer.
+        input_shape: Shape of one input without the batch.
+        bits: Width of the numbers in memory.
+
+    Returns:
+        Energy per sample, by what spends it.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If ``input_shape`` does not fit the layer.
+
+    Source:
+        Lemaire et al. 2022, "An Analytical Estimation of Spiking Neural Networks Energy Efficiency", arXiv 2210.13107.
+
+    Example:
+        >>> from torch import nn
+        >>> f"{lemaire_dense_energy(nn.Linear(100, 10), (100,)).total:.2e}"
+        '1.82e-08'
+    """
+    size = _Geometry(layer, input_shape)
+    return LemaireEnergy(
+        operations=1e-12 * (size.macs * _PRICES.mac + size.outputs * _PRICES.ac),
+        weights=size.macs * ram_access(size.weights, bits),
+        inputs=size.macs / size.macs_per_read * ram_access(size.inputs, bits),
+        outputs=size.outputs * ram_access(size.outputs, bits),
+    )
+
+
+def lemaire_break_even_rate(
+    layer: SynapticLayer, input_shape: Sequence[int], timesteps: int, *, leaky: bool = False, bits: int = 32
+) -> float:
+    """Spike rate at which a spiking layer spends as much as a dense DNN's, memory included.
+
+    Its inputs and its neurons are taken to spike at the same rate. The energy is linear in that rate.
+
+    Args:
+        layer: A synaptic layer.
+        input_shape: Shape of one input without the batch.
+        timesteps: T.
+        leaky: Whether potentials leak.
+        bits: Width of the numbers in memory.
+
+    Returns:
+        Spikes/neuron/step; nan where even a silent layer spends more than the DNN's.
+
+    Raises:
+        TypeError: If ``layer`` is no synaptic layer.
+        ValueError: If ``input_shape`` does not fit the layer, or ``timesteps`` is no integer of at least 1.
+
+    Example:
+        >>> from torch import nn
+        >>> f"{lemaire_break_even_rate(nn.Conv2d(32, 64, 3, padding=1), (32, 16, 16), timesteps=4):.3f}"
+        '0.167'
+    """
+    size = _Geometry(layer, input_shape)
+
+    def spent(rate: float) -> float:
+        spikes = rate * timesteps
+        return lemaire_energy(
+            layer,
+            input_shape,
+            timesteps=timesteps,
+            events_in=spikes * size.inputs,
+            events_out=spikes * size.outputs,
+            leaky=leaky,
+            bits=bits,
+        ).total
+
+    silent, dense = spent(0.0), lemaire_dense_energy(layer, input_shape, bits=bits).total
+    return (dense - silent) / (spent(1.0) - silent) if dense >= silent else math.nan
+
+
+class _Geometry:
+    """Sizes of a layer for inputs of one shape.
+
+    Attributes:
+        inputs: Input positions.
+        outputs: Output positions.
+        weights: Weights, without biases.
+        macs: MACs of all outputs, with padded zeros.
+        reached: Synapses that the model lets an event reach.
+        taps: Weights that the model lets an event read.
+        macs_per_read: MACs of a DNN for which an input is read once.
+    """
+
+    def __init__(self, layer: SynapticLayer, input_shape: Sequence[int]) -> None:
+        fan_out(layer, input_shape)  # checks both
+        shape = tuple(int(size) for size in input_shape)
+        self.inputs, self.weights = math.prod(shape), layer.weight.numel()
+        self.macs_per_read = layer.out_features if isinstance(layer, nn.Linear) else 1
+        if isinstance(layer, OneToOne):
+            self.outputs = self.macs = self.inputs
+            self.reached = self.taps = 1
+        elif isinstance(layer, nn.Linear):
+            self.outputs = self.inputs // layer.in_features * layer.out_features
+            self.macs = self.inputs * layer.out_features
+            self.reached = self.taps = layer.out_features
+        else:
+            self._of_convolution(layer, shape)
+
+    def _of_convolution(self, layer: Any, shape: tuple[int, ...]) -> None:
+        window, positions = math.prod(layer.kernel_size), math.prod(_output_sizes(layer, shape[1:]))
+        self.outputs = layer.out_channels * positions
+        self.taps = layer.out_channels // layer.groups * window
+        if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # an input reaches the whole window, whatever the stride
+            self.macs = self.inputs * self.taps
+            self.reached = self.taps
+            return
+        self.macs = self.outputs * layer.in_channels // layer.groups * window
+        steps = zip(layer.kernel_size, layer.stride, strict=True)
+        self.reached = layer.out_channels // layer.groups * math.prod(math.ceil(k / s) for k, s in steps)
+
+
+def _output_sizes(layer: Any, sizes: Sequence[int]) -> list[int]:
+    outputs = []
+    for dim, size in enumerate(sizes):
+        span, stride = layer.dilation[dim] * (layer.kernel_size[dim] - 1), layer.stride[dim]
+        if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+            outputs.append((size - 1) * stride - 2 * layer.padding[dim] + span + layer.output_padding[dim] + 1)
+        else:
+            padding = {"same": span, "valid": 0}[layer.padding] if isinstance(layer.padding, str) else None
+            both = 2 * layer.padding[dim] if padding is None else padding
+            outputs.append((size + both - span - 1) // stride + 1)
+    return outputs
+
+
+def _require_count(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"Expected argument `{name}` to be a number of at least 0, but got {value!r}.")

@@ -1,0 +1,526 @@
+"""Profiles of networks that come from anywhere, and ``snnreg profile``."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import sys
+
+import norse.torch as norse
+import pytest
+import snntorch
+import torch
+from rich.console import Console
+from torch import nn
+
+from snnreg_plugins import SpikeRate, SynapticOperations, cli, to_snntorch
+from snnreg_plugins.functional import EnergyTable, LemaireEnergy, lemaire_dense_energy, lemaire_energy
+from snnreg_plugins.profile import load_factory, load_inputs, profile
+from tests.helpers import brute_force_costs, recorded
+from tests.metrics.test_metrics import hooks
+
+STEPS = 3
+SYNAPTIC = (nn.Linear, nn.Conv2d)
+
+
+def leaky(**arguments):
+    return snntorch.Leaky(beta=0.9, threshold=0.3, **arguments)
+
+
+def body(neuron):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), neuron(), nn.AvgPool2d(2, divisor_override=1), nn.Conv2d(4, 3, 3), neuron()
+    )
+
+
+class Loop(nn.Module):
+    """The time loop inside, as snnTorch's tutorials write it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(6, 5), leaky(), nn.Linear(5, 4), leaky()
+
+    def forward(self, x):
+        mem1, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
+        current, spikes = self.fc1(x), []
+        for _ in range(STEPS):
+            spk1, mem1 = self.lif1(current, mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            spikes.append(spk2)
+        return torch.stack(spikes)
+
+
+class Handed(nn.Module):
+    """Takes a step, with its states handed in and out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1, self.fc2 = nn.Linear(6, 5), leaky(), nn.Linear(5, 4)
+
+    def forward(self, x, mem=None):
+        spikes, mem = self.lif1(self.fc1(x), self.lif1.reset_mem() if mem is None else mem)
+        return self.fc2(spikes), mem
+
+
+def norse_network():
+    torch.manual_seed(0)
+    sensitive = norse.LIFParameters(v_th=torch.tensor(0.02))
+    return norse.SequentialState(nn.Linear(6, 5), norse.LIFCell(sensitive), nn.Linear(5, 4), norse.LIFCell(sensitive))
+
+
+def exported():
+    torch.manual_seed(0)
+    dnn = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    return to_snntorch(dnn, torch.rand(64, 6), timesteps=STEPS)
+
+
+def spikingjelly_network():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    return body(lambda: neuron.LIFNode(v_threshold=0.3))
+
+
+def sinabs_network():
+    layers = pytest.importorskip("sinabs.layers")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body(lambda: layers.IAFSqueeze(batch_size=4))
+
+        def forward(self, x):
+            return self.body(x)
+
+    return Net()
+
+
+IMAGE, VECTOR = (4, 1, 8, 8), (4, 6)
+NETWORKS = {
+    "dnn": (lambda: body(nn.ReLU), IMAGE, None),
+    "snntorch_stepped": (lambda: body(lambda: leaky(init_hidden=True)), IMAGE, STEPS),
+    "snntorch_states_handed_over": (Handed, VECTOR, STEPS),
+    "snntorch_loop_inside": (Loop, VECTOR, None),
+    "norse_stepped": (norse_network, VECTOR, STEPS),
+    "exported": (exported, VECTOR, None),
+    "spikingjelly_stepped": (spikingjelly_network, IMAGE, STEPS),
+    "sinabs_stepped": (sinabs_network, IMAGE, STEPS),
+}
+
+
+def by_hand(net, x, timesteps):
+    """The reference: step the network plainly, record every input, count by brute force."""
+    with torch.no_grad(), recorded(net, SYNAPTIC) as record:
+        state = ()
+        for _ in range(timesteps or 1):
+            output = net(x, *state)
+            state = output[1:] if isinstance(output, tuple) else ()
+    return brute_force_costs(record)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_counts_are_those_of_brute_force(name):
+    make, shape, timesteps = NETWORKS[name]
+    torch.manual_seed(1)
+    x = torch.rand(shape) * 3
+    expected = by_hand(make(), x, timesteps)
+    result = profile(make(), x, timesteps=timesteps)
+    found = {layer.name: layer for layer in result.layers if layer.dense_macs is not None}
+    assert found.keys() == expected.keys()
+    for layer, costs in expected.items():
+        row = found[layer]
+        assert [row.sops, row.effective_macs, row.dense_macs] == [cost / 4 for cost in costs]
+        assert row.energy == pytest.approx(1e-12 * (0.9 * row.sops + 4.6 * row.effective_macs))
+    assert result.sops == sum(costs[0] for costs in expected.values()) / 4
+    assert (result.sops > 0) == result.spiking == (name != "dnn")
+    assert result.energy == pytest.approx(1e-12 * (0.9 * result.sops + 4.6 * result.effective_macs))
+    assert result.samples == 4
+
+
+@pytest.mark.parametrize("name", ["dnn", "snntorch_loop_inside", "exported"])
+def test_counts_are_those_of_the_metrics(name):
+    make, shape, _ = NETWORKS[name]
+    torch.manual_seed(1)
+    net, x = make().eval(), torch.rand(shape)
+    with torch.no_grad(), SynapticOperations(net) as sops, SpikeRate(net) as rate:
+        net(x)
+    result = profile(net, x)
+    assert result.sops == sops.compute()
+    assert result.dense_macs == sops.total("dense_macs")
+    assert result.spike_rate == rate.compute()
+    rates = {layer.name: layer.spike_rate for layer in result.layers if layer.spike_rate is not None}
+    assert rates == rate.by_layer()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_second_profile_is_the_first_and_the_network_as_it_was(name):
+    make, shape, timesteps = NETWORKS[name]
+    torch.manual_seed(1)
+    net, x = make().train(), torch.rand(shape) * 3
+    first = profile(net, x, timesteps=timesteps)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    assert profile(net, x, timesteps=timesteps) == first
+    assert net.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    copy.deepcopy(net)
+    assert hooks(net) == 0
+    assert net.training
+
+
+def test_layers_come_in_the_order_of_their_calls_and_others_are_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.spare, self.first, self.act = nn.Linear(5, 2), nn.Linear(1, 1), nn.Linear(6, 5), nn.ReLU()
+
+        def forward(self, x):
+            return self.last(self.act(self.first(x)))
+
+    result = profile(Net(), torch.rand(2, 6))
+    assert [(layer.name, layer.kind, layer.calls) for layer in result.layers] == [
+        ("first", "Linear", 1),
+        ("act", "ReLU", 1),
+        ("last", "Linear", 1),
+    ]
+    assert result.unused == ("spare",)
+
+
+def test_the_dense_dnn_computes_once():
+    for name in ("snntorch_stepped", "snntorch_states_handed_over", "norse_stepped", "snntorch_loop_inside"):
+        make, shape, timesteps = NETWORKS[name]
+        torch.manual_seed(1)
+        net, x = make(), torch.rand(shape) * 3
+        result = profile(net, x, timesteps=timesteps)
+        once = profile(net, x, timesteps=None if timesteps is None else 1)
+        dense = once.dense_macs if timesteps else 6 * 5 + 5 * 4
+        assert result.dense_energy == pytest.approx(4.6e-12 * dense)
+
+
+def test_the_dense_dnn_computes_once_on_binary_images_too():
+    net, x = exported(), (torch.rand(VECTOR) < 0.5).float()
+    result = profile(net, x)
+    assert result.effective_macs == 0
+    assert result.dense_energy == pytest.approx(4.6e-12 * (6 * 5 + 5 * 4 + 4 * 3))
+    layers = {layer.name: layer for layer in profile(net, x, table="lemaire").layers}
+    first = next(layer for name, layer in layers.items() if name.startswith("encoder"))
+    spikes = STEPS * 5 * next(layer.spike_rate for layer in layers.values() if layer.spike_rate is not None)
+    events = int(x.sum()) / 4
+    expected = lemaire_energy(nn.Linear(6, 5), (6,), timesteps=STEPS, events_in=events, events_out=spikes)
+    assert first.energy == pytest.approx(expected.total)
+
+
+def test_a_layer_that_a_dnn_uses_twice_counts_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    result = profile(Twice(), torch.rand(3, 4))
+    assert result.dense_macs == 32
+    assert result.dense_energy == pytest.approx(32 * 4.6e-12)
+
+
+def test_weights_in_other_modules_are_named(capsys):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.recurrent, self.norm = nn.Linear(3, 4), nn.LSTM(4, 5), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.recurrent(self.norm(self.layer(x)))[0]
+
+    result = profile(Net(), torch.rand(2, 3))
+    assert result.uncounted == ("recurrent",)
+    result.print()
+    assert "Not counted: the weights of recurrent" in capsys.readouterr().out
+    assert profile(exported(), torch.rand(2, 6)).uncounted == ()
+
+
+def test_time_first():
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+    result = profile(net, torch.ones(3, 4, 6), batch_dim=1)
+    assert (result.samples, result.sops) == (4, 3 * 6 * 5)
+
+
+def test_with_memory_access():
+    net = Loop()
+    torch.manual_seed(1)
+    x = torch.rand(4, 6) * 3
+    plain = profile(net, x)
+    rows = {layer.name: layer for layer in plain.layers}
+    result = profile(net, x, table="lemaire")
+    spikes = [STEPS * size * rows[name].spike_rate for name, size in (("lif1", 5), ("lif2", 4))]
+    first = lemaire_energy(
+        net.fc1, (6,), timesteps=STEPS, events_in=0, events_out=spikes[0], effective_macs=30, leaky=True
+    )
+    last = lemaire_energy(net.fc2, (5,), timesteps=STEPS, events_in=spikes[0], events_out=spikes[1], leaky=True)
+    assert result.energy == pytest.approx((first + last).total)
+    found = {layer.name: layer for layer in result.layers}
+    assert found["fc1"].energy == pytest.approx(first.total)
+    assert found["fc2"].energy == pytest.approx(last.total)
+    assert LemaireEnergy(**result.breakdown).total == pytest.approx(result.energy)
+    dense = lemaire_dense_energy(net.fc1, (6,)) + lemaire_dense_energy(net.fc2, (5,))
+    assert result.dense_energy == pytest.approx(dense.total)
+    assert (plain.sops, plain.breakdown) == (result.sops, None)
+
+
+def test_memory_access_of_a_convolution_from_the_counts_of_the_metrics():
+    def net():
+        return body(lambda: leaky(init_hidden=True))
+
+    torch.manual_seed(1)
+    x = torch.rand(IMAGE) * 3
+    model = net().eval()
+    with torch.no_grad(), SynapticOperations(model) as sops, SpikeRate(model) as rate:
+        for _ in range(STEPS):
+            model(x)
+    counted, rates = sops.by_layer(), rate.by_layer()
+    spikes = [rates[name] * STEPS * size for name, size in (("1", 4 * 8 * 8), ("4", 3 * 2 * 2))]
+    expected = lemaire_energy(
+        model[3], (4, 4, 4), timesteps=STEPS, events_in=spikes[0], events_out=spikes[1], sops=counted["3"], leaky=True
+    )
+    found = {layer.name: layer for layer in profile(net(), x, timesteps=STEPS, table="lemaire").layers}
+    assert counted["3"] > 0
+    assert found["3"].energy == pytest.approx(expected.total)
+
+
+def test_a_dnn_with_memory_access_spends_what_a_dense_dnn_spends():
+    net = body(nn.ReLU)
+    result = profile(net, torch.rand(IMAGE), table="lemaire")
+    dense = lemaire_dense_energy(net[0], (1, 8, 8)) + lemaire_dense_energy(net[3], (4, 4, 4))
+    assert result.energy == result.dense_energy == pytest.approx(dense.total)
+
+
+def test_neurons_without_a_leak_multiply_nothing():
+    x = torch.ones(4, 6)
+    nets = [nn.Sequential(nn.Linear(6, 5), snntorch.Leaky(beta=beta, init_hidden=True)) for beta in (1.0, 0.5)]
+    for net in nets:
+        nn.init.zeros_(net[0].weight)
+        nn.init.zeros_(net[0].bias)
+    still, leaking = (profile(net, x, timesteps=4, table="lemaire").energy for net in nets)
+    assert leaking - still == pytest.approx(4 * 5 * 3.2e-12)
+
+
+def test_a_chip_prices_spikes_alone_and_says_what_is_left_out(capsys):
+    result = profile(Loop(), torch.rand(4, 6) * 3, table="loihi")
+    assert result.energy == pytest.approx(23.6e-12 * result.sops)
+    assert (result.left_out, result.dense_energy) == (("fc1",), None)
+    result.print()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no price" in printed
+    assert "Not in the energy: the MACs of fc1" in printed
+    assert "published, not measured" in printed
+
+
+def test_a_table_of_ones_own(tmp_path):
+    path = tmp_path / "chip.yaml"
+    path.write_text("{ac: 1, mac: 10, source: my chip}")
+    net, x = Loop(), torch.rand(4, 6) * 3
+    results = [profile(net, x, table=table) for table in (str(path), EnergyTable(10, 1, "my chip"))]
+    assert results[0].energy == results[1].energy == pytest.approx(1e-12 * (results[0].sops + 10 * 30))
+    assert [result.table for result in results] == [str(path), "custom"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", ["dnn", "snntorch_stepped", "exported"])
+def test_what_is_printed_fits(name, width):
+    make, shape, timesteps = NETWORKS[name]
+    console = Console(width=width, record=True, file=io.StringIO())
+    profile(make(), torch.rand(shape) * 3, timesteps=timesteps).print(console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    head = lines.index(next(line for line in lines if "Layer" in line))
+    sops = [] if name == "dnn" else ["SOPs"]
+    assert lines[head - 1].split() == ["Dense", "Dense"]
+    assert lines[head].split() == ["Layer", "Kind", "Calls", "Rate", *sops, "MACs", "MACs", "Energy", "DNN"]
+    assert any(line.split()[:1] == ["total"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.ReLU(), torch.rand(2, 3)), "`model`.*synaptic layer.*ReLU has none"),
+        ((nn.Linear(3, 2), torch.rand(2, 4)), r"`inputs`.*Linear takes.*\(2, 4\)"),
+        ((nn.Linear(3, 2), torch.rand(0, 3)), r"`inputs`.*\(0, 3\)"),
+        ((nn.Linear(3, 2), torch.tensor(1.0)), r"`inputs`.*\(\)"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        profile(*arguments)
+
+
+def test_layers_that_are_not_called_are_no_profile():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.layer.weight)
+
+    with pytest.raises(ValueError, match=r"`model`.*called none of \['layer'\].*F\.linear"):
+        profile(Functional(), torch.rand(2, 3))
+
+
+def test_other_wrong_arguments_are_refused():
+    layer = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match="`model`.*function"):
+        profile(lambda x: x, torch.rand(2, 3))
+    with pytest.raises(TypeError, match="`inputs`.*list"):
+        profile(layer, [1.0])
+    with pytest.raises(ValueError, match="`timesteps`.*0"):
+        profile(layer, torch.rand(2, 3), timesteps=0)
+    with pytest.raises(ValueError, match=r"`timesteps`.*SpikingNetwork.*network\.timesteps"):
+        profile(exported(), torch.rand(2, 6), timesteps=4)
+    with pytest.raises(ValueError, match="`table`.*'abacus'"):
+        profile(layer, torch.rand(2, 3), table="abacus")
+
+
+def test_after_an_error_the_network_is_as_it_was():
+    net = body(lambda: leaky(init_hidden=True)).train()
+    with pytest.raises(ValueError, match="`inputs`"):
+        profile(net, torch.rand(4, 7, 8, 8), timesteps=2)
+    assert hooks(net) == 0
+    assert net.training
+
+
+# Inputs and factories.
+
+
+def test_random_inputs_are_the_same_ones_each_time():
+    x = load_inputs("random", (1, 5), batch=3)
+    assert x.shape == (3, 1, 5)
+    assert torch.equal(x, load_inputs("random", (1, 5), batch=3))
+    assert load_inputs("random", (7, 5), batch=3, batch_dim=1).shape == (7, 3, 5)
+
+
+def test_inputs_from_a_file(tmp_path):
+    x, path = torch.rand(10, 4), str(tmp_path / "x.pt")
+    for content in (x, (x, torch.zeros(10)), [x]):
+        torch.save(content, path)
+        assert torch.equal(load_inputs(path, (4,), batch=3), x[:3])
+    assert torch.equal(load_inputs(path, None, batch=99), x)
+    assert torch.equal(load_inputs(path, None, batch=2, batch_dim=1), x[:, :2])
+    with pytest.raises(ValueError, match=r"`input_shape`.*\[4\].*\[5\]"):
+        load_inputs(path, (5,), batch=3)
+    torch.save(nn.Linear(2, 3), path)  # code, which is not run
+    with pytest.raises(ValueError, match="`data`.*not safe"):
+        load_inputs(path, None, batch=3)
+    torch.save({"x": x}, path)
+    with pytest.raises(ValueError, match="`data`.*dict"):
+        load_inputs(path, None, batch=3)
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """A user's file in the current folder."""
+    (tmp_path / "users_networks.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))\n"
+        "made = make()\n"
+        "def sized(size): return nn.Linear(size, size)\n"
+        "def nothing(): pass\n"
+        "five = 5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("users_networks", None)
+
+
+@pytest.mark.parametrize("name", ["make", "made"])
+def test_a_factory_is_what_makes_a_network_or_the_network(networks, name):
+    assert len(load_factory(f"users_networks:{name}")) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("users_networks", ValueError, "package.module:name.*'users_networks'"),
+        ("users_networks.py:make", ValueError, "no 'users_networks.py'|package.module:name"),
+        (":make", ValueError, "package.module:name"),
+        ("../users_networks:make", ValueError, "package.module:name"),
+        ("nowhere:make", ValueError, "there is no 'nowhere'"),
+        ("users_networks:mak", ValueError, "no 'mak'"),
+        ("users_networks:sized", TypeError, "needs size"),
+        ("users_networks:nothing", TypeError, "makes one of type NoneType"),
+        ("users_networks:five", TypeError, "is of type int"),
+    ],
+)
+def test_a_path_that_leads_to_no_network_is_refused(networks, path, error, message):
+    with pytest.raises(error, match=f"`factory`.*({message})"):
+        load_factory(path)
+
+
+def test_an_import_that_the_users_module_misses_is_no_error_of_the_path(networks):
+    (networks / "broken_networks.py").write_text("import no_such_package")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_factory("broken_networks:make")
+
+
+# The command line.
+
+
+@pytest.fixture
+def command(networks, monkeypatch):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["snnreg", *words])
+        cli.main()
+
+    return run
+
+
+def test_the_command_prints_and_writes(command, capsys):
+    command("profile", "users_networks:make", "--input-shape", "6", "--batch", "3", "--output", "out")
+    printed = capsys.readouterr().out
+    assert "total" in printed
+    assert "profile.json" in printed
+    with open("out/profile.json") as file:
+        written = json.load(file)
+    expected = profile(load_factory("users_networks:make"), load_inputs("random", (6,), 3))
+    assert written["dense_macs"] == expected.dense_macs == 40
+    assert [layer["name"] for layer in written["layers"]] == ["0", "1", "2"]
+    assert not any(isinstance(value, float) and math.isnan(value) for value in written.values())
+
+
+@pytest.mark.parametrize("table", ["horowitz_int8", "loihi", "lemaire"])
+def test_every_kind_of_table_works_from_the_command_line(command, capsys, table):
+    words = ("profile", "users_networks:make", "--input-shape", "6", "--table", table, "--timesteps", "2")
+    command(*words)
+    assert "total" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["users_networks:mak", "--input-shape", "6"], "`factory`"),
+        (["users_networks:make"], "`input_shape`"),
+        (["users_networks:make", "--input-shape", "7"], "`inputs`"),
+        (["users_networks:make", "--data", "nowhere.pt"], "nowhere.pt"),
+        (["users_networks:make", "--input-shape", "6", "--table", "abacus"], "`table`"),
+        (["users_networks:make", "--input-shape", "6", "--batch", "0"], "`batch`"),
+    ],
+)
+def test_a_refusal_is_one_line(command, words, message):
+    with pytest.raises(SystemExit) as stop:
+        command("profile", *words)
+    assert str(stop.value.code).startswith("error: ")
+    assert message in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
+
+
+def test_help_mentions_the_command(command, capsys):
+    for words in (["--help"], ["profile", "--help"], ["profile", "x:y", "--input-shape", "1", "--print_config"]):
+        with pytest.raises(SystemExit) as stop:
+            command(*words)
+        assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "snnreg profile module.path:factory" in " ".join(printed.split())
+    assert "--timesteps" in printed
