@@ -330,7 +330,9 @@ FUNCTIONAL = {
     "mean": (lambda x: x.relu().mean(dim=(-2, -1), keepdim=True), nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1))),
     "torch.cat": (lambda x: torch.cat((x.relu(),), dim=-3), nn.ReLU()),
     "torch.add": (lambda x: torch.add(x.relu(), other=0.0), nn.ReLU()),
-    "flatten of a keyword": (lambda x: torch.flatten(input=x.relu(), start_dim=2), nn.Sequential(nn.ReLU(), nn.Flatten(2))),
+    "flatten of a keyword": (
+        lambda x: torch.flatten(input=x.relu(), start_dim=2), nn.Sequential(nn.ReLU(), nn.Flatten(2)),
+    ),
     "x / 1": (lambda x: torch.div(x, 1).relu(), nn.ReLU()),
 }  # fmt: skip
 
