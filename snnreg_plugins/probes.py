@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ class SampleCounter:
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
         self._held: dict[nn.Module, tuple[set[Identity], set[Identity]]] = {}
-        self._outputs: dict[nn.Module, set[Identity]] = {}
+        self._outputs: dict[nn.Module, list[ref[Tensor]]] = {}
         self._handed: set[nn.Module] = set()  # neurons whose state the caller hands over
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -241,13 +242,13 @@ class SampleCounter:
             return
         self._depth -= 1
         if module in self._neurons:
-            self._outputs[module] = _identities(output)
+            self._outputs[module] = [ref(tensor) for tensor in _tensors(output)]
         if self._depth == 0:
             self._end(module, output)
 
     def _end(self, module: nn.Module, output: Any) -> None:
         for neuron, (held, handed) in self._held.items():
-            self._returned[neuron] = self._outputs.get(neuron, set()) - handed
+            self._returned[neuron] = _identities([tensor() for tensor in self._outputs.get(neuron, ())]) - handed
             self._kept[neuron] = set() if neuron in self._handed else _identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
         self._returned[module] = _identities(output) - self._given
