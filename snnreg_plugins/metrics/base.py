@@ -28,6 +28,7 @@ class WatchingMetric(Metric):
         model: The model to watch. It is not made part of the metric's own state or parameters.
         layers: Watched layers by name.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        owners: Further modules by name that have a row of counts, and that no hook watches.
         kwargs: See ``torchmetrics.Metric``.
     """
 
@@ -38,22 +39,34 @@ class WatchingMetric(Metric):
 
     quantities: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], batch_dim: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        batch_dim: int,
+        owners: Mapping[str, nn.Module] | None = None,
+        **kwargs: Any,
+    ) -> None:
         # Without the cache of computed values: a process that saw no new batch would use it where the others add up.
         super().__init__(**kwargs | {"compute_with_cache": False})
         # Hidden from nn.Module in tuples: the model is no part of the metric.
         self._watched = (model, tuple(layers.items()), batch_dim)
-        self._index = {layer: index for index, layer in enumerate(layers.values())}
+        rows = dict(layers) | dict(owners or {})
+        self._rows = tuple(rows)
+        self._index = {layer: index for index, layer in enumerate(rows.values())}
         self._forget()
-        self.add_state("counts", torch.zeros(len(layers), len(self.quantities), dtype=torch.int64), "sum")
+        self.add_state("counts", torch.zeros(len(rows), len(self.quantities), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
         self._watch()
 
     def _watch(self) -> None:
         model, layers, batch_dim = self._watched
-        self._counter = SampleCounter(model, dict(layers), self._on_pass, batch_dim)
+        self._counter = self._count_samples(model, dict(layers), batch_dim)
         for _, layer in layers:
             self._attach(self._counter.hooks, layer)
+
+    def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
+        return SampleCounter(model, layers, self._on_pass, batch_dim)
 
     def _forget(self) -> None:
         """Forget all that is not yet written."""
@@ -151,6 +164,15 @@ class WatchingMetric(Metric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot ``val`` (one value, or a list of them; by default that of ``compute()``), as torchmetrics does."""
         return self._plot(val, ax)
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """Collect what each process has, of what is no tensor of fixed shape."""
+        available = self.distributed_available_fn or torch.distributed.is_initialized
+        if not available():
+            return [value]
+        values = [None] * torch.distributed.get_world_size(self.process_group)
+        torch.distributed.all_gather_object(values, value, group=self.process_group)
+        return values
 
     def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
         """Each quantity of every layer (float64 holds counts below 2**53), and the samples; over all processes."""
