@@ -125,6 +125,7 @@ class Products(TorchDispatchMode):
         # The fused layers of attention would hide their products.
         self._fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        torch.clear_autocast_cache()  # else weights that were cast before would be strangers
         super().__enter__()
         return self
 
