@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from snnreg_plugins.callbacks import ActivityRegularization, QCFSActivations, SpikingValidation
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
     from snnreg_plugins.export.norse import to_norse
-    from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
+    from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "Energy",
     "QCFSActivations",
     "SpikeRate",
+    "SpikeStatistics",
     "SpikingNetwork",
     "SpikingValidation",
     "SynapticOperations",
@@ -31,6 +32,7 @@ _HOMES = {
     "Energy": "metrics",
     "QCFSActivations": "callbacks",
     "SpikeRate": "metrics",
+    "SpikeStatistics": "metrics",
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",

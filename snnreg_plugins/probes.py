@@ -39,6 +39,8 @@ _STATEFUL = {
     "sinabs": {"StatefulLayer"},
 }
 _OWN = {"snnreg_plugins": {"QCFS", "PoissonCoder", "LatencyCoder"}}
+_TIME_FIRST = {"snntorch": {"LeakyParallel"}, "norse": {"SNN", "SNNRecurrent"}}
+_SQUEEZED = {"sinabs": {"SqueezeMixin"}}
 _ONE_TO_ONE = {"snntorch": {"RecurrentOneToOne"}}
 _NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs": {"ExpLeak"}}
 
@@ -46,6 +48,14 @@ _NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs"
 def is_spiking_neuron(module: nn.Module) -> bool:
     """Tell whether ``module`` is a spiking neuron of snnTorch, Norse, SpikingJelly or sinabs."""
     return _derives(module, _STATEFUL) and not _derives(module, _NON_SPIKING)
+
+
+def time_dim(neuron: nn.Module) -> int | None:
+    """Return the dimension of time in the output of a neuron that takes all steps at once; None if it takes one."""
+    if _derives(neuron, _TIME_FIRST) or getattr(neuron, "step_mode", "s") == "m":
+        return 0
+    # Those of sinabs that squeeze time into the batch know one of the sizes.
+    return 1 if _derives(neuron, {"sinabs": {"StatefulLayer"}}) and not _derives(neuron, _SQUEEZED) else None
 
 
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -40,3 +40,23 @@ def _values(make, model, batches):
         for x in batches:  # the state of this process alone must have come back
             model(x)
         return compute, by_layer, totals, metric.compute().item()
+
+
+def run_trains(make, shares):
+    """For each process: what compute and intervals give of the metric that ``make`` makes of its share."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(_work_on_trains, (port, make, shares, results), nprocs=len(shares))
+    return [results.get() for _ in shares]
+
+
+def _work_on_trains(rank, port, make, shares, results):
+    torch.set_num_threads(1)
+    where = f"tcp://127.0.0.1:{port}"
+    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=len(shares))
+    _, metric = make(shares[rank])
+    computed = {name: value.item() for name, value in metric.compute().items()}
+    results.put((computed, metric.intervals().tolist()))
+    distributed.destroy_process_group()
