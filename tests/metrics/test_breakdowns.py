@@ -64,14 +64,14 @@ def test_by_label(name):
     batches = [(torch.rand(size, 6).round(), torch.randint(0, 3, (size,))) for size in SIZES]
     with SynapticOperations(model, batch_dim=batch_dim) as metric:
         run(batches[0][0])  # not labelled
+        records = []
         for x, y in batches:
-            with metric.labelled(y):
+            with metric.labelled(y), recorded(model, SYNAPTIC_LAYERS) as record:
                 run(x)
-    # Each sample alone, in the kind of cost that its batch has: these networks have the same for all batches.
+            records.append(record)
+    # Each sample alone, in the kind of cost that its batch has.
     expected = {}
-    for x, y in batches:
-        with recorded(model, SYNAPTIC_LAYERS) as record:
-            run(x)
+    for (x, y), record in zip(batches, records, strict=True):
         for _, layer, given in record:
             kind = brute_force_operations(layer, given)
             per_sample = given.reshape(-1, len(x), given.shape[-1]).transpose(0, 1)

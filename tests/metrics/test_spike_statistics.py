@@ -153,6 +153,7 @@ def test_no_neuron():
         SpikeStatistics(snntorch.Leaky(beta=0.9)).intervals("x")
 
 
+@pytest.mark.slow
 def test_two_processes():
     trains = random_trains(5)
     for results in run_trains(neuron_that_emits, [[trains[0], trains[1]], [trains[2]]]):
