@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, TypeAlias
+from functools import partial, wraps
+from typing import Any, TypeAlias, TypeVar, cast
 from weakref import ref
 
 import torch
@@ -86,6 +86,28 @@ def forget_compiled() -> None:
     """Make compiled models notice new hooks: code compiled before ignores them silently."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def uncompiled(method: Method) -> Method:
+    """Make a hook run as it is inside models that are compiled, where it breaks the graph."""
+
+    @wraps(method)
+    def run(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_WATCHED)
+            return torch.compiler.disable(method)(*args)  # type: ignore[no-untyped-call]
+        return method(*args)
+
+    return cast(Method, run)
+
+
+_WATCHED = (
+    "The metrics of snnreg_plugins count in Python, so a model that they watch cannot be compiled with "
+    "fullgraph=True: leave that out, or call close() on the metric."
+)
 
 
 class Hooks:
@@ -246,6 +268,7 @@ class SampleCounter:
         self._outputs: dict[nn.Module, list[ref[Tensor]]] = {}
         self._handed: set[nn.Module] = set()  # neurons whose state the caller hands over
 
+    @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 0:
             self._begin(list(tensors_in((args, kwargs))))
@@ -270,6 +293,7 @@ class SampleCounter:
         """Tell whether a state that came back makes the pass a further step; another batch size cannot be one."""
         return bool(state) and self._sizes.get(module) == self._size
 
+    @uncompiled
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._depth == 0:  # there was a reset in the middle
             return

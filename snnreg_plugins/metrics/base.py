@@ -167,8 +167,7 @@ class WatchingMetric(Metric):
 
     def _gathered(self, value: Any) -> list[Any]:
         """Collect what each process has, of what is no tensor of fixed shape."""
-        available = self.distributed_available_fn or torch.distributed.is_initialized
-        if not available():
+        if not self.distributed_available_fn():
             return [value]
         values = [None] * torch.distributed.get_world_size(self.process_group)
         torch.distributed.all_gather_object(values, value, group=self.process_group)

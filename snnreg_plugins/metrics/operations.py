@@ -25,7 +25,7 @@ from snnreg_plugins.functional.synapses import (
 )
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.metrics.products import AVERAGE_POOLS, Averages, Products, averaged_over
-from snnreg_plugins.probes import Hooks, SampleCounter, one_to_one_layers, synaptic_layers
+from snnreg_plugins.probes import Hooks, SampleCounter, one_to_one_layers, synaptic_layers, uncompiled
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
@@ -125,7 +125,7 @@ class SynapticOperations(WatchingMetric):
 
     def _begin(self, module: nn.Module) -> None:
         row = self._index.get(module, 0)
-        if row < len(self._real) or torch.compiler.is_compiling():
+        if row < len(self._real):
             self._alone |= module is not self._watched[0]
             return
         key = row, module.training
@@ -156,6 +156,7 @@ class SynapticOperations(WatchingMetric):
 
     # What is counted in one.
 
+    @uncompiled
     def _observe(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
         if self._products is None:
             self._count_input(layer, args[0])
@@ -213,6 +214,7 @@ class SynapticOperations(WatchingMetric):
             split = (0, int(cost)) if numbers[1] else (int(cost), 0)
             _add_to(self._new_labels, sample, (*split, numbers[2] // samples))
 
+    @uncompiled
     def _observe_average(self, pool: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not is_integer_valued(x):
@@ -227,7 +229,9 @@ class SynapticOperations(WatchingMetric):
         for size in self._averages.sizes():
             events = x.detach().double() * size
             if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
-                self._miss(layer, "averages of events, as SOPs: something between the average pool and this layer copies")
+                self._miss(
+                    layer, "averages of events, as SOPs: something between the average pool and this layer copies"
+                )
 
     def _miss(self, owner: nn.Module, what: str) -> None:
         self._always |= not what
@@ -278,9 +282,9 @@ class SynapticOperations(WatchingMetric):
             for label, tally in by_label.items():
                 tallies[label] = list(map(add, tallies.get(label, [0] * len(tally)), tally))
         if unlabelled or not tallies:
+            why = "products outside of layers (attention, recurrent cells) do not split" if unlabelled else "none did"
             raise RuntimeError(
-                f"{type(self).__name__} splits by label what runs inside `with metric.labelled(labels)`; "
-                + ("products outside of layers (attention, recurrent cells) do not split." if unlabelled else "none did.")
+                f"{type(self).__name__} splits by label what runs inside `with metric.labelled(labels)`; {why}."
             )
         return {label: tally[column] / tally[0] for label, tally in tallies.items()}
 
@@ -302,10 +306,8 @@ class SynapticOperations(WatchingMetric):
             for step, numbers in enumerate(by_step):
                 _add_to(steps, step, numbers)
         if alone or not samples:
-            raise RuntimeError(
-                f"{type(self).__name__} can tell time steps in passes of a whole model, but "
-                + ("its layers were called one by one." if alone else "has seen none.")
-            )
+            why = "its layers were called one by one" if alone else "has seen none"
+            raise RuntimeError(f"{type(self).__name__} can tell time steps in passes of a whole model, but {why}.")
         return [numbers[column] / samples for numbers in steps]
 
     def _column(self, quantity: str) -> int:

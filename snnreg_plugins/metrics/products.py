@@ -66,7 +66,9 @@ class Averages:
 
     def add(self, output: Tensor, size: int, hidden: bool) -> None:
         """Remember that ``output`` times ``size`` is a number of events; hidden if no module made it."""
-        self._known = {identity: known for identity, known in self._known.items() if not identity[0].expired()}
+        expired = [identity for identity in self._known if identity[0].expired()]  # type: ignore[no-untyped-call]
+        for identity in expired:
+            del self._known[identity]
         for identity in identities(output):
             self._known[identity] = size, hidden
 
@@ -89,7 +91,7 @@ class Averages:
         return {"_known": {}}  # memory is of this process alone
 
 
-class Products(TorchDispatchMode):
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the products of activity with weights, and of two activities, while it is on.
 
     Weights are the model's parameters and what is made of them alone. A product with weights costs what a layer
@@ -113,7 +115,7 @@ class Products(TorchDispatchMode):
         miss: Callable[[nn.Module, str], None],
         averages: Averages,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.count, self.miss, self.averages = model, count, miss, averages
         self.counted_by_hook = 0  # products to come whose layer is watched
         self._owners = owners
@@ -126,12 +128,12 @@ class Products(TorchDispatchMode):
         self._fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         torch.clear_autocast_cache()  # else weights that were cast before would be strangers
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self._fast_path)
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -159,7 +161,7 @@ class Products(TorchDispatchMode):
         elif packet in _ATTENTION:
             self._count_attention(_by_name(func, args, kwargs))
         elif packet is _ATEN.mul and len(inputs) == 2:
-            self._count_outer(*inputs, output)
+            self._count_outer(inputs[0], inputs[1], output)
         elif packet in _AVERAGES:
             self._remember(func, _by_name(func, args, kwargs), output)
         elif self._is_unknown(func, inputs):
@@ -308,10 +310,10 @@ class _Again:
         self.mode = mode
 
     def __enter__(self) -> None:
-        TorchDispatchMode.__enter__(self.mode)
+        TorchDispatchMode.__enter__(self.mode)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
-        TorchDispatchMode.__exit__(self.mode, *exception)
+        TorchDispatchMode.__exit__(self.mode, *exception)  # type: ignore[no-untyped-call]
 
 
 #: Modules that average over windows.
@@ -351,8 +353,8 @@ def _window(given: Mapping[str, Any], spatial: int) -> int | None:
     pads = any(padding) if isinstance(padding, (tuple, list)) else padding > 0
     if given["ceil_mode"] or (pads and not given["count_include_pad"]):
         return None
-    kernel = list(kernel) if isinstance(kernel, (tuple, list)) else [kernel]
-    return math.prod(kernel * spatial if len(kernel) == 1 else kernel)
+    sizes = [int(size) for size in kernel] if isinstance(kernel, (tuple, list)) else [int(kernel)]
+    return math.prod(sizes * spatial if len(sizes) == 1 else sizes)
 
 
 def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, is_spiking_neuron, time_dim
+from snnreg_plugins.probes import Hooks, is_spiking_neuron, time_dim, uncompiled
 
 
 class SpikeStatistics(WatchingMetric):
@@ -73,6 +73,7 @@ class SpikeStatistics(WatchingMetric):
         self._state: dict[int, tuple[int, Tensor]] = {}
         self._seen: dict[int, list[Tensor]] = {}
 
+    @uncompiled
     def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output
         dim = time_dim(layer)
@@ -161,7 +162,7 @@ class SpikeStatistics(WatchingMetric):
         shares = [(0, 0, 0)] * len(self.layers)
         for (row, _), (counts, steps) in neurons.items():
             numbers = counts.numel(), int((counts == 0).sum()), int((counts == steps).sum())
-            shares[row] = tuple(map(add, shares[row], numbers))  # type: ignore[assignment]
+            shares[row] = tuple(map(add, shares[row], numbers))
         return shares
 
 

@@ -51,11 +51,9 @@ def test_spikingjelly(context, mode):
         assert len(metric.by_step()) == 4
     spikes = sum(float(x.sum()) for _, _, x in outputs)
     assert statistics.compute()["rate"].item() == pytest.approx(spikes / sum(x.numel() for _, _, x in outputs))
-    # Per step of each sample: that of a batch's first step is the interval to no other.
-    train = [torch.stack([x for name, _, x in outputs if name == "1"][at : at + 4]) for at in (0, 4)]
-    if mode == "m":
-        train = [x for name, _, x in outputs if name == "1"]
-    firsts = [int(neuron.argmax()) for each in train for neuron in each.flatten(1).t() if neuron.any()]
+    trains = [x for name, _, x in outputs if name == "1"]
+    trains = trains if mode == "m" else [torch.stack(trains[:4]), torch.stack(trains[4:])]
+    firsts = [int(train.argmax()) for each in trains for train in each.flatten(1).t() if train.any()]
     assert statistics.by_layer()["1"]["first_spike"] == pytest.approx(sum(firsts) / len(firsts))
 
 

@@ -280,7 +280,7 @@ def test_classic_recurrent_layers_are_counted_or_named(make, context):
     if any("does not count all" in str(warning.message) for warning in caught):
         return
     before = torch.cat([torch.zeros(2, 1, 3), outputs[:, :-1]], 1)
-    sops, macs, dense = with_weights(x, gates)
+    sops, _, dense = with_weights(x, gates)
     assert counted(metric)[0] == sops
     assert counted(metric)[1] == (before != 0).sum() * gates
     assert counted(metric)[2] == dense + before.numel() * gates

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import norse.torch as norse
 import pytest
@@ -28,7 +29,7 @@ def brute_force(trains):
     everything = [train for its in neurons.values() for train in its]
     times = [[step for step, spike in enumerate(train) if spike] for train in everything]
     firsts = [each[0] for each in times if each]
-    intervals = [b - a for each in times for a, b in zip(each, each[1:], strict=False)]
+    intervals = [b - a for each in times for a, b in pairwise(each)]
     whole = [[spike for train in its for spike in train] for its in neurons.values()]
     statistics = {
         "rate": ratio(sum(map(sum, whole)), sum(map(len, whole))),
