@@ -19,12 +19,11 @@ from snnreg_plugins.functional.synapses import (
     Synapses,
     SynapticLayer,
     fan_out,
-    is_integer_valued,
     is_synaptic,
     sample_shape,
 )
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.metrics.products import AVERAGE_POOLS, Averages, Products, averaged_over
+from snnreg_plugins.metrics.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
 from snnreg_plugins.probes import Hooks, SampleCounter, one_to_one_layers, synaptic_layers, uncompiled
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
@@ -40,10 +39,19 @@ class SynapticOperations(WatchingMetric):
     .. math:: \text{SOPs} = \frac{1}{N} \sum_\text{layers} \sum_i \text{events}_i \cdot \text{fan\_out}_i
 
     The metric is built on a model, watches the input of every synaptic layer (Linear, Conv1d/2d/3d,
-    ConvTranspose1d/2d/3d) and counts by itself: just run the model. Integer-valued input is a count of events
-    and gives SOPs. Any other input (the first layer's image, a DNN's activations, averaged spikes) is real and
-    gives effective MACs: one per non-zero input and synapse. Dense MACs count every input at every call of a
-    layer. Weights inside other modules (Norse's recurrent cells, attention) are not counted.
+    ConvTranspose1d/2d/3d, one-to-one recurrence of snnTorch) and counts by itself: just run the model. Integer-valued
+    input is a count of events and gives SOPs. Any other input (the first layer's image, a DNN's activations) is real
+    and gives effective MACs: one per non-zero input and synapse. Dense MACs count every input at every call of a
+    layer. Events that a model averages over windows of one size (``nn.AvgPool2d``, ``F.avg_pool2d``, a mean) are
+    counted before the average, as if 1/k² were part of the weights that read it.
+
+    Products that no such layer makes (``F.linear``, ``@``, ``einsum``, recurrent cells of Norse, attention) are found
+    by a close look at the first pass, and at ever rarer ones after it; a model that has some is looked at in every
+    pass, which takes time. With weights they cost what a layer would, under the name of the module whose forward makes
+    them. A product of two activities, as queries with keys, costs one effective MAC for each pair of non-zero operands
+    that meet, and no SOPs. Attention in one operation counts as if written out: all queries with all keys, then the
+    softmax without its dropout, 0 where masked, with the values. Element-wise products are no synapses, unless they
+    spread an activity over weights. What multiplies and cannot be counted is named in a warning.
 
     Stepping the model through time from outside counts each sample once, if its states are reset between batches.
     Every pass counts, that of a training batch too: to log it in validation, reset it in
@@ -51,15 +59,17 @@ class SynapticOperations(WatchingMetric):
 
     - ``compute()``: SOPs/sample, a float64 scalar.
     - ``total(quantity)``: the same for ``"sops"``, ``"effective_macs"`` or ``"dense_macs"``.
-    - ``by_layer(quantity)``: the same for each layer, by name.
+    - ``by_layer(quantity)``: the same for each layer, by name, and for modules that make products of their own.
+    - ``by_step(quantity)``: the same at each time step.
+    - ``by_label(quantity)``: the same for the samples of each label, where :meth:`labelled` told them.
 
     Args:
-        model: The model to watch.
+        model: The model to watch. It may be compiled, but not with ``fullgraph=True``.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If the model has no synaptic layer.
+        ValueError: If the model has no synaptic layer and no other weights.
         RuntimeError: On ``compute()``, if no forward pass was seen.
 
     Example:
@@ -77,7 +87,7 @@ class SynapticOperations(WatchingMetric):
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
         layers = synaptic_layers(model) | one_to_one_layers(model)
-        # Names of modules that are watched by their products, not by their input; those with weights may be it alone.
+        # Modules whose products are looked for, since no input of theirs tells what they multiply.
         owners = {name: module for name, module in model.named_modules() if name not in layers}
         if not layers and not any(_may_multiply(module) for module in owners.values()):
             raise ValueError(
@@ -113,7 +123,8 @@ class SynapticOperations(WatchingMetric):
         super()._forget()
         self._labels: list[Any] | None = None
         self._alone = self._unlabelled = False
-        self._steps_before = 0
+        self._steps_before: dict[int, int] = {}  # of the samples under way, by outermost module
+        self._outermost = 0
         self._by_step: list[list[int]] = []
         self._by_label: dict[Any, list[int]] = {}
         self._forget_pass()
@@ -124,7 +135,7 @@ class SynapticOperations(WatchingMetric):
         self._new_labels: list[list[int]] = []
 
     def _begin(self, module: nn.Module) -> None:
-        row = self._index.get(module, 0)
+        row = self._outermost = self._index[module]
         if row < len(self._real):
             self._alone |= module is not self._watched[0]
             return
@@ -144,15 +155,20 @@ class SynapticOperations(WatchingMetric):
     def _on_pass(self, samples: int | None) -> None:
         super()._on_pass(samples)
         if samples is not None:
-            before = self._steps_before if self._counter.continues else 0
+            before = self._steps_before.get(self._outermost, 0) if self._counter.continues else 0
             for step, numbers in enumerate(self._new_steps, start=before):
                 _add_to(self._by_step, step, numbers)
-            self._steps_before = before + len(self._new_steps)
+            self._steps_before[self._outermost] = before + len(self._new_steps)
             if self._labels is not None:
                 for label, numbers in zip(self._labels, self._new_labels, strict=False):
                     tally = self._by_label[label]
                     tally[1:] = map(add, tally[1:], numbers)
         self._forget_pass()
+
+    def close(self) -> None:
+        """Stop watching the model and take all hooks off it; what was counted stays."""
+        self._leave()
+        super().close()
 
     # What is counted in one.
 
@@ -217,13 +233,9 @@ class SynapticOperations(WatchingMetric):
     @uncompiled
     def _observe_average(self, pool: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = args[0] if args else None
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not is_integer_valued(x):
-            return
-        size = averaged_over(pool, x, output)
-        if size is None:
-            self._miss(pool, "the layers behind it: averages of events over windows of several sizes")
-        elif size > 1:
-            self._averages.add(output, size, hidden=False)
+        if isinstance(x, Tensor) and isinstance(output, Tensor):
+            if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
+                self._miss(pool, SEVERAL_SIZES)
 
     def _look_for_averages(self, layer: nn.Module, x: Tensor) -> None:
         for size in self._averages.sizes():
@@ -296,7 +308,7 @@ class SynapticOperations(WatchingMetric):
         once) costs at its first step alone, and one that a network calls twice in each step has twice the steps.
 
         Raises:
-            RuntimeError: If layers were called one by one from outside of a spiking network: no step can be told.
+            RuntimeError: If layers were called one by one from outside: no step can be told.
         """
         column = self._column(quantity)
         steps: list[list[int]] = []

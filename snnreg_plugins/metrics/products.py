@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from snnreg_plugins.functional.synapses import count_events, is_integer_valued
+from snnreg_plugins.functional.synapses import is_integer_valued
 from snnreg_plugins.probes import Identity, identities, tensors_in
 
 _ATEN = torch.ops.aten
@@ -49,9 +49,12 @@ _AVERAGES = {
     _ATEN.mean: 0,
 }
 # Operations that multiply, by name, beside those that are counted.
-_MULTIPLIES = re.compile(r"(?<!up)(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
-_HARMLESS = ("upsample", "conv_tbc_backward")
+_MULTIPLIES = re.compile(r"(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
+_HARMLESS = "upsample"
 
+SEVERAL_SIZES = "what reads its averages of events, over windows of several sizes, counts as MACs"
+
+# Over how many positions, and whether no module made it, so that only a close look finds it.
 Average = tuple[int, bool]
 
 
@@ -64,8 +67,20 @@ class Averages:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, output: Tensor, size: int, hidden: bool) -> None:
-        """Remember that ``output`` times ``size`` is a number of events; hidden if no module made it."""
+    def remember(self, x: Tensor, output: Tensor, size: int | None, hidden: bool) -> bool:
+        """Remember that ``output`` is the mean of ``size`` positions of ``x``, if that holds events or means of them.
+
+        Returns:
+            False if the size is None, which is not known how to undo.
+        """
+        before = self.find(x)
+        if not is_integer_valued(self.events(x)):
+            return True
+        if size is not None and size * (before or (1,))[0] > 1:
+            self._add(output, size * (before or (1,))[0], hidden or (before is not None and before[1]))
+        return size is not None
+
+    def _add(self, output: Tensor, size: int, hidden: bool) -> None:
         expired = [identity for identity in self._known if identity[0].expired()]  # type: ignore[no-untyped-call]
         for identity in expired:
             del self._known[identity]
@@ -262,6 +277,8 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _count_attention(self, given: dict[str, Any]) -> None:
         query, key, value = (given[name] for name in ("query", "key", "value"))
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
         scale = given.get("scale")
         scores = query.double() @ key.double().transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
         bias = given.get("attn_bias", given.get("attn_mask"))
@@ -291,16 +308,12 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _remember(self, func: Any, given: dict[str, Any], output: Any) -> None:
         x = given["self"]
-        if not isinstance(output, Tensor) or self._kind(x) != "activity" or not is_integer_valued(x):
-            return
         owner = self._owner()
-        if isinstance(owner, AVERAGE_POOLS):  # which has a hook of its own
-            return
-        size = _positions(x, output, given, _AVERAGES[func.overloadpacket])
-        if size is None:
-            self.miss(owner, "the layer behind average pooling of events over windows of several sizes")
-        elif size > 1:
-            self.averages.add(output, size, hidden=True)
+        # An average pool that is a module has a hook of its own.
+        if isinstance(output, Tensor) and self._kind(x) == "activity" and not isinstance(owner, AVERAGE_POOLS):
+            size = _positions(x, output, given, _AVERAGES[func.overloadpacket])
+            if not self.averages.remember(x, output, size, hidden=True):
+                self.miss(owner, SEVERAL_SIZES)
 
 
 class _Again:

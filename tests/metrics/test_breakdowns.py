@@ -110,3 +110,11 @@ def test_labels_that_do_not_fit():
             attention(*[torch.rand(3, 2, 2)] * 3)
         with pytest.raises(RuntimeError, match="do not split"):
             metric.by_label()
+
+
+def test_by_step_of_blocks_that_are_called_one_by_one():
+    blocks = [nn.Sequential(nn.Linear(2, 2), snntorch.Leaky(beta=0.9, init_hidden=True)) for _ in range(2)]
+    with SynapticOperations(nn.ModuleList(blocks)) as metric:
+        for _ in range(3):
+            blocks[1](blocks[0](torch.rand(2, 2)))
+    assert metric.by_step("dense_macs") == [8, 8, 8]

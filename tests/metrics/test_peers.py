@@ -35,15 +35,19 @@ def test_spikingjelly(context, mode):
     )
     functional.set_step_mode(model, mode)
     batches = [torch.rand(3, 1, 8, 8), torch.rand(2, 1, 8, 8)]
-    with SynapticOperations(model, batch_dim=mode == "m") as metric, SpikeStatistics(model) as statistics, context():
-        with recorded(model, SYNAPTIC_LAYERS) as record, recorded(model, neuron.BaseNode, output=True) as outputs:
-            for x in batches:
-                functional.reset_net(model)
-                if mode == "m":
-                    model(x.expand(4, *x.shape))
-                else:
-                    for _ in range(4):
-                        model(x)
+    metric, statistics = SynapticOperations(model, batch_dim=int(mode == "m")), SpikeStatistics(model)
+    with (
+        context(),
+        recorded(model, SYNAPTIC_LAYERS) as record,
+        recorded(model, neuron.BaseNode, output=True) as outputs,
+    ):
+        for x in batches:
+            functional.reset_net(model)
+            if mode == "m":
+                model(x.expand(4, *x.shape))
+            else:
+                for _ in range(4):
+                    model(x)
     assert metric.by_layer()["3"] > 0
     check(metric, record, 5, graded={"3": 4})
     assert metric.samples == 5

@@ -226,7 +226,7 @@ def test_recurrent_cells_of_norse(name, context):
         for _ in range(4):
             x = events(2, 6)
             before = torch.zeros(2, 5) if state is None else _spikes(state).clone()
-            z, state = cell(x, state)
+            _, state = cell(x, state)
             expected = plus(expected, with_weights(x, 5), with_weights(before, 5))
     assert counted(metric) == expected
     assert metric.samples == 2
@@ -411,3 +411,65 @@ def test_a_layer_behind_a_copy_of_an_average_is_named():
     model = nn.Sequential(nn.AvgPool2d(2), nn.ReLU(), nn.Conv2d(1, 2, 1))
     with SynapticOperations(model), pytest.warns(UserWarning, match="does not count all: '2' .*averages of events"):
         model(torch.eye(4).expand(1, 1, 4, 4))
+
+
+def test_averages_of_averages():
+    model = nn.Sequential(nn.AvgPool2d(2), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(1, 4))
+    x = events(2, 1, 6, 6)
+    with SynapticOperations(model) as metric:
+        model(x)
+    assert counted(metric, "3") == (int(x.sum()) * 4, 0, 2 * 4)
+
+
+def test_attention_with_fewer_keys_than_queries():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, q, k):
+            return F.scaled_dot_product_attention(q, k, k, enable_gqa=True)
+
+    q, k = torch.rand(2, 4, 3, 8) + 0.1, torch.rand(2, 2, 3, 8) + 0.1
+    with SynapticOperations(Net()) as metric:
+        metric._watched[0](q, k)
+    assert counted(metric) == (0, 2 * 2 * 4 * 3 * 3 * 8, 2 * 2 * 4 * 3 * 3 * 8)
+
+
+def test_a_model_without_weights():
+    with pytest.raises(ValueError, match="`model`.*ReLU has none"):
+        SynapticOperations(nn.Sequential(nn.ReLU())[0])
+
+
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_compiled_products_are_counted(compiled_first):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.weight = nn.Linear(3, 3), nn.Parameter(torch.rand(3, 4))
+
+        def forward(self, x):
+            return self.layer(x) @ self.weight
+
+    model, x = Net(), torch.rand(2, 3)
+    compiled = torch.compile(model, backend="eager")
+    if compiled_first:
+        compiled(x)
+        torch._dynamo.reset()
+    with SynapticOperations(model) as metric:
+        for _ in range(3):
+            compiled(x)
+    assert counted(metric)[2] == 3 * 2 * 12
+    assert counted(metric, "layer")[2] == 3 * 2 * 9
+    torch._dynamo.reset()
+
+
+def test_one_graph_cannot_be_watched():
+    model = nn.Linear(2, 2)
+    torch._dynamo.reset()
+    with (
+        SynapticOperations(model),
+        pytest.raises(torch._dynamo.exc.Unsupported, match="cannot be compiled with\\s+full"),
+    ):
+        torch.compile(model, fullgraph=True, backend="eager")(torch.rand(1, 2))
+    torch._dynamo.reset()
