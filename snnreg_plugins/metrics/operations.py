@@ -29,6 +29,9 @@ from snnreg_plugins.probes import Hooks, SampleCounter, one_to_one_layers, synap
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
 
+# Passes from the first on that are all looked at closely.
+_ALL_LOOKED_AT = 2
+
 # Modules whose weights scale, shift or look up, and do not multiply as synapses do.
 _SCALING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
 
@@ -99,6 +102,7 @@ class SynapticOperations(WatchingMetric):
         self._averages = Averages()
         self._products: Products | None = None  # while a pass is looked at closely
         self._looks: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
+        self._passes = 0  # of the module that began this one
         self._always = False  # to look at every pass
         self._missed: set[tuple[int, str]] = set()
         super().__init__(model, layers, batch_dim, owners=owners, **kwargs)
@@ -140,7 +144,7 @@ class SynapticOperations(WatchingMetric):
             self._alone |= module is not self._watched[0]
             return
         key = row, module.training
-        count = self._looks[key] = self._looks.get(key, 0) + 1
+        count = self._passes = self._looks[key] = self._looks.get(key, 0) + 1
         # The first pass shows what there is; ever rarer looks find what later ones do otherwise.
         if self._always or count & (count - 1) == 0:
             model = self._watched[0]
@@ -209,6 +213,8 @@ class SynapticOperations(WatchingMetric):
         _add_to(self._new_steps, step, numbers)
 
     def _count_product(self, owner: nn.Module, site: int, numbers: tuple[int, int, int]) -> None:
+        if not self._always and self._passes > _ALL_LOOKED_AT:
+            self._miss(owner, "what it multiplied in earlier passes: it was found only now")
         self._always = True
         self._unlabelled |= self._labels is not None
         self._count(self._index[owner], (owner, site), numbers)
@@ -233,9 +239,10 @@ class SynapticOperations(WatchingMetric):
     @uncompiled
     def _observe_average(self, pool: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         x = args[0] if args else None
-        if isinstance(x, Tensor) and isinstance(output, Tensor):
-            if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
-                self._miss(pool, SEVERAL_SIZES)
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor):
+            return
+        if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
+            self._miss(pool, SEVERAL_SIZES)
 
     def _look_for_averages(self, layer: nn.Module, x: Tensor) -> None:
         for size in self._averages.sizes():

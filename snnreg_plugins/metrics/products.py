@@ -206,7 +206,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kinds = self._kind(first), self._kind(second)
         if "activity" in kinds:
             return kinds[0] == "activity", kinds[1] == "activity"
-        if set(kinds) == {"weight", "buffer"} and not type(self._owner()).__module__.startswith("torch.nn.utils"):
+        if set(kinds) == {"weight", "buffer"} and not _in_a_reparametrization():
             return kinds[0] == "buffer", kinds[1] == "buffer"
         return False, False
 
@@ -314,6 +314,16 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             size = _positions(x, output, given, _AVERAGES[func.overloadpacket])
             if not self.averages.remember(x, output, size, hidden=True):
                 self.miss(owner, SEVERAL_SIZES)
+
+
+def _in_a_reparametrization() -> bool:
+    """Tell whether weights are being made, as spectral norm makes them of weights and buffers."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").startswith(("torch.nn.utils.", "torch.ao.")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Again:

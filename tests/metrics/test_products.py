@@ -9,6 +9,7 @@ import snntorch
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins import Energy, SynapticOperations
 from tests.helpers import brute_force_operations
@@ -473,3 +474,102 @@ def test_one_graph_cannot_be_watched():
     ):
         torch.compile(model, fullgraph=True, backend="eager")(torch.rand(1, 2))
     torch._dynamo.reset()
+
+
+def test_products_that_only_later_passes_make():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.weight, self.passes = nn.Linear(3, 3), nn.Parameter(torch.rand(3, 4)), 0
+
+        def forward(self, x):
+            self.passes += 1
+            return self.layer(x) @ self.weight if self.passes > 2 else self.layer(x)
+
+    model = Net()
+    with SynapticOperations(model) as metric:
+        for _ in range(3):
+            model(torch.rand(2, 3))
+        with pytest.warns(UserWarning, match="does not count all: 'Net' .*earlier passes"):
+            model(torch.rand(2, 3))
+        model(torch.rand(2, 3))
+    assert counted(metric)[2] == 2 * 2 * 12
+
+
+REPARAMETRIZATIONS = [
+    nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.spectral_norm,
+    nn.utils.parametrizations.orthogonal,
+    nn.utils.spectral_norm,
+]
+
+
+@pytest.mark.parametrize("make", REPARAMETRIZATIONS)
+def test_making_weights_costs_nothing(make):
+    model = make(nn.Linear(3, 3))
+    with SynapticOperations(nn.Sequential(model)) as metric:
+        for _ in range(3):
+            metric._watched[0](torch.rand(2, 3))
+    assert metric.by_layer("dense_macs") == {"0": 9}
+    assert not metric._always
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputed_products_are_not_counted_again(use_reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.weight = nn.Linear(3, 3), nn.Parameter(torch.rand(3, 4))
+
+        def inner(self, x):
+            return self.layer(x) @ self.weight
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=use_reentrant)
+
+    model = Net()
+    with SynapticOperations(model) as metric:
+        for _ in range(3):
+            model(torch.rand(2, 3, requires_grad=True)).sum().backward()
+    assert metric.by_layer("dense_macs") == {"layer": 9, "": 12}
+
+
+def test_layers_that_do_more_than_their_class():
+    class LowRank(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 5)
+            self.down, self.up = nn.Parameter(torch.rand(2, 6)), nn.Parameter(torch.rand(5, 2))
+
+        def forward(self, x):
+            return super().forward(x) + x @ self.down.t() @ self.up.t()
+
+    with SynapticOperations(nn.Sequential(LowRank())) as metric:
+        metric._watched[0](torch.rand(2, 6))
+    assert metric.by_layer("dense_macs") == {"0": 30 + 12 + 10}
+
+
+def test_tied_weights():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(10, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.linear(self.layer(self.embedding(x)), self.embedding.weight)
+
+    with SynapticOperations(Tied()) as metric:
+        metric._watched[0](torch.tensor([1, 2]))
+    assert metric.by_layer("dense_macs") == {"layer": 16, "": 40}
+
+
+def test_an_interrupted_pass_is_forgotten_at_reset():
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(3, 3), Interrupted())
+    with SynapticOperations(model) as metric:
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.rand(2, 3))
+        metric.reset()
+        assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
