@@ -108,7 +108,11 @@ class SynapticOperations(WatchingMetric):
         super().__init__(model, layers, batch_dim, owners=owners, **kwargs)
 
     def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
-        others = [module for module in self._index if module not in layers.values() and _may_multiply(module)]
+        others = [
+            module
+            for row, module in enumerate(self._index)
+            if (_is_derived(module) if row < len(layers) else _may_multiply(module))
+        ]
         return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others)
 
     def _watch(self) -> None:
@@ -140,7 +144,7 @@ class SynapticOperations(WatchingMetric):
 
     def _begin(self, module: nn.Module) -> None:
         row = self._outermost = self._index[module]
-        if row < len(self._real):
+        if row < len(self._real) and not _is_derived(module):
             self._alone |= module is not self._watched[0]
             return
         key = row, module.training
@@ -369,6 +373,11 @@ def _add_to(table: list[list[int]], row: int, numbers: Sequence[int]) -> None:
 def _may_multiply(module: nn.Module) -> bool:
     """Tell whether a module that is no synaptic layer has weights that might multiply activity."""
     return not isinstance(module, _SCALING) and any(True for _ in module.parameters(recurse=False))
+
+
+def _is_derived(layer: nn.Module) -> bool:
+    """Tell whether a synaptic layer is of a class that might do more than its base."""
+    return not type(layer).__module__.startswith(("torch.nn.", "snntorch.", "snnreg_plugins."))
 
 
 def _sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:

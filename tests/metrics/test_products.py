@@ -543,9 +543,12 @@ def test_layers_that_do_more_than_their_class():
         def forward(self, x):
             return super().forward(x) + x @ self.down.t() @ self.up.t()
 
-    with SynapticOperations(nn.Sequential(LowRank())) as metric:
-        metric._watched[0](torch.rand(2, 6))
-    assert metric.by_layer("dense_macs") == {"0": 30 + 12 + 10}
+    for model in (nn.Sequential(LowRank()), LowRank()):
+        with SynapticOperations(model) as metric:
+            model(torch.rand(2, 6))
+        assert list(metric.by_layer("dense_macs").values()) == [30 + 12 + 10]
+        assert metric.by_step("dense_macs") == [30 + 12 + 10]
+        assert metric.samples == 2
 
 
 def test_tied_weights():
