@@ -159,8 +159,10 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return output
         output = func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
-        with _disable_current_modes():  # those of other metrics
-            self._look_at(func, args, kwargs, inputs, output)
+        spreads = func.overloadpacket is not _ATEN.mul or output.numel() > max(x.numel() for x in inputs)
+        if spreads and _may_be_a_product(func):
+            with _disable_current_modes():  # those of other metrics
+                self._look_at(func, args, kwargs, inputs, output)
         self._follow(inputs, output)
         return output
 
@@ -391,6 +393,23 @@ def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
     return defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs)
+
+
+_products: dict[Any, bool] = {}
+
+
+def _may_be_a_product(func: Any) -> bool:
+    if func not in _products:
+        packet = func.overloadpacket
+        _products[func] = (
+            packet in _MATRIX_PRODUCTS
+            or packet in _ATTENTION
+            or packet in _AVERAGES
+            or packet in (_ATEN.convolution, _ATEN.mul)
+            or func.namespace != "aten"
+            or _MULTIPLIES.search(packet.__name__) is not None
+        )
+    return _products[func]
 
 
 _composite: dict[Any, bool] = {}
