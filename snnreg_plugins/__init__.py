@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
     from snnreg_plugins.export.nir import from_nir, to_nir
     from snnreg_plugins.export.norse import to_norse
-    from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations
+    from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "Energy",
     "QCFSActivations",
     "SpikeRate",
+    "SpikeStatistics",
     "SpikingNetwork",
     "SpikingValidation",
     "SynapticOperations",
@@ -34,6 +35,7 @@ _HOMES = {
     "Energy": "metrics",
     "QCFSActivations": "callbacks",
     "SpikeRate": "metrics",
+    "SpikeStatistics": "metrics",
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, wraps
+from typing import Any, TypeAlias, TypeVar, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ _STATEFUL = {
     "sinabs": {"StatefulLayer"},
 }
 _OWN = {"snnreg_plugins": {"QCFS", "PoissonCoder", "LatencyCoder"}}
+_TIME_FIRST = {"snntorch": {"LeakyParallel"}, "norse": {"SNN", "SNNRecurrent"}}
+_SQUEEZED = {"sinabs": {"SqueezeMixin"}}
+_ONE_TO_ONE = {"snntorch": {"RecurrentOneToOne"}}
 _NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs": {"ExpLeak"}}
 
 
@@ -46,9 +50,22 @@ def is_spiking_neuron(module: nn.Module) -> bool:
     return _derives(module, _STATEFUL) and not _derives(module, _NON_SPIKING)
 
 
+def time_dim(neuron: nn.Module) -> int | None:
+    """Return the dimension of time in the output of a neuron that takes all steps at once; None if it takes one."""
+    if _derives(neuron, _TIME_FIRST) or getattr(neuron, "step_mode", "s") == "m":
+        return 0
+    # Those of sinabs that squeeze time into the batch know one of the sizes.
+    return 1 if _derives(neuron, {"sinabs": {"StatefulLayer"}}) and not _derives(neuron, _SQUEEZED) else None
+
+
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the layers that multiply activity by weights, by name; a shared layer has its first name."""
     return {name: module for name, module in model.named_modules() if is_synaptic(module)}
+
+
+def one_to_one_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the layers that weigh each spike for one target alone, inside recurrent neurons of snnTorch, by name."""
+    return {name: module for name, module in model.named_modules() if _derives(module, _ONE_TO_ONE)}
 
 
 def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -69,6 +86,28 @@ def forget_compiled() -> None:
     """Make compiled models notice new hooks: code compiled before ignores them silently."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def uncompiled(method: Method) -> Method:
+    """Make a hook run as it is inside models that are compiled, where it breaks the graph."""
+
+    @wraps(method)
+    def run(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg=_WATCHED)
+            return torch.compiler.disable(method)(*args)  # type: ignore[no-untyped-call]
+        return method(*args)
+
+    return cast(Method, run)
+
+
+_WATCHED = (
+    "The metrics of snnreg_plugins count in Python, so a model that they watch cannot be compiled with "
+    "fullgraph=True: leave that out, or call close() on the metric."
+)
 
 
 class Hooks:
@@ -159,6 +198,9 @@ class SampleCounter:
         on_pass: What to call at the end of every pass, with the number of new samples: 0 for a further time step,
             None if it does not count: forward raised, or recomputed for the backward pass.
         batch_dim: Dimension of the batch in the first tensor argument of a pass.
+        on_begin: What to call with the outermost module at the beginning of every pass.
+        on_leave: What to call with no argument when a pass ends in any way that can be noticed, before ``on_pass``.
+        others: Further modules to watch from the outside, as those around layers are.
     """
 
     def __init__(
@@ -167,21 +209,27 @@ class SampleCounter:
         layers: Mapping[str, nn.Module],
         on_pass: Callable[[int | None], None],
         batch_dim: int = 0,
+        on_begin: Callable[[nn.Module], None] | None = None,
+        on_leave: Callable[[], None] | None = None,
+        others: Iterable[nn.Module] = (),
     ) -> None:
         self.on_pass = on_pass
+        self.on_begin, self.on_leave = on_begin, on_leave
         self.batch_dim = batch_dim
         self.hooks = Hooks()
         modules = {module: set(module.modules()) for module in model.modules()}
         self._neurons = {module for module in modules if _derives(module, _STATEFUL)}
         self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}
-        leaves = set(layers.values()) - self._neurons
+        leaves, alone = set(layers.values()) - self._neurons, set(others)
         for module, parts in modules.items():
-            if parts & self._neurons or parts & leaves - {module}:
+            if parts & self._neurons or parts & leaves - {module} or parts & alone:
                 self.hooks.around(module, self._enter, self._leave)
         self.reset()
 
     def reset(self) -> None:
         """Start counting anew; the next pass brings new samples, and so does the rest of one under way."""
+        if self.on_leave is not None:
+            self.on_leave()
         # A module with neurons in it knows time steps from new samples, so it decides where there is one.
         self._samples: dict[nn.Module, int] = {}
         self._most = {True: 0, False: 0}  # that a module with neurons, and one without, saw
@@ -190,6 +238,11 @@ class SampleCounter:
     def samples(self) -> int:
         """Count the samples since the last :meth:`reset`: the most that any one module saw."""
         return self._most[True] or self._most[False]
+
+    @property
+    def continues(self) -> bool:
+        """Whether the pass under way is a further time step, as far as it can be told by now."""
+        return self._continues
 
     def called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Tell that one of the layers was called: from outside, and if it is no neuron, that is a pass of its own."""
@@ -200,6 +253,7 @@ class SampleCounter:
     def _forget(self) -> None:
         """Forget the pass under way, and the states that the last one left."""
         self._depth = 0
+        self._continues = False
         # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
         self._returned: dict[nn.Module, set[Identity]] = {}
         self._kept: dict[nn.Module, set[Identity]] = {}
@@ -207,26 +261,29 @@ class SampleCounter:
 
     def _begin(self, tensors: list[Tensor]) -> None:
         self._size = tensors[0].shape[self.batch_dim] if tensors and tensors[0].dim() > self.batch_dim else 1
-        self._given = _identities(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
+        self._given = identities(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
         self._held: dict[nn.Module, tuple[set[Identity], set[Identity]]] = {}
-        self._outputs: dict[nn.Module, set[Identity]] = {}
+        self._outputs: dict[nn.Module, list[ref[Tensor]]] = {}
         self._handed: set[nn.Module] = set()  # neurons whose state the caller hands over
 
+    @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 0:
-            self._begin(list(_tensors((args, kwargs))))
+            self._begin(list(tensors_in((args, kwargs))))
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
+            if self.on_begin is not None:
+                self.on_begin(module)
         self._depth += 1
         self._called.add(module)
         if module in self._neurons and module not in self._handed:
             # The first tensor is the neuron's input, all others are its state.
-            state = list(_tensors((args, kwargs)))[1:]
+            state = list(tensors_in((args, kwargs)))[1:]
             if state:
                 self._handed.add(module)
             if module not in self._held:
-                held, handed = _identities(_state(module)), _identities(state)
+                held, handed = identities(_state(module)), identities(state)
                 self._held[module] = held, handed
                 kept = self._kept.get(module, set())
                 back = handed & self._returned.get(module, set()) if handed else kept if kept <= held else set()
@@ -236,22 +293,25 @@ class SampleCounter:
         """Tell whether a state that came back makes the pass a further step; another batch size cannot be one."""
         return bool(state) and self._sizes.get(module) == self._size
 
+    @uncompiled
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._depth == 0:  # there was a reset in the middle
             return
         self._depth -= 1
         if module in self._neurons:
-            self._outputs[module] = _identities(output)
+            self._outputs[module] = [ref(tensor) for tensor in tensors_in(output)]
         if self._depth == 0:
             self._end(module, output)
 
     def _end(self, module: nn.Module, output: Any) -> None:
         for neuron, (held, handed) in self._held.items():
-            self._returned[neuron] = self._outputs.get(neuron, set()) - handed
-            self._kept[neuron] = set() if neuron in self._handed else _identities(_state(neuron)) - held
+            self._returned[neuron] = identities([tensor() for tensor in self._outputs.get(neuron, ())]) - handed
+            self._kept[neuron] = set() if neuron in self._handed else identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
-        self._returned[module] = _identities(output) - self._given
+        self._returned[module] = identities(output) - self._given
         self._sizes[module] = self._size
+        if self.on_leave is not None:
+            self.on_leave()
         failed = output is None and sys.exc_info()[0] is not None
         if failed or torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation within backward
             self.on_pass(None)
@@ -282,27 +342,27 @@ def _state(neuron: nn.Module) -> list[Tensor]:
     return [value for value in held if isinstance(value, Tensor)]
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
     """Walk the tensors in nested tuples, lists and dicts."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, (tuple, list)):
         for value in values:
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(values, Mapping):
-        yield from _tensors(tuple(values.values()))
+        yield from tensors_in(tuple(values.values()))
 
 
-def _identities(values: Any) -> set[Identity]:
+def identities(values: Any) -> set[Identity]:
     """Identify tensors by memory and number of writes to it: the same when detached; never keeps memory alive."""
     if torch.compiler.is_compiling():
-        eager: Callable[[Any], set[Identity]] = torch.compiler.disable(_identities)  # type: ignore[no-untyped-call]
+        eager: Callable[[Any], set[Identity]] = torch.compiler.disable(identities)  # type: ignore[no-untyped-call]
         return eager(values)
     return {
         (
             StorageWeakRef(tensor.untyped_storage()),  # type: ignore[no-untyped-call]
             0 if tensor.is_inference() else tensor._version,
         )
-        for tensor in _tensors(values)
+        for tensor in tensors_in(values)
         if tensor.numel()
     }

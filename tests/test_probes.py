@@ -190,6 +190,27 @@ def test_passes_and_their_new_samples():
     assert hooks(model) == 0
 
 
+def test_an_output_that_is_the_only_input_of_the_next_pass_is_a_new_sample():
+    model = nn.Sequential(nn.Linear(2, 2))
+    _, passes = counter_of(model)
+    model(model(torch.zeros(4, 2)))
+    assert passes == [4, 4]
+
+
+def test_a_pass_with_a_reset_in_its_middle_is_none():
+    class Resets(nn.Identity):
+        def forward(self, x):
+            if len(x) == 3:
+                counter.reset()
+            return x
+
+    model = nn.Sequential(nn.Linear(2, 3), Resets(), nn.Linear(3, 2))
+    counter, passes = counter_of(model)
+    for size in (3, 4, 3, 3, 4):
+        model(torch.zeros(size, 2))
+    assert passes == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("batch_dim", "args", "kwargs", "samples"),
     [
@@ -217,6 +238,47 @@ def test_where_the_batch_size_is_found(batch_dim, args, kwargs, samples):
     _, passes = counter_of(model, batch_dim)
     model(*args, **kwargs)
     assert passes == [samples]
+
+
+class BaseNode(nn.Module):
+    """Keeps its potential as SpikingJelly's neurons do."""
+
+    def __init__(self):
+        super().__init__()
+        self._memories = {"v": 0.0}
+
+    def forward(self, x):
+        self._memories["v"] = self._memories["v"] + x
+        return (self._memories["v"] > 1).float()
+
+
+class StatefulLayer(nn.Module):
+    """Keeps its potential as the layers of sinabs do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("v_mem", torch.zeros(0))
+        self.register_buffer("threshold", torch.tensor(1.0))
+
+    def forward(self, x):
+        self.v_mem = x + (self.v_mem if self.v_mem.shape == x.shape else torch.zeros_like(x))
+        return (self.v_mem > self.threshold).float()
+
+
+@pytest.mark.parametrize(("package", "base"), [("spikingjelly.neuron", BaseNode), ("sinabs.layers", StatefulLayer)])
+def test_states_kept_as_other_packages_keep_them(package, base):
+    neuron = type(base.__name__, (base,), {"__module__": package})()
+    model = nn.Sequential(nn.Linear(2, 3), neuron)
+    _, passes = counter_of(model)
+    for size in (4, 3):
+        for _ in range(3):
+            model(torch.zeros(size, 2))
+        if base is BaseNode:
+            neuron._memories["v"] = 0.0
+        else:
+            neuron.v_mem = torch.zeros_like(neuron.v_mem)
+    model(torch.zeros(3, 2))
+    assert passes == [4, 0, 0, 3, 0, 0, 3]
 
 
 def test_memory_is_not_kept_alive():

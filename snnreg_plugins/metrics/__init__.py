@@ -2,5 +2,6 @@
 
 from snnreg_plugins.metrics.operations import Energy, SynapticOperations
 from snnreg_plugins.metrics.spike_rate import SpikeRate
+from snnreg_plugins.metrics.spike_statistics import SpikeStatistics
 
-__all__ = ["Energy", "SpikeRate", "SynapticOperations"]
+__all__ = ["Energy", "SpikeRate", "SpikeStatistics", "SynapticOperations"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins.functional.synapses import count_events
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, neuron_layers
+from snnreg_plugins.probes import Hooks, neuron_layers, uncompiled
 
 
 class SpikeRate(WatchingMetric):
@@ -56,6 +56,7 @@ class SpikeRate(WatchingMetric):
     def _attach(self, hooks: Hooks, layer: nn.Module) -> None:
         hooks.after(layer, self._observe)
 
+    @uncompiled
     def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output
         row = self._pending[self._index[layer]]

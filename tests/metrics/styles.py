@@ -343,6 +343,24 @@ def snntorch_states_by_keyword():
 
 
 @style
+def snntorch_memory_by_keyword():
+    class Net(Stateful):
+        def forward(self, x, mem1, mem2):
+            spk1, mem1 = self.lif1(self.fc1(x), mem=mem1)
+            spk2, mem2 = self.lif2(input_=self.fc2(spk1), mem=mem2)
+            return spk2, [mem1, mem2]
+
+    net = Net()
+
+    def run(x):
+        mem1, mem2 = torch.zeros(len(x), 5), torch.zeros(len(x), 4)
+        for _ in range(STEPS):
+            _, (mem1, mem2) = net(x, mem1, mem2)
+
+    return net, run, 0
+
+
+@style
 def snntorch_states_in_a_dict():
     class Net(Stateful):
         def forward(self, x, states):
@@ -569,6 +587,75 @@ def own_neuron_with_its_state_handed_in_and_out():
         v = torch.zeros(len(x), 5)
         for _ in range(STEPS):
             _, v = net(x, v)
+
+    return net, run, 0
+
+
+@style
+def own_neuron_with_a_constant_in_its_state():
+    class Decaying(snntorch.SpikingNeuron):
+        def __init__(self):
+            super().__init__(threshold=0.5)
+
+        def forward(self, x, state):
+            v, decay = state
+            v = decay * v + x
+            return self.fire(v), (v, decay)
+
+    net = nn.ModuleList([nn.Linear(6, 5), Decaying(), nn.Linear(5, 4)])
+    decay = torch.tensor(0.9)
+
+    def run(x):
+        state = (torch.zeros(len(x), 5), decay)
+        for _ in range(STEPS):
+            spikes, state = net[1](net[0](x), state)
+            net[2](spikes)
+
+    return net, run, 0
+
+
+@style
+def own_neuron_with_a_constant_of_the_network_in_its_state():
+    neuron = own_neuron_with_a_constant_in_its_state()[0][1]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.neuron, self.decay = nn.Linear(6, 5), neuron, torch.tensor(0.9)
+
+        def forward(self, x, v):
+            spikes, (v, _) = self.neuron(self.fc(x), (v, self.decay))
+            return spikes, v
+
+    net = Net()
+
+    def run(x):
+        v = torch.zeros(len(x), 5)
+        for _ in range(STEPS):
+            _, v = net(x, v)
+
+    return net, run, 0
+
+
+@style
+def own_network_with_a_constant_in_its_state():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x, state):
+            v, decay = state
+            v = decay * v + self.fc1(x)
+            return self.fc2((v > 0.3).float()), (v, decay)
+
+    net = Net()
+    decay = torch.tensor(0.9)
+
+    def run(x):
+        state = (torch.zeros(len(x), 5), decay)
+        for _ in range(STEPS):
+            _, state = net(x, state)
 
     return net, run, 0
 

@@ -15,6 +15,7 @@ from tests.metrics.styles import STYLES
 QUANTITIES = ("sops", "effective_macs", "dense_macs")
 NEURONS = (snntorch.SpikingNeuron, nn.ReLU, norse.LIFCell, norse.LIFBoxCell, norse.LIFRecurrentCell)
 NEURONS += (norse.LIF, norse.LIFRecurrent)
+RECURRENT = (norse.LIFRecurrentCell, norse.LIFRecurrent)
 SIZES = (5, 5, 2)
 every_style = pytest.mark.parametrize("make", STYLES.values(), ids=STYLES)
 
@@ -27,10 +28,17 @@ def batches(sizes=SIZES):
 def check_against(metric, costs, samples):
     """Every number of the metric against those of brute force, for that many samples."""
     assert metric.layers == list(dict(metric._watched[1]))
+    cells = {name for name, module in metric._watched[0].named_modules() if isinstance(module, RECURRENT)}
     for index, quantity in enumerate(QUANTITIES):
         expected = {name: costs[name][index] if name in costs else 0 for name in metric.layers}
-        assert metric.by_layer(quantity) == {name: cost / samples for name, cost in expected.items()}
+        measured = metric.by_layer(quantity)
+        recurrent = [measured.pop(name) for name in cells]  # see test_products
+        assert measured == {name: cost / samples for name, cost in expected.items()}
+        if recurrent:
+            expected["recurrent"] = round(sum(recurrent) * samples)
         assert metric.total(quantity) == sum(expected.values()) / samples
+        if not metric._alone:
+            assert sum(metric.by_step(quantity)) == pytest.approx(metric.total(quantity).item())
         assert sum(metric.by_layer(quantity).values()) == pytest.approx(metric.total(quantity).item(), rel=1e-12)
     assert metric.compute() == metric.total("sops")
     assert metric.compute().dtype == torch.float64

@@ -143,19 +143,41 @@ def test_reset_in_the_middle_of_a_pass_starts_there(make):
             super().__init__()
             self.network = network()
 
-        def forward(self, x):
-            self.network(x)
-            metric.reset()
+        def forward(self, x, reset):
+            if reset:
+                self.network(x)
+                metric.reset()
             return self.network(x)
 
     model = Resets()
-    with make(model.network) as alone:
-        model.network(batches(3)[0])
+    metric = make(model.network)
+    for count, x in enumerate(batches(3, 4, 2)):
+        model(x, reset=count == 0)
+    assert metric.samples == 9
+    assert values(metric) == values_of(make, batches(3, 4, 2))
+    metric.close()
     metric = make(model)
-    for _ in range(2):
-        model(batches(3)[0])
-        assert metric.compute() == alone.compute()
-        assert metric.samples == 3
+    for count, x in enumerate(batches(3, 4, 2)):
+        model(x, reset=count == 0)
+    assert metric.samples == 9
+    assert metric.compute() == values_of(make, batches(3, 4, 2))[0]
+
+
+@every_metric
+def test_a_pass_may_return_nothing(make):
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x):
+            self.network(x)
+
+    model = Silent()
+    metric = make(model)
+    model(batches(3)[0])
+    assert metric.samples == 3
+    assert metric.compute() == values_of(make, batches(3))[0]
 
 
 @every_metric
@@ -200,8 +222,10 @@ def test_compute_follows_later_passes(make):
     model = network()
     metric = make(model)
     data = batches(4, 2, 3)
+    assert not metric.update_called
     for count, x in enumerate(data, start=1):
         model(x)
+        assert metric.update_called
         assert values(metric) == values_of(make, data[:count])
         assert metric.samples == sum(len(x) for x in data[:count])
 
@@ -498,19 +522,17 @@ def test_compiled_models(name):
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives():
     data = batches(4, 1, 3, 2, 5)
-    model = network()
-    expected = {make.__name__: values_of(make, data) for make in METRICS}
-    for share in ([[0, 3, 4], [1, 2]], [[0, 1, 2, 3, 4], []]):
-        for results in run_in_processes(model, METRICS, [[data[index] for index in mine] for mine in share]):
+    shares = [[[0, 3, 4], [1, 2]], [[0, 1, 2, 3, 4], []], [[], [4, 3, 2, 1, 0]]]
+    splits = [[[data[index] for index in mine] for mine in share] for share in shares]
+    quantities = ("sops", "effective_macs", "dense_macs")
+    for results in run_in_processes(network(), METRICS, splits):
+        for values_by_metric in results:
             for make in METRICS:
-                compute, by_layer, totals, again = results[make.__name__]
-                assert (compute, by_layer) == expected[make.__name__]
+                compute, by_layer, totals, again = values_by_metric[make.__name__]
+                assert (compute, by_layer) == values_of(make, data)
                 assert again == compute
                 if make is not SpikeRate:
-                    assert totals == {
-                        quantity: total_of(make, data, quantity)
-                        for quantity in ("sops", "effective_macs", "dense_macs")
-                    }
+                    assert totals == {quantity: total_of(make, data, quantity) for quantity in quantities}
 
 
 def total_of(make, data, quantity):
