@@ -19,6 +19,7 @@ PACKAGE = ROOT / "snnreg_plugins"
 # Rooms from the ground up: each may import those before it.
 LAYERS = [
     {"_files"},
+    {"_style"},
     {"functional"},
     {"probes"},
     {"metrics"},

@@ -1,4 +1,4 @@
-"""The look of reports in print and as pictures, and how they write numbers."""
+"""The look of results in print and as pictures, and how they write numbers."""
 
 from __future__ import annotations
 
@@ -106,6 +106,11 @@ def scaled(value: float, prefixes: dict[int, str]) -> str:
 def in_short(value: float) -> str:
     """Write a count, such as 1.23k."""
     return scaled(value, {0: "", 1: "k", 2: "M", 3: "G", 4: "T"})
+
+
+def in_joules(value: float) -> str:
+    """Write an energy, such as 1.23 nJ."""
+    return scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
 
 
 def span(low: float | None, high: float | None) -> str:
