@@ -139,8 +139,12 @@ class Report:
             ValueError: If it holds anything else.
         """
         result = read_json(path, cls)
-        if result.timesteps not in {step.timesteps for step in result.steps}:
-            raise ValueError(f"Expected {os.fspath(path)!r} to report on T = {result.timesteps}, but it does not.")
+        steps = [step.timesteps for step in result.steps]
+        if result.timesteps not in steps or steps != sorted(set(steps)) or steps[0] < 1:
+            raise ValueError(
+                f"Expected {os.fspath(path)!r} to report on ascending time steps, {result.timesteps} among them, but "
+                f"got {steps}."
+            )
         return result
 
     def print(self, console: Console | None = None) -> None:
