@@ -21,7 +21,7 @@ class Browser:
         theirs_in, self._to = os.pipe()
         self._from, theirs_out = os.pipe()
         self._home = tempfile.mkdtemp()
-        options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run".split()
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         options += ["--remote-debugging-pipe", f"--user-data-dir={self._home}", "about:blank"]
         # The browser reads its file 3 and writes to its file 4.
         script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'

@@ -11,8 +11,8 @@ from snnreg_plugins._style import in_joules, in_short
 from snnreg_plugins.export.raster import Raster
 
 # Figures are as wide as a phone in CSS pixels, so that their text is readable there, and larger elsewhere.
-WIDTH = 360
-_LEFT, _RIGHT, _TOP = 44, 10, 14
+WIDTH = 320
+_LEFT, _RIGHT, _TOP = 46, 4, 14
 _PLOT, _BELOW = 170, 36
 _CHAR = 6.2  # of a character of the usual size
 
@@ -99,6 +99,8 @@ def lines(
     ticks, place = (_decades if logarithmic else _even)(numbers)
     at = _places(steps)
     parts = [*_grid([(shown(tick), place(tick)) for tick in ticks]), *_steps_axis(steps, at, marked)]
+    if marked in steps:
+        parts.append(_guide(at[steps.index(marked)], _TOP, _TOP + _PLOT))
     for one in series:
         if len(one.values) == 1 and (one.values[0] > 0 or not logarithmic):
             y = place(one.values[0])
@@ -131,7 +133,7 @@ def stacks(
         shown: How to write a number.
         marked: The T of the exported network.
     """
-    totals = [sum(values) for values in zip(*(part.values for part in parts), strict=True)]
+    totals = [sum(part.values[index] for part in parts) for index in range(len(steps))]
     ticks, place = _even([0.0, *(1.08 * total for total in totals), *(level.values[0] for level in levels)])
     slot = (WIDTH - _LEFT - _RIGHT) / len(steps)
     at = [_LEFT + slot * (index + 0.5) for index in range(len(steps))]
@@ -149,7 +151,7 @@ def stacks(
         drawn.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_=f"line {level.style}"))
     for x, total in zip(at, totals, strict=True):
         written = shown(total)
-        if len(written) * _CHAR * 0.9 < slot:
+        if len(written) * _CHAR * 0.85 < slot:
             drawn.append(_text(written, x, place(total) - 4, "middle", "small halo"))
     return _drawing(_TOP + _PLOT + _BELOW, label, drawn)
 
@@ -203,9 +205,9 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
         )
         if ticks:
             parts.append(tag("path", d=ticks, class_="spike"))
+        if marked < raster.timesteps:
+            parts.append(_guide(cell * marked, y + 17, y + 17 + height))
         y += 17 + height + 8
-    if marked < raster.timesteps:
-        parts.append(tag("line", x1=cell * marked, x2=cell * marked, y1=17, y2=y - 8, class_="line guide"))
     written = sorted({1, *(t for t in (marked, raster.timesteps) if t <= raster.timesteps)})
     for t in written:
         x = min(max(cell * (t - 0.5), 4.0), WIDTH - 8.0)
@@ -280,15 +282,16 @@ def _places(steps: Sequence[int]) -> list[float]:
 
 def _steps_axis(steps: Sequence[int], at: Sequence[float], marked: int) -> Iterator[Markup]:
     y, free = _TOP + _PLOT, -math.inf
-    for step, x in sorted(zip(steps, at, strict=True), key=lambda pair: pair[0] != marked):
-        if step == marked:
-            yield tag("line", x1=x, x2=x, y1=_TOP, y2=y, class_="line guide")
     for step, x in zip(steps, at, strict=True):
         half = 3.5 * len(str(step)) + 2
         if x - half > free:
             free = x + half
             yield _text(str(step), x, y + 15, "middle", "tick strong" if step == marked else "tick")
     yield _text("Time steps T", (_LEFT + WIDTH - _RIGHT) / 2, y + 31, "middle", "tick")
+
+
+def _guide(x: float, top: float, bottom: float) -> Markup:
+    return tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="line guide")
 
 
 def _grid(ticks: Sequence[tuple[str, float]]) -> Iterator[Markup]:

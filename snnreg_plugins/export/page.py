@@ -20,6 +20,8 @@ from snnreg_plugins.export.report import LayerReport, Report, StepReport
 
 # Settings that are shown of a file at most, and how deep they may be nested.
 _MOST, _DEEPEST = 400, 12
+# Settings that are shown without being asked for.
+_FEW = 20
 # Loggers are left out, as their settings hold keys; so is what else sounds like one.
 _SECRET = re.compile(r"(^|[._])(logger|(api_?)?key|token|password|passwd|secret|credentials?)($|[._])", re.IGNORECASE)
 
@@ -32,7 +34,7 @@ def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str
     Args:
         run: The folder that :class:`~snnreg_plugins.callbacks.ExportReport` wrote to. Its ``report.json`` is read, and
             where they are there ``raster.json``, ``diagnosis.json`` (if it is of the same network), ``spiking.pt``
-            (for the options of the export) and ``recipe.yaml`` or ``config.yaml``. Or a report.
+            (for the options of the export) and ``report.yaml`` or ``config.yaml``. Or a report.
         path: The page; ``report.html`` in the run's folder if None. It appears when it is complete.
 
     Returns:
@@ -79,7 +81,7 @@ def _page_of(folder: Path) -> str:
     if network.is_file():
         conversion = read_tensors(network, "run").get("conversion", {})
         settings["Export (spiking.pt)"] = _flat(conversion)
-    for name in ("recipe.yaml", "config.yaml"):
+    for name in ("report.yaml", "config.yaml"):
         if (folder / name).is_file():
             settings[f"Training ({name})"] = _flat(_yaml(folder / name))
             break
@@ -175,14 +177,17 @@ def _summary(report: Report, step: StepReport) -> Markup:
     ]
     return tag(
         "dl",
-        *(tag("div", tag("dt", name), tag("dd", tag("strong", value), tag("span", more))) for name, value, more in facts),
+        *(
+            tag("div", tag("dt", name), tag("dd", tag("strong", value), tag("span", more)))
+            for name, value, more in facts
+        ),
         class_="facts",
     )
 
 
 def _compared(energy: float, report: Report) -> str:
     ratios = [
-        f"{energy / of:.2g} × {name} DNN"
+        f"{energy / of:.2f} × {name} DNN"
         for name, of in (("sparse", report.dnn.energy), ("dense", report.dnn.dense_energy))
         if of
     ]
@@ -204,13 +209,13 @@ def _accuracy(report: Report) -> Markup:
     rows = [("DNN", dnn.accuracy), *((f"SNN, T = {step.timesteps}", step.accuracy) for step in steps)]
     table = _table(
         "Accuracy of DNN and SNN",
-        ("", "Accuracy", "95 % interval", "To DNN, points", "Spike rate"),
+        ("", "Accuracy", "95 % interval, %", "To DNN, points", "Rate"),
         [
             (
                 name,
                 _percent(accuracy),
-                "{:.1f} to {:.1f} %".format(*(100 * bound for bound in interval(accuracy, report.samples))),
-                f"{100 * (accuracy - dnn.accuracy):+.2f}" if index else "",
+                "{:.1f} to {:.1f}".format(*(100 * bound for bound in interval(accuracy, report.samples))),
+                f"{100 * (accuracy - dnn.accuracy):+.2f}".replace("-", "−") if index else "",
                 f"{steps[index - 1].spike_rate:.3f}" if index else "",
             )
             for index, (name, accuracy) in enumerate(rows)
@@ -243,9 +248,9 @@ def _operations(report: Report) -> Markup:
         "Operations per sample",
         ("", "SOPs", "MACs"),
         [
-            ("DNN, dense", "", _count(dnn.dense_macs)),
-            ("DNN, sparse", _count(dnn.sops) if dnn.sops else "", _count(dnn.effective_macs)),
-            *((f"SNN, T = {one.timesteps}", _count(one.sops), _count(one.effective_macs)) for one in steps),
+            ("DNN, dense", "", in_short(dnn.dense_macs)),
+            ("DNN, sparse", in_short(dnn.sops) if dnn.sops else "", in_short(dnn.effective_macs)),
+            *((f"SNN, T = {one.timesteps}", in_short(one.sops), in_short(one.effective_macs)) for one in steps),
         ],
         marked=2 + _steps(report).index(report.timesteps),
     )
@@ -259,6 +264,7 @@ def _energy(report: Report) -> Markup:
         Series("SNN, analog MACs", macs, "mac hatched"),
         Series("SNN, SOPs", [max(step.energy - part, 0.0) for step, part in zip(steps, macs, strict=True)], "snn"),
     ]
+    parts = [one for one in parts if any(one.values)]
     levels = [
         Series("DNN, sparse", [dnn.energy], "dnn dashed"),
         Series("DNN, dense", [dnn.dense_energy], "dense"),
@@ -268,15 +274,16 @@ def _energy(report: Report) -> Markup:
         f"Bar chart. At T = {step.timesteps} the SNN spends an estimated {in_joules(step.energy)} per sample; the DNN "
         f"{in_joules(dnn.energy)} if zeros are skipped, {in_joules(dnn.dense_energy)} if not."
     )
-    drawing = _svg.stacks(
-        _steps(report), parts, levels, label=said, shown=_svg.short_joules, marked=report.timesteps
-    )
+    drawing = _svg.stacks(_steps(report), parts, levels, label=said, shown=_svg.short_joules, marked=report.timesteps)
     rows = [("DNN, dense", dnn.dense_energy), ("DNN, sparse", dnn.energy)]
     rows += [(f"SNN, T = {one.timesteps}", one.energy) for one in steps]
     table = _table(
         "Energy per sample, estimated",
         ("", "Energy", "/ sparse DNN", "/ dense DNN"),
-        [(name, in_joules(energy), _ratio(energy, dnn.energy), _ratio(energy, dnn.dense_energy)) for name, energy in rows],
+        [
+            (name, in_joules(energy), _ratio(energy, dnn.energy), _ratio(energy, dnn.dense_energy))
+            for name, energy in rows
+        ],
         marked=2 + _steps(report).index(report.timesteps),
     )
     note = tag(
@@ -285,7 +292,7 @@ def _energy(report: Report) -> Markup:
         "per SOP.",
         class_="note",
     )
-    return _figure(drawing, _legend(parts, filled=True) + _legend(levels), join(table, note))
+    return _figure(drawing, join(_legend(parts, filled=True), _legend(levels)), join(table, note))
 
 
 def _layers(report: Report) -> Markup:
@@ -299,7 +306,9 @@ def _layers(report: Report) -> Markup:
     said = "Bar chart of operations by layer." + (
         f" The most SOPs, {in_short(most.sops or 0.0)} per sample, are at {_svg.clean(most.name)}." if most else ""
     )
-    operations = tag("figure", tag("h3", "Operations per sample"), _svg.bars(rows, label=said), _legend(kinds, filled=True))
+    operations = tag(
+        "figure", tag("h3", "Operations per sample"), _svg.bars(rows, label=said), _legend(kinds, filled=True)
+    )
     fastest = max(neurons, key=lambda layer: layer.spike_rate or 0.0, default=None)
     said = "Bar chart of spike rates by layer." + (
         f" The highest, {fastest.spike_rate:.3f}, is that of {_svg.clean(fastest.name)}." if fastest else ""
@@ -322,8 +331,8 @@ def _layers(report: Report) -> Markup:
                     layer.kind,
                     span(layer.threshold_min, layer.threshold_max),
                     "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
-                    "" if layer.sops is None else _count(layer.sops),
-                    _count(layer.effective_macs) if layer.effective_macs else "",
+                    "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
+                    in_short(layer.effective_macs) if layer.effective_macs else "",
                     "" if layer.energy is None else in_joules(layer.energy),
                 )
                 for layer in report.layers
@@ -333,8 +342,8 @@ def _layers(report: Report) -> Markup:
                 "",
                 "",
                 f"{total.spike_rate:.3f}",
-                _count(total.sops),
-                _count(total.effective_macs),
+                in_short(total.sops),
+                in_short(total.effective_macs),
                 in_joules(total.energy),
             ),
         ],
@@ -409,9 +418,7 @@ def _diagnosis(diagnosis: Diagnosis) -> Markup:
                 layer.name,
                 *(
                     "" if share is None else f"{100 * share:.1f} %"
-                    for share in (
-                        layer.error, layer.added, layer.clipping, layer.rounding, layer.dead, layer.saturated
-                    )
+                    for share in (layer.error, layer.added, layer.clipping, layer.rounding, layer.dead, layer.saturated)
                 ),
             )
             for layer in diagnosis.layers
@@ -420,8 +427,8 @@ def _diagnosis(diagnosis: Diagnosis) -> Markup:
     )
     note = tag(
         "p",
-        "Errors are relative to the layer's mean activation. Dead: neurons that never spike, though the DNN's activation "
-        "is not always 0. Saturated: neurons that spike in every step. The layer in bold adds the most.",
+        "Errors are relative to the layer's mean activation. Dead: neurons that never spike, though the DNN's "
+        "activation is not always 0. Saturated: neurons that spike in every step. The layer in bold adds the most.",
         class_="note",
     )
     return join(tag("p", diagnosis.advice, class_="advice"), table, note)
@@ -439,18 +446,17 @@ def _fitting(diagnosis: Diagnosis, report: Report) -> Diagnosis | None:
 
 
 def _settings(settings: dict[str, Settings]) -> Markup:
-    tables = [
-        join(
-            tag("h3", heading),
+    return join(
+        *(
             tag(
-                "dl",
-                *(tag("div", tag("dt", name), tag("dd", value)) for name, value in rows),
-                class_="settings",
-            ),
+                "details",
+                tag("summary", heading),
+                tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in rows), class_="settings"),
+                open=True if len(rows) <= _FEW else None,
+            )
+            for heading, rows in settings.items()
         )
-        for heading, rows in settings.items()
-    ]
-    return tag("div", *(tag("div", table) for table in tables), class_="pair")
+    )
 
 
 def _notes(report: Report) -> Markup:
@@ -493,7 +499,13 @@ def _table(
     texts: int = 1,
 ) -> Markup:
     """Make a table; it scrolls by itself where it is too wide."""
-    head = tag("tr", *(tag("th", name, scope="col") if name else tag("td") for name in headers))
+    head = tag(
+        "tr",
+        *(
+            tag("th", name, scope="col", class_="text" if index < texts else None) if name else tag("td")
+            for index, name in enumerate(headers)
+        ),
+    )
     lines = [
         tag(
             "tr",
@@ -545,10 +557,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _count(number: float) -> str:
-    return in_short(number)
-
-
 def _ratio(value: float, reference: float) -> str:
     return f"{value / reference:.2f}" if reference else ""
 
@@ -569,12 +577,13 @@ _CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
   -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-main { max-width: 1080px; margin: 0 auto; padding: 16px; overflow-wrap: anywhere; }
+main { max-width: 1080px; margin: 0 auto; padding: 8px; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 8px 0; }
-h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 12px; }
+h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 12px; text-wrap: balance; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
 .run { color: var(--muted); margin: 0 0 16px; }
-section { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 16px; margin: 16px 0; }
+section { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 12px; margin: 12px 0; }
+@media (min-width: 600px) { main { padding: 16px; } section { padding: 20px; margin: 16px 0; } }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0; }
 .facts > div { background: var(--soft); border-radius: 8px; padding: 10px 12px; }
 .facts dt { font-size: .8rem; color: var(--muted); }
@@ -584,7 +593,7 @@ section { background: var(--card); border: 1px solid var(--edge); border-radius:
   align-items: start; }
 .pair > * { min-width: 0; }
 figure { margin: 0; }
-.figure { display: block; width: 100%; max-width: 520px; height: auto; overflow: visible; }
+.figure { display: block; width: 100%; max-width: 440px; height: auto; overflow: visible; }
 .figure text { font: 11px system-ui, sans-serif; fill: var(--text); }
 .figure .tick, .figure .muted { fill: var(--muted); }
 .figure .strong { fill: var(--text); font-weight: 700; }
@@ -602,25 +611,30 @@ figure { margin: 0; }
 .track { fill: var(--track); }
 .spike { stroke: var(--snn); stroke-width: 3; fill: none; }
 .defs { position: absolute; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0 0; padding: 0; font-size: .85rem; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 8px 0 0; padding: 0;
+  font-size: .85rem; }
 .legend svg { vertical-align: -2px; }
 .legend + .legend { margin-top: 4px; }
 .scroll { overflow-x: auto; margin: 0 0 8px; }
 .scroll:focus-visible { outline: 2px solid var(--snn); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
-caption { text-align: left; font-weight: 600; padding: 4px 0; }
-th, td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
+caption { text-align: left; font-weight: 600; padding: 4px; max-width: calc(100vw - 48px); }
+th, td { padding: 4px 0 4px 12px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
-tbody th { font-weight: 400; }
-tbody th:first-child { padding-left: 0; }
+tbody th { font-weight: 400; position: sticky; left: 0; background: var(--card); }
+th:first-child, td:first-child { padding-left: 4px; }
+th:last-child, td:last-child { padding-right: 4px; }
 thead th { color: var(--muted); font-weight: 600; }
 .marked > * { background: var(--soft); font-weight: 700; }
 .note { font-size: .85rem; color: var(--muted); margin: 4px 0 8px; }
 .advice { border-left: 4px solid var(--snn); padding-left: 12px; margin: 0 0 12px; }
-.settings { margin: 0 0 12px; font-size: .85rem; }
+summary { font-weight: 600; cursor: pointer; padding: 6px 0; }
+summary:focus-visible { outline: 2px solid var(--snn); }
+.settings { margin: 0 0 12px; columns: 2 300px; column-gap: 32px; font-size: .85rem; }
 .settings > div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; padding: 3px 0;
-  border-bottom: 1px solid var(--edge); }
+  break-inside: avoid; border-bottom: 1px solid var(--edge); }
 .settings dt { color: var(--muted); } .settings dd { margin: 0; max-width: 100%; }
-@media print { section { break-inside: avoid; } .scroll { overflow: visible; } main { max-width: none; padding: 0; } }
+@media print { details::details-content { content-visibility: visible; display: block; }
+  section { break-inside: avoid; } .scroll { overflow: visible; } main { max-width: none; padding: 0; } }
 """

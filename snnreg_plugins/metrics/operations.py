@@ -56,6 +56,7 @@ class SynapticOperations(WatchingMetric):
     """
 
     quantities = ("sops", "effective_macs", "dense_macs")
+    plot_unit = "SOPs / sample"
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
         layers = synaptic_layers(model)
@@ -131,6 +132,8 @@ class Energy(SynapticOperations):
         >>> f"{joule.compute():.2e}"  # 1000 MACs of 4.6 pJ
         '4.60e-09'
     """
+
+    plot_unit = "J / sample"
 
     def __init__(
         self,
