@@ -128,7 +128,7 @@ def histograms_figure(values: Mapping[str, Any], title: str, unit: str, bins: in
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for ax, (name, numbers) in zip(panels, values.items(), strict=False):
             numbers = numbers.flatten().tolist()
-            ax.hist(numbers, bins, (0, 1), color=BLUE, weights=[100 / len(numbers)] * len(numbers))
+            ax.hist(numbers, bins, range=(0, 1), color=BLUE, weights=[100 / len(numbers)] * len(numbers))
             ax.set_title(name, fontsize=9)
             ax.set(xlim=(0, 1), xlabel=unit, ylabel="Neurons (%)")
         for ax in panels[len(values) :]:
