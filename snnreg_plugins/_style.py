@@ -95,6 +95,8 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
         ax.set(title=title, xlabel=unit)
+        if unit in _WRITTEN:
+            ax.xaxis.set_major_formatter(lambda value, _: written(value))
     return ax.get_figure(), ax
 
 

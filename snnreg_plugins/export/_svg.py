@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -265,6 +266,8 @@ def _text(text: str, x: float, y: float, anchor: str, style: str) -> Markup:
 
 def _shortened(name: str, room: int) -> str:
     """Leave out the middle of a long name: its end tells it from others."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + sum(c in "mwMW@%" for c in name) / 2
+    room = int(room * len(name) / (len(name) + wide)) if name else room
     if len(name) <= room:
         return name
     head = room // 3

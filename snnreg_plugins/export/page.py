@@ -209,14 +209,13 @@ def _accuracy(report: Report) -> Markup:
     rows = [("DNN", dnn.accuracy), *((f"SNN, T = {step.timesteps}", step.accuracy) for step in steps)]
     table = _table(
         "Accuracy of DNN and SNN",
-        ("", "Accuracy", "95 % interval, %", "To DNN, points", "Rate"),
+        ("", "Accuracy", "95 % interval, %", "To DNN, points"),
         [
             (
                 name,
                 _percent(accuracy),
                 "{:.1f} to {:.1f}".format(*(100 * bound for bound in interval(accuracy, report.samples))),
                 f"{100 * (accuracy - dnn.accuracy):+.2f}".replace("-", "−") if index else "",
-                f"{steps[index - 1].spike_rate:.3f}" if index else "",
             )
             for index, (name, accuracy) in enumerate(rows)
         ],
@@ -246,11 +245,14 @@ def _operations(report: Report) -> Markup:
     )
     table = _table(
         "Operations per sample",
-        ("", "SOPs", "MACs"),
+        ("", "Spike rate", "SOPs", "MACs"),
         [
-            ("DNN, dense", "", in_short(dnn.dense_macs)),
-            ("DNN, sparse", in_short(dnn.sops) if dnn.sops else "", in_short(dnn.effective_macs)),
-            *((f"SNN, T = {one.timesteps}", in_short(one.sops), in_short(one.effective_macs)) for one in steps),
+            ("DNN, dense", "", "", in_short(dnn.dense_macs)),
+            ("DNN, sparse", "", in_short(dnn.sops) if dnn.sops else "", in_short(dnn.effective_macs)),
+            *(
+                (f"SNN, T = {one.timesteps}", f"{one.spike_rate:.3f}", in_short(one.sops), in_short(one.effective_macs))
+                for one in steps
+            ),
         ],
         marked=2 + _steps(report).index(report.timesteps),
     )
@@ -582,7 +584,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: 8px 0; }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 0 0 12px; text-wrap: balance; }
 h3 { font-size: 1rem; margin: 0 0 4px; }
 .run { color: var(--muted); margin: 0 0 16px; }
-section { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 12px; margin: 12px 0; }
+section { background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 12px; margin: 12px 0;
+  overflow-x: clip; }
 @media (min-width: 600px) { main { padding: 16px; } section { padding: 20px; margin: 16px 0; } }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0; }
 .facts > div { background: var(--soft); border-radius: 8px; padding: 10px 12px; }
@@ -593,6 +596,7 @@ section { background: var(--card); border: 1px solid var(--edge); border-radius:
   align-items: start; }
 .pair > * { min-width: 0; }
 figure { margin: 0; }
+.pair + .scroll { margin-top: 16px; }
 .figure { display: block; width: 100%; max-width: 440px; height: auto; overflow: visible; }
 .figure text { font: 11px system-ui, sans-serif; fill: var(--text); }
 .figure .tick, .figure .muted { fill: var(--muted); }
@@ -623,6 +627,7 @@ caption { text-align: left; font-weight: 600; padding: 4px; max-width: calc(100v
 th, td { padding: 4px 0 4px 12px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
 tbody th { font-weight: 400; position: sticky; left: 0; background: var(--card); }
+tbody th:first-child { min-width: 6rem; max-width: min(40vw, 20rem); white-space: normal; overflow-wrap: anywhere; }
 th:first-child, td:first-child { padding-left: 4px; }
 th:last-child, td:last-child { padding-right: 4px; }
 thead th { color: var(--muted); font-weight: 600; }
@@ -636,5 +641,6 @@ summary:focus-visible { outline: 2px solid var(--snn); }
   break-inside: avoid; border-bottom: 1px solid var(--edge); }
 .settings dt { color: var(--muted); } .settings dd { margin: 0; max-width: 100%; }
 @media print { details::details-content { content-visibility: visible; display: block; }
-  section { break-inside: avoid; } .scroll { overflow: visible; } main { max-width: none; padding: 0; } }
+  figure, table { break-inside: avoid; } h2, h3 { break-after: avoid; } table { font-size: .7rem; }
+  .scroll { overflow: visible; } main { max-width: none; padding: 0; } }
 """

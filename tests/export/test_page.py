@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_page_of_a_run_holds_its_numbers(run, result):
     accuracy, operations, energy, layers, decisions, spikes, losses = shown.tables
     assert [row[0] for row in accuracy[1:]] == ["DNN", "SNN, T = 1", "SNN, T = 2", "SNN, T = 4", "SNN, T = 8"]
     assert [row[1] for row in accuracy[2:]] == [f"{100 * step.accuracy:.2f} %" for step in result.steps]
-    assert [row[1] for row in operations[3:]] == [_svg.in_short(step.sops) for step in result.steps]
+    assert [row[2] for row in operations[3:]] == [_svg.in_short(step.sops) for step in result.steps]
     assert [row[1] for row in energy[3:]] == [_svg.in_joules(step.energy) for step in result.steps]
     assert [row[0] for row in layers[1:]] == [layer.name for layer in result.layers] + ["Total"]
     assert len(decisions) == 1 + 3
@@ -152,7 +153,8 @@ def test_page_needs_nothing_else(run):
     assert "http" not in content.replace("http-equiv", "")
     assert "@import" not in content
     assert content.count("url(") == content.count("url(#hatch)") == 1
-    assert "default-src 'none'" in content
+    policy = next(meta["content"] for meta in shown.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def test_page_is_accessible(run):
@@ -160,7 +162,7 @@ def test_page_is_accessible(run):
     headings = [int(tag[1]) for tag, _ in shown.elements if tag in {"h1", "h2", "h3"}]
     assert headings[0] == 1
     assert headings.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(headings))
     assert shown.all("html") == [{"lang": "en"}]
     assert "width=device-width" in str(shown.all("meta"))
     for figure in shown.all("svg"):
@@ -369,9 +371,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def crowded(tmp_path_factory, dnn, data, network, result):
     """A run with names that are long, and hostile."""
     folder = tmp_path_factory.mktemp("crowded")
-    layers = tuple(
-        dataclasses.replace(layer, name=f"{HOSTILE}{'verylong' * 12}{layer.name}") for layer in result.layers
-    )
+    names = [HOSTILE, "verylong" * 12, "電力" * 40, "W" * 40, "m" * 40]
+    layers = tuple(dataclasses.replace(layer, name=name) for layer, name in zip(result.layers, names, strict=True))
     dataclasses.replace(result, layers=layers, source=HOSTILE).save_json(folder / "report.json")
     record(network, *data, timesteps=8).save_json(folder / "raster.json")
     diagnose(dnn, network, data[0]).save_json(folder / "diagnosis.json")
