@@ -266,7 +266,7 @@ def _text(text: str, x: float, y: float, anchor: str, style: str) -> Markup:
 
 def _shortened(name: str, room: int) -> str:
     """Leave out the middle of a long name: its end tells it from others."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + sum(c in "mwMW@%" for c in name) / 2
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + 0.8 * sum(c in "mwMW@%" for c in name)
     room = int(room * len(name) / (len(name) + wide)) if name else room
     if len(name) <= room:
         return name

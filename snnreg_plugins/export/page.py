@@ -209,12 +209,12 @@ def _accuracy(report: Report) -> Markup:
     rows = [("DNN", dnn.accuracy), *((f"SNN, T = {step.timesteps}", step.accuracy) for step in steps)]
     table = _table(
         "Accuracy of DNN and SNN",
-        ("", "Accuracy", "95 % interval, %", "To DNN, points"),
+        ("", "Accuracy", "95 % interval", "To DNN, points"),
         [
             (
                 name,
                 _percent(accuracy),
-                "{:.1f} to {:.1f}".format(*(100 * bound for bound in interval(accuracy, report.samples))),
+                "{:.1f} to {:.1f} %".format(*(100 * bound for bound in interval(accuracy, report.samples))),
                 f"{100 * (accuracy - dnn.accuracy):+.2f}".replace("-", "−") if index else "",
             )
             for index, (name, accuracy) in enumerate(rows)
@@ -419,7 +419,7 @@ def _diagnosis(diagnosis: Diagnosis) -> Markup:
             (
                 layer.name,
                 *(
-                    "" if share is None else f"{100 * share:.1f} %"
+                    "" if share is None else f"{100 * share:.1f} %".replace("-", "−")
                     for share in (layer.error, layer.added, layer.clipping, layer.rounding, layer.dead, layer.saturated)
                 ),
             )
@@ -439,12 +439,12 @@ def _diagnosis(diagnosis: Diagnosis) -> Markup:
 def _fitting(diagnosis: Diagnosis, report: Report) -> Diagnosis | None:
     """Leave out the diagnosis of another network, as an earlier run may have left it: thresholds tell."""
     thresholds = {layer.name: (layer.threshold_min, layer.threshold_max) for layer in report.layers}
-    same = all(
+    same = [
         thresholds[layer.name] == (layer.threshold_min, layer.threshold_max)
         for layer in diagnosis.layers
         if layer.name in thresholds
-    )
-    return diagnosis if same else None
+    ]
+    return diagnosis if same and all(same) else None
 
 
 def _settings(settings: dict[str, Settings]) -> Markup:
@@ -517,7 +517,8 @@ def _table(
         )
         for index, row in enumerate(rows)
     ]
-    table = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *lines))
+    style = "names" if headers[0] else None  # those of layers may be long
+    table = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *lines), class_=style)
     return tag("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
 
 
@@ -627,9 +628,11 @@ caption { text-align: left; font-weight: 600; padding: 4px; max-width: calc(100v
 th, td { padding: 4px 0 4px 12px; text-align: right; border-bottom: 1px solid var(--edge); white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
 tbody th { font-weight: 400; position: sticky; left: 0; background: var(--card); }
-tbody th:first-child { min-width: 6rem; max-width: min(40vw, 20rem); white-space: normal; overflow-wrap: anywhere; }
+.names tbody th { min-width: min(7.5rem, 35vw); max-width: min(45vw, 20rem); white-space: normal;
+  overflow-wrap: anywhere; }
 th:first-child, td:first-child { padding-left: 4px; }
 th:last-child, td:last-child { padding-right: 4px; }
+@media (max-width: 599px) { table { font-size: .8rem; } th, td { padding-left: 9px; } }
 thead th { color: var(--muted); font-weight: 600; }
 .marked > * { background: var(--soft); font-weight: 700; }
 .note { font-size: .85rem; color: var(--muted); margin: 4px 0 8px; }

@@ -194,7 +194,9 @@ def test_nothing_of_a_run_becomes_markup(run, result):
     spiking = tuple(dataclasses.replace(layer, name=HOSTILE) for layer in raster.layers)
     dataclasses.replace(raster, layers=spiking).save_json(run / "raster.json")
     diagnosis = json.loads((run / "diagnosis.json").read_text())
-    diagnosis["advice"] = diagnosis["layers"][0]["name"] = HOSTILE + "\ud800"
+    diagnosis["advice"] = HOSTILE + "\ud800"
+    for layer in diagnosis["layers"]:
+        layer["name"] = HOSTILE + layer["name"]
     (run / "diagnosis.json").write_text(json.dumps(diagnosis))
     (run / "config.yaml").write_text(yaml.safe_dump({HOSTILE: {"class_path": HOSTILE, "init_args": [HOSTILE]}}))
     torch.save({"conversion": {HOSTILE: HOSTILE}}, run / "spiking.pt")
@@ -203,7 +205,8 @@ def test_nothing_of_a_run_becomes_markup(run, result):
     shown = read(write_page(hostile_run))
     assert {tag for tag, _ in shown.elements} - {tag for tag, _ in plain.elements} <= {"details", "summary"}
     assert not any(name.startswith("on") for _, attributes in shown.elements for name in attributes)
-    assert shown.text.count("<script>alert(1)</script>") > 10
+    assert shown.text.count("<script>alert(1)</script>") > 15
+    assert "What each layer loses" in shown.text
     content = (hostile_run / "report.html").read_bytes()
     assert b"\0" not in content
     assert "\u202e" not in content.decode()
@@ -400,6 +403,10 @@ def test_a_browser_shows_the_page(crowded, width, dark):
             return box.left < around.left - 2 || box.right > around.right + 2 || box.height < 9;
         }).map(text => text.textContent)"""
         assert browser.evaluate(outside) == []
+        overlapping = """[...document.querySelectorAll('.figure .name')].filter(name =>
+            name.getBoundingClientRect().right > name.nextElementSibling.getBoundingClientRect().left
+        ).map(name => name.textContent)"""
+        assert browser.evaluate(overlapping) == []
         brightness = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
         assert (sum(brightness) < 200) == dark
         assert (sum(brightness) > 600) != dark
