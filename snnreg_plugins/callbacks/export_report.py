@@ -100,11 +100,11 @@ class ExportReport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir  # asked of all processes, as it is sent from the first
         if trainer.is_global_zero and not trainer.interrupted:
-            recipe = Path(trainer.log_dir or "") / "config.yaml"  # that of the command line, where it ran this fit
-            written = any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-            limit = trainer.limit_test_batches
-            self.run(pl_module, trainer.datamodule, limit, recipe if written else None)  # type: ignore[attr-defined]
+            command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
+            recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
+            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
 
     def run(
         self,

@@ -208,8 +208,8 @@ def _accuracy(report: Report) -> Markup:
     drawing = _svg.lines(_steps(report), series, label=said, shown=_svg.in_percent, marked=report.timesteps)
     rows = [("DNN", dnn.accuracy), *((f"SNN, T = {step.timesteps}", step.accuracy) for step in steps)]
     table = _table(
-        "Accuracy of DNN and SNN",
-        ("", "Accuracy", "95 % interval", "To DNN, points"),
+        "Accuracy of DNN and SNN, and the points between them",
+        ("", "Accuracy", "95 % interval", "To DNN"),
         [
             (
                 name,
@@ -280,8 +280,8 @@ def _energy(report: Report) -> Markup:
     rows = [("DNN, dense", dnn.dense_energy), ("DNN, sparse", dnn.energy)]
     rows += [(f"SNN, T = {one.timesteps}", one.energy) for one in steps]
     table = _table(
-        "Energy per sample, estimated",
-        ("", "Energy", "/ sparse DNN", "/ dense DNN"),
+        "Energy per sample, estimated, and over that of the DNN",
+        ("", "Energy", "/ sparse", "/ dense"),
         [
             (name, in_joules(energy), _ratio(energy, dnn.energy), _ratio(energy, dnn.dense_energy))
             for name, energy in rows

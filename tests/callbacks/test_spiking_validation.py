@@ -177,7 +177,7 @@ def test_bad_arguments(arguments, message):
 
 
 def _two_process_worker(rank, port, file):
-    callback = SpikingValidation(timesteps=4)
+    callback = SpikingValidation(timesteps=4, figures=True)
     module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}, f"{file}{rank}")

@@ -24,6 +24,7 @@ from snnreg_plugins.export.raster import Raster, record
 from snnreg_plugins.export.report import LayerReport, Report, report
 from snnreg_plugins.modules import Classifier, LeNet
 from tests.browser import CHROMIUM, Browser
+from tests.callbacks.reference import free_port, leave, two_processes
 
 VOID = {"meta", "br", "link"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\x00\u202e{}</style>"
@@ -343,14 +344,15 @@ def test_raster_refuses_less_than_one(network, data, argument):
 # The callback.
 
 
-def fit(folder, **options):
-    callback = ExportReport(str(folder), timesteps=2, steps=[1, 2], **options)
+def fit(folder, html=True, **options):
+    callback = ExportReport(str(folder), timesteps=2, steps=[1, 2], html=html)
     trainer = Trainer(
         max_steps=2, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, limit_test_batches=1,
+        **options,
     )  # fmt: skip
     trainer.fit(Classifier(LeNet((1, 16, 16))), datamodule=Digits(size=16))
-    return {file.name for file in folder.iterdir()}
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_the_callback_writes_the_page(tmp_path, capsys):
@@ -363,6 +365,17 @@ def test_the_callback_writes_the_page(tmp_path, capsys):
     assert "No page: " in capsys.readouterr().out
     (folder / "report.html").unlink()
     assert not {"report.html", "raster.json"} & fit(folder, html=False)  # no spikes of an earlier run are left
+
+
+def _two_process_worker(rank, port, folder):
+    fit(folder, devices=2, strategy=two_processes(rank, port))
+    leave()
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_writes_the_page(tmp_path):
+    torch.multiprocessing.spawn(_two_process_worker, (free_port(), tmp_path / "run"), nprocs=2)
+    assert "Spikes" in read(tmp_path / "run" / "report.html").text
 
 
 # In a browser.
