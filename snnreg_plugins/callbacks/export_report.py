@@ -160,8 +160,7 @@ class ExportReport(Callback):
     ) -> list[str]:
         """Write the page and what it is made of; give the names."""
         folder = Path(self.output_dir)
-        for name in ("raster.json", "report.yaml"):  # what an earlier run wrote is not of this one
-            (folder / name).unlink(missing_ok=True)
+        (folder / "raster.json").unlink(missing_ok=True)  # that of an earlier run is not of this network
         if not self.html:
             return []
         longest = max(min(max(self.steps), _LONGEST), network.timesteps)
