@@ -410,6 +410,11 @@ def test_a_browser_shows_the_page(crowded, width, dark):
         bad = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Page.javascriptDialogOpening"}
         assert [event for event in browser.events if event["method"] in bad] == []
         assert browser.evaluate("document.scripts.length + document.images.length") == 0
+        # Nothing is cut off but what scrolls.
+        cut = """[...document.querySelectorAll('main *')].filter(element =>
+            !element.parentElement.closest('.scroll, .figure') && element.getBoundingClientRect().right > innerWidth
+        ).map(element => element.outerHTML.slice(0, 80))"""
+        assert browser.evaluate(cut) == []
         # Text of figures stays within them, and is large enough to be read.
         outside = """[...document.querySelectorAll('.figure text')].filter(text => {
             const box = text.getBoundingClientRect(), around = text.ownerSVGElement.getBoundingClientRect();
