@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
 import torch
 from torch import Tensor
+
+Plain = TypeVar("Plain")
 
 
 @contextmanager
@@ -122,3 +128,56 @@ def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
             f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
             f"read: {reason}"
         ) from error
+
+
+def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:
+    """Read a dataclass of plain numbers, strings and tuples that was written as JSON; every value is checked.
+
+    Args:
+        path: The file.
+        kind: The dataclass.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything else; fields that the dataclass lacks are ignored.
+
+    Example:
+        >>> import tempfile
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Score:
+        ...     epoch: int
+        ...     accuracy: float | None
+        >>> path = Path(tempfile.mkdtemp()) / "score.json"
+        >>> _ = path.write_text('{"epoch": 3, "accuracy": 0.5}')
+        >>> read_json(path, Score)
+        Score(epoch=3, accuracy=0.5)
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected a file {os.fspath(path)!r}, but there is none.")
+    try:
+        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        read: Plain = _typed(plain, kind, kind.__name__)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Expected {os.fspath(path)!r} to hold a {kind.__name__}, but {error}") from error
+    return read
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """Check plain data against a type, and make dataclasses and tuples of it."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        missing = [field.name for field in fields(kind) if field.name not in value]
+        if missing:
+            raise ValueError(f"{where} lacks {', '.join(missing)}.")
+        names = [field.name for field in fields(kind)]
+        return kind(**{name: _typed(value[name], hints[name], f"{where}.{name}") for name in names})  # type: ignore[operator]
+    if isinstance(kind, UnionType):
+        return None if value is None else _typed(value, get_args(kind)[0], where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_typed(item, get_args(kind)[0], f"{where}[{index}]") for index, item in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**1000 else math.inf
+    if type(value) is kind and (kind is not float or math.isfinite(value)):
+        return value
+    raise ValueError(f"{where} is {value!r:.50}.")

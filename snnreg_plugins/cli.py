@@ -10,6 +10,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,11 +23,13 @@ from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.export.options import ExportOptions
+from snnreg_plugins.export.page import write_page
+from snnreg_plugins.export.report import Report
 
-_SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
+_SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "report")
 _EPILOG = (
-    "There is also `snnreg profile module.path:factory --input-shape 1 28 28`: what any network spends, layer by "
-    "layer; see `snnreg profile --help`."
+    "`snnreg report RUN_DIR` writes the report of a run as a page. `snnreg profile module.path:factory --input-shape "
+    "1 28 28` tells what any network spends, layer by layer; see `snnreg profile --help`."
 )
 
 
@@ -44,6 +47,7 @@ class ExportTrainer(Trainer):
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
         diagnose: bool = False,
+        html: bool = True,
         **options: Unpack[ExportOptions],
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
@@ -58,9 +62,10 @@ class ExportTrainer(Trainer):
             calibration_batches: Batches of training data to balance thresholds on.
             table: Energy per operation.
             diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
+            html: Write the report as a page too, report.html.
             **options: Options of the export.
         """
-        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, diagnose, **options)
+        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, diagnose, html, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds
@@ -95,6 +100,32 @@ class CLI(LightningCLI):
         parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
 
 
+def write_report(run: str, output: str | None = None) -> None:
+    """Write a run as one page of HTML, with a PNG beside it.
+
+    Args:
+        run: The folder that ExportReport or ``snnreg export`` wrote to.
+        output: The page; report.html in that folder if not given.
+    """
+    path = write_page(run, output)
+    written = [str(path)]
+    try:
+        Report.load_json(Path(run) / "report.json").save_plot(path.with_suffix(".png"))
+        written.append(str(path.with_suffix(".png")))
+    except ModuleNotFoundError as error:
+        print(f"No picture: {error}")
+    print(f"Written: {', '.join(written)}")
+
+
+def _report(words: list[str]) -> None:
+    """Run ``snnreg report``, which needs no model and no data."""
+    parser = ArgumentParser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
+    parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
+    parser.add_function_arguments(write_report, as_positional=True)
+    arguments = parser.parse_args(words).as_dict()
+    write_report(arguments["run"], arguments["output"])
+
+
 def main() -> None:
     """Run the command line."""
     words = sys.argv[1:]
@@ -109,6 +140,9 @@ def main() -> None:
     try:
         if profiles:
             profile.main(words[1:])
+            return
+        if words[:1] == ["report"]:
+            _report(words[1:])
             return
         CLI(
             LightningModule,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins import _text
+from snnreg_plugins import _style
 from snnreg_plugins._files import atomic, read_batch
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy, energy_table, require_timesteps
@@ -140,7 +140,7 @@ class Profile:
 
     def _by_layer(self) -> Table:
         stepped = f", {self.timesteps} steps" if self.timesteps else ""
-        table = _text.plain_table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})")
+        table = _style.new_table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})")
         table.add_column("Layer", overflow="fold")
         table.add_column("Kind", overflow="ellipsis", max_width=12)
         spiking = self.spiking or self.sops > 0
@@ -166,9 +166,9 @@ class Profile:
             "",
             "",
             _rate(self.spike_rate),
-            *([_text.count(self.sops)] if spiking else []),
-            _text.count(self.effective_macs),
-            _text.count(self.dense_macs),
+            *([_style.in_short(self.sops)] if spiking else []),
+            _style.in_short(self.effective_macs),
+            _style.in_short(self.dense_macs),
             _joule(self.energy),
             _joule(self.dense_energy),
         )
@@ -185,7 +185,7 @@ class Profile:
             "once, nothing skipped."
         )
         if self.breakdown is not None:
-            parts = ", ".join(f"{name} {_text.joule(value)}" for name, value in self.breakdown.items() if value)
+            parts = ", ".join(f"{name} {_style.in_joules(value)}" for name, value in self.breakdown.items() if value)
             yield f"Of the energy: {parts}."
         if self.left_out:
             yield (
@@ -505,11 +505,11 @@ def _rate(value: float | None) -> str:
 
 
 def _count(value: float | None) -> str:
-    return "" if value is None else _text.count(value)
+    return "" if value is None else _style.in_short(value)
 
 
 def _joule(value: float | None) -> str:
-    return "" if value is None else _text.joule(value)
+    return "" if value is None else _style.in_joules(value)
 
 
 def load_factory(path: str) -> nn.Module:

@@ -77,7 +77,8 @@ def test_every_recipe_runs(name, command, stand_ins, capsys):
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
     command("fit", "--config", f"recipes/{name}.yaml", *MOMENT)
     folder = Path("runs") / name
-    assert {"spiking.pt", "report.json", "report.png"} <= {path.name for path in folder.iterdir()}
+    written = {"spiking.pt", "report.json", "report.png", "report.html", "raster.json", "report.yaml"}
+    assert written <= {path.name for path in folder.iterdir()}
     figures = json.loads((folder / "report.json").read_text())
     assert figures["steps"][-1]["sops"] > 0
     assert "SNN, T = 4" in capsys.readouterr().out
@@ -115,6 +116,12 @@ def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     out = capsys.readouterr().out
     assert "SNN, T = 3" in out
     assert "Neurons at T = 3" in out
+    for words in (["out", "--output=page.html"], ["runs/digits_lenet_expected_rate"]):
+        command("report", *words)
+    assert Path("page.png").is_file()
+    assert "seed_everything" in Path("runs/digits_lenet_expected_rate/report.html").read_text()
+    assert "What each layer loses" in Path("page.html").read_text()
+    assert "Written: page.html, page.png" in capsys.readouterr().out
     assert {"diagnosis.json", "diagnosis.png"} < {path.name for path in Path("out").iterdir()}
     network = load_network("out/spiking.pt", Classifier(LeNet((1, 16, 16))))
     assert network.timesteps == 3
@@ -153,6 +160,27 @@ def test_a_refusal_is_one_line(words, message, command):
     with pytest.raises(SystemExit) as stop:
         command("fit", "--config", "recipes/digits_lenet_finetune.yaml", *words)
     assert message in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no report.json in 'run'"), ("{}", "hold a Report, but Report lacks samples")]
+)
+def test_a_report_that_is_none_is_refused_in_one_line(content, message, command):
+    if content is not None:
+        Path("run").mkdir()
+        Path("run/report.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        command("report", "run")
+    assert message in str(stop.value.code)
+    assert not list(Path("run").glob("*.html"))
+
+
+def test_report_without_matplotlib_writes_the_page(command, monkeypatch, capsys):
+    command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    command("report", "runs/digits_lenet_expected_rate", "--output", "page.html")
+    assert 'No picture: save_plot needs matplotlib: pip install "snnreg_plugins[plot]"' in capsys.readouterr().out
+    assert [path.name for path in Path().glob("page.*")] == ["page.html"]
 
 
 def test_checkpoints_that_hold_code_are_not_run(command, tmp_path):

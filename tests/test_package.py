@@ -18,7 +18,8 @@ PACKAGE = ROOT / "snnreg_plugins"
 
 # Rooms from the ground up: each may import those before it.
 LAYERS = [
-    {"_files", "_text"},
+    {"_files"},
+    {"_style"},
     {"functional"},
     {"probes"},
     {"metrics"},

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
+from snnreg_plugins._files import atomic
 from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.diagnosis import Diagnosis, diagnose
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.nir import to_nir
 from snnreg_plugins.export.options import ExportOptions, Options
+from snnreg_plugins.export.page import write_page
+from snnreg_plugins.export.raster import record
 from snnreg_plugins.export.report import Report, report
 from snnreg_plugins.functional.energy import energy_table
 
+# Time steps of the spikes that the page shows; more are too many for its width.
+_LONGEST = 64
+
 
 class ExportReport(Callback):
-    """Export the network when training ends: write the spiking network, and a report in print, as JSON and as PNG.
+    """Export the network when training ends: write the spiking network and a report, in print and as files.
 
     Thresholds are balanced on training data, accuracy and cost are measured on test data. Written to ``output_dir``:
 
@@ -28,6 +37,9 @@ class ExportReport(Callback):
     - ``spiking.nir``: the same for other tools and hardware, where NIR can express it (and is installed);
     - ``report.json``: all figures;
     - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
+    - ``report.html``: all of it with figures and tables on one page, see
+      :func:`~snnreg_plugins.export.page.write_page`; with ``raster.json``, the spikes that it shows, and
+      ``report.yaml``, a copy of the command line's ``config.yaml``;
     - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
       :func:`~snnreg_plugins.export.diagnosis.diagnose`.
 
@@ -38,6 +50,7 @@ class ExportReport(Callback):
         calibration_batches: Batches of training data to balance thresholds on.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
         diagnose: Tell too which layer loses the most of the DNN's activations, and what to try.
+        html: Write the page.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -58,6 +71,7 @@ class ExportReport(Callback):
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
         diagnose: bool = False,
+        html: bool = True,
         **options: Unpack[ExportOptions],
     ) -> None:
         steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
@@ -77,6 +91,7 @@ class ExportReport(Callback):
         self.calibration_batches = calibration_batches
         self.table = table
         self.diagnose = diagnose
+        self.html = html
         self.options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.options)  # checks them
 
@@ -90,10 +105,19 @@ class ExportReport(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir  # asked of all processes, as it is sent from the first
         if trainer.is_global_zero and not trainer.interrupted:
-            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches)  # type: ignore[attr-defined]
+            command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
+            recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
+            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
 
-    def run(self, model: nn.Module, datamodule: Any, limit_batches: float | None = None) -> Report:
+    def run(
+        self,
+        model: nn.Module,
+        datamodule: Any,
+        limit_batches: float | None = None,
+        recipe: str | os.PathLike[str] | None = None,
+    ) -> Report:
         """Export ``model``, write the files, print the report and return it.
 
         Args:
@@ -102,6 +126,7 @@ class ExportReport(Callback):
                 :class:`~snnreg_plugins.modules.SpikingClassifier`.
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
+            recipe: The settings of the training, a YAML file, for the page.
         """
         datamodule.prepare_data()
         datamodule.setup("test")
@@ -120,6 +145,7 @@ class ExportReport(Callback):
         written = ["spiking.pt", *self._write_nir(network), *self._write(result, "report")]
         if self.diagnose:
             written += self._write(diagnose(dnn, network, batches), "diagnosis")
+        written += self._write_page(network, batches, recipe)
         print(f"Written to {self.output_dir}: {', '.join(written)}")
         return result
 
@@ -142,6 +168,29 @@ class ExportReport(Callback):
             print(f"No picture: {error}")
             return [f"{name}.json"]
         return [f"{name}.json", f"{name}.png"]
+
+    def _write_page(
+        self, network: SpikingNetwork, batches: list[Any], recipe: str | os.PathLike[str] | None
+    ) -> list[str]:
+        """Write the page and what it is made of; give the names."""
+        folder = Path(self.output_dir)
+        (folder / "raster.json").unlink(missing_ok=True)  # that of an earlier run is not of this network
+        if not self.html:
+            return []
+        longest = max(min(max(self.steps), _LONGEST), network.timesteps)
+        inputs, targets = next(batch for batch in batches if len(batch[0]))
+        record(network, inputs, targets, timesteps=longest).save_json(folder / "raster.json")
+        written = ["raster.json"]
+        if recipe is not None and os.path.isfile(recipe):
+            with atomic(folder / "report.yaml") as temporary:
+                shutil.copyfile(recipe, temporary)
+            written.append("report.yaml")
+        try:
+            write_page(folder)
+        except ValueError as error:  # of another file in the folder, which is no reason to end a training so
+            print(f"No page: {error}")
+            return written
+        return ["report.html", *written]
 
     def _calibration(self, datamodule: Any) -> list[Tensor]:
         batches = zip(datamodule.train_dataloader(), range(self.calibration_batches), strict=False)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack, override
 
+from snnreg_plugins._style import histograms_figure, layers_figure
 from snnreg_plugins.export import SpikingNetwork, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy, energy_table
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
+from snnreg_plugins.probes import Hooks, neuron_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class SpikingValidation(Callback):
@@ -33,6 +39,10 @@ class SpikingValidation(Callback):
     (J/sample), ``snn/sops/<layer>``, ``snn/spike_rate/<layer>``; and ``dnn/accuracy``, ``dnn/effective_macs``,
     ``dnn/dense_macs``, ``dnn/energy`` (of a DNN that skips zeros). ``snn/accuracy`` is on the progress bar.
 
+    With ``figures``, two pictures are logged too: ``snn/sops_by_layer``, and ``snn/spike_rates``, how the rates of each
+    layer's neurons are spread (over the batches of the first process). They go to loggers that take pictures, such as
+    TensorBoard and WandB; one that cannot, or fails to, is left out with a warning.
+
     Where a layer is silent on the calibration data, as a strong penalty may make it, that validation is left out with
     a warning.
 
@@ -44,6 +54,7 @@ class SpikingValidation(Callback):
         limit_batches: Validation batches to run it on, all if None.
         calibration_batches: Training batches to balance thresholds on.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        figures: Log pictures too; needs matplotlib.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -63,6 +74,7 @@ class SpikingValidation(Callback):
         limit_batches: int | None = None,
         calibration_batches: int = 8,
         table: str = "horowitz_fp32",
+        figures: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
         counts = {
@@ -77,6 +89,7 @@ class SpikingValidation(Callback):
         self.every_n_epochs = every_n_epochs
         self.limit_batches = limit_batches
         self.table = energy_table(table)
+        self.figures = figures
         self.options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.options)  # checks them
         #: The spiking network of the last validation.
@@ -146,17 +159,34 @@ class SpikingValidation(Callback):
             # Each process saw other batches; all run the network of the first.
             network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
         self.network = network
-        return _Run(dnn, network)
+        return _Run(dnn, network, self.figures and trainer.is_global_zero)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:
             return
         values = self._run.values(self.table)
+        if self._run.spikes is not None:
+            self._log_figures(trainer, values, self._run.spikes.rates())
         self._run.close()
         self._run = None
         pl_module.log("snn/accuracy", values.pop("snn/accuracy"), prog_bar=True, rank_zero_only=False)
         pl_module.log_dict(values)
+
+    def _log_figures(self, trainer: Trainer, values: dict[str, Any], rates: dict[str, Tensor]) -> None:
+        at = f"epoch {trainer.current_epoch}"
+        prefix = "snn/sops/"
+        sops = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        try:
+            figures = {
+                "snn/sops_by_layer": layers_figure(sops, f"SOPs by layer, {at}", "SOPs / sample"),
+                "snn/spike_rates": histograms_figure(rates, f"Spike rates, {at}", "Spikes / step"),
+            }
+            for logger in trainer.loggers:
+                for name, figure in figures.items():
+                    _log_figure(logger, name, figure, trainer.global_step)
+        except Exception as error:  # whatever it is, no picture is worth a training
+            rank_zero_warn(f"SpikingValidation could not log its figures. {type(error).__name__}: {error}")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -166,12 +196,13 @@ class SpikingValidation(Callback):
 class _Run:
     """Both networks with their metrics, over one validation."""
 
-    def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork) -> None:
+    def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork, figures: bool = False) -> None:
         self.dnn, self.snn = dnn, snn
         device = next(snn.parameters()).device
         self.correct = {"dnn": MeanMetric().to(device), "snn": MeanMetric().to(device)}
         self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
         self.rate = SpikeRate(snn).to(device)
+        self.spikes = _Spikes(snn) if figures else None
 
     def update(self, x: Tensor, y: Tensor) -> None:
         with torch.no_grad():
@@ -196,3 +227,42 @@ class _Run:
     def close(self) -> None:
         for metric in (*self.operations.values(), self.rate):
             metric.close()
+        if self.spikes is not None:
+            self.spikes.hooks.remove()
+
+
+class _Spikes:
+    """Spikes of each neuron, summed over samples and steps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.hooks = Hooks()
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        for name, layer in neuron_layers(network).items():
+            self.hooks.after(layer, partial(self._add, name))
+
+    def _add(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        spikes = (output[0] if isinstance(output, tuple) else output).detach()
+        total = spikes.abs().sum(0, dtype=torch.float32).flatten()
+        before = self._sums.get(name)
+        if before is not None and before.shape != total.shape:  # inputs of another size have other neurons
+            return
+        self._sums[name] = total if before is None else before + total
+        self._counts[name] = self._counts.get(name, 0) + len(spikes)
+
+    def rates(self) -> dict[str, Tensor]:
+        """Give the spikes per step of each neuron, by layer."""
+        return {name: (total / max(self._counts[name], 1)).cpu() for name, total in self._sums.items()}
+
+
+def _log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
+    """Give a figure to a logger that takes figures or images."""
+    if callable(getattr(logger.experiment, "add_figure", None)):
+        logger.experiment.add_figure(name, figure, global_step=step)
+    elif callable(getattr(logger, "log_image", None)):
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        logger.log_image(name, [np.asarray(canvas.buffer_rgba())[..., :3]], step=step)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from snnreg_plugins._files import atomic
-from snnreg_plugins.export._style import BLUE, GREY, ORANGE, SKY, drawn, in_short, legend_below, new_table, span
+from snnreg_plugins._style import BLUE, GREY, ORANGE, SKY, drawn, in_short, legend_below, new_table, span
 from snnreg_plugins.export.calibrate import Calibration
 from snnreg_plugins.export.compare import CELLS, LEVELS, Comparison, Events, comparisons, reads
 from snnreg_plugins.export.graph import trace

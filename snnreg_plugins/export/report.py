@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._files import atomic
-from snnreg_plugins.export._style import BLUE, GREY, ORANGE, drawn, in_short, legend_below, new_table, scaled, span
+from snnreg_plugins._files import atomic, read_json
+from snnreg_plugins._style import BLUE, GREY, ORANGE, drawn, in_joules, in_short, legend_below, new_table, span
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
@@ -130,6 +130,23 @@ class Report:
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> Report:
+        """Read what :meth:`save_json` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds anything else.
+        """
+        result = read_json(path, cls)
+        steps = [step.timesteps for step in result.steps]
+        if result.timesteps not in steps or steps != sorted(set(steps)) or steps[0] < 1:
+            raise ValueError(
+                f"Expected {os.fspath(path)!r} to report on ascending time steps, {result.timesteps} among them, but "
+                f"got {steps}."
+            )
+        return result
+
     def print(self, console: Console | None = None) -> None:
         """Print a table of DNN and SNN over T, and one of the SNN's layers.
 
@@ -180,7 +197,7 @@ class Report:
                 "",
                 in_short(sops) if sops else "",
                 in_short(macs),
-                _joule(joule),
+                in_joules(joule),
                 _ratio(joule, dnn.energy),
             )
         table.add_section()
@@ -191,7 +208,7 @@ class Report:
                 f"{step.spike_rate:.3f}",
                 in_short(step.sops),
                 in_short(step.effective_macs),
-                _joule(step.energy),
+                in_joules(step.energy),
                 _ratio(step.energy, dnn.energy),
             )
         return table
@@ -210,7 +227,7 @@ class Report:
                 "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
                 "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
                 in_short(layer.effective_macs) if layer.effective_macs else "",
-                "" if layer.energy is None else _joule(layer.energy),
+                "" if layer.energy is None else in_joules(layer.energy),
             )
         total = self._at_timesteps()
         table.add_section()
@@ -221,7 +238,7 @@ class Report:
             f"{total.spike_rate:.3f}",
             in_short(total.sops),
             in_short(total.effective_macs),
-            _joule(total.energy),
+            in_joules(total.energy),
         )
         return table
 
@@ -538,10 +555,6 @@ def _labels(targets: Tensor, scores: Tensor) -> Tensor:
 
 def _device(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-
-
-def _joule(value: float) -> str:
-    return scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
 
 
 def _percent(share: float) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from snnreg_plugins._style import plot_layers
 from snnreg_plugins.probes import Hooks, SampleCounter
 
 
@@ -162,8 +163,22 @@ class WatchingMetric(Metric):
         return self
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot ``val`` (one value, or a list of them; by default that of ``compute()``), as torchmetrics does."""
-        return self._plot(val, ax)
+        """Draw each layer as a bar; or one value or a list of them, as torchmetrics does.
+
+        Args:
+            val: What ``compute()`` gave, once or several times; None for the layers.
+            ax: Axes of matplotlib to draw on; new ones if None.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        values: Any = getattr(self, "by_layer")()  # noqa: B009
+        return plot_layers(values, f"{type(self).__name__} by layer", getattr(self, "plot_unit", ""), ax)
 
     def _gathered(self, value: Any) -> list[Any]:
         """Collect what each process has, of what is no tensor of fixed shape."""

@@ -87,6 +87,7 @@ class SynapticOperations(WatchingMetric):
     """
 
     quantities = ("sops", "effective_macs", "dense_macs")
+    plot_unit = "SOPs / sample"
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
         layers = synaptic_layers(model) | one_to_one_layers(model)
@@ -419,6 +420,8 @@ class Energy(SynapticOperations):
         '4.60e-09'
     """
 
+    plot_unit = "J / sample"
+
     def __init__(
         self,
         model: nn.Module,
@@ -451,17 +454,23 @@ class Energy(SynapticOperations):
         found = super().total(quantity)
         if quantity != "energy" or not found.isnan():
             return found
-        names = [name for name, joule in super().by_layer(quantity).items() if math.isnan(joule)]
-        warnings.warn(
-            f"The energy leaves out the MACs of {names}, whose input is real-valued: the table has no price for them "
-            f"({self.table.source}). left_out() tells how many.",
-            stacklevel=3,
-        )
+        self._warn(super().by_layer(quantity))
         return energy(super().total("sops"), torch.zeros_like(found), self.table)
 
     def by_layer(self, quantity: str = "energy") -> dict[str, float]:
         """Return J/sample (or, as :class:`SynapticOperations`, a count) for each layer by name."""
-        return super().by_layer(quantity)
+        found = super().by_layer(quantity)
+        self._warn(found)
+        return found
+
+    def _warn(self, layers: dict[str, float]) -> None:
+        names = [name for name, joule in layers.items() if math.isnan(joule)]
+        if names:
+            warnings.warn(
+                f"The energy leaves out the MACs of {names}, whose input is real-valued: the table has no price for "
+                f"them ({self.table.source}). left_out() tells how many.",
+                stacklevel=4,
+            )
 
     def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
         totals, samples = super()._totals()

@@ -43,6 +43,7 @@ class SpikeRate(WatchingMetric):
     """
 
     quantities = ("spikes", "neuron_steps")
+    plot_unit = "Spikes / neuron / step"
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         layers = neuron_layers(model)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, to_snntorch
+from snnreg_plugins.callbacks.spiking_validation import _Spikes
 from tests.callbacks.reference import free_port, leave, two_processes
 
 QUIET = dict(
@@ -173,7 +177,7 @@ def test_bad_arguments(arguments, message):
 
 
 def _two_process_worker(rank, port, file):
-    callback = SpikingValidation(timesteps=4)
+    callback = SpikingValidation(timesteps=4, figures=True)
     module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     torch.save({"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}, f"{file}{rank}")
@@ -195,3 +199,68 @@ def test_two_processes_log_what_one_would(tmp_path):
     assert first["logged"]["snn/accuracy"] == pytest.approx(float(snn))
     assert first["logged"]["snn/sops"] == pytest.approx(float(sops.compute()))
     assert first["logged"]["snn/spike_rate"] == pytest.approx(float(rate.compute()))
+
+
+def test_figures_go_to_tensorboard(tmp_path):
+    pytest.importorskip("matplotlib")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path)
+    without, _ = fit([])
+    with_it, _ = fit([SpikingValidation(timesteps=2, figures=True)], logger=logger)
+    logger.finalize("success")
+    for name, value in without.state_dict().items():
+        assert torch.equal(value, with_it.state_dict()[name]), name
+    written = reader.EventAccumulator(logger.log_dir, {"images": 0}).Reload()
+    assert set(written.Tags()["images"]) == {"snn/sops_by_layer", "snn/spike_rates"}
+    assert [image.step for image in written.Images("snn/spike_rates")] == [5, 10]
+    assert written.Images("snn/sops_by_layer")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+class ImageLogger(CSVLogger):
+    def __init__(self, folder, fails=False):
+        super().__init__(folder)
+        self.fails, self.images = fails, []
+
+    def log_image(self, key, images, step=None):
+        if self.fails:
+            raise OSError("no network")
+        self.images.append((key, images[0], step))
+
+
+def test_figures_go_to_loggers_of_images(tmp_path):
+    pytest.importorskip("matplotlib")
+    logger = ImageLogger(tmp_path)
+    fit([SpikingValidation(timesteps=2, figures=True)], logger=[logger, CSVLogger(tmp_path)], max_epochs=1)
+    assert [(key, step) for key, _, step in logger.images] == [("snn/sops_by_layer", 5), ("snn/spike_rates", 5)]
+    assert all(image.shape[2] == 3 and image.std() > 5 for _, image, _ in logger.images)
+
+
+def test_rates_of_neurons_are_those_of_the_layer():
+    module, data_ = Module(), DataLoader(data(20), batch_size=8)
+    network = to_snntorch(module.eval(), data_, timesteps=3)
+    spikes = _Spikes(network)
+    with torch.no_grad(), SpikeRate(network) as rate:
+        for x, _ in data_:
+            network(x)
+    by_layer = {name: float(rates.mean()) for name, rates in spikes.rates().items()}
+    assert by_layer == pytest.approx(rate.by_layer())
+    assert [rates.shape for rates in spikes.rates().values()] == [(144,)]
+
+
+def test_a_logger_that_fails_does_not_end_the_training(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.warns(UserWarning, match="could not log its figures. OSError: no network"):
+        _, trainer = fit([SpikingValidation(timesteps=2, figures=True)], logger=ImageLogger(tmp_path, fails=True))
+    assert trainer.current_epoch == 2
+
+
+def test_no_figures_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.warns(UserWarning, match="needs matplotlib"):
+        fit([SpikingValidation(timesteps=2, figures=True)], max_epochs=1)
+
+
+def test_figures_are_off_by_default(tmp_path):
+    logger = ImageLogger(tmp_path)
+    fit([SpikingValidation(timesteps=2)], logger=logger, max_epochs=1)
+    assert logger.images == []

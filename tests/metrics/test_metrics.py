@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 
 import pytest
 import torch
@@ -491,10 +492,51 @@ def test_plot():
     model = network()
     metric = SynapticOperations(model)
     model(batches(3)[0])
-    _, axes = metric.plot()
+    _, axes = metric.plot(metric.compute())
     assert axes.lines[0].get_ydata() == [metric.compute()]
     metric.plot([metric.compute(), metric.compute()])
     matplotlib.pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    ("make", "unit"),
+    [(SynapticOperations, "SOPs / sample"), (Energy, "J / sample"), (SpikeRate, "Spikes / neuron / step")],
+)
+def test_plot_without_a_value_is_a_bar_for_each_layer(make, unit):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    model = network()
+    metric = make(model)
+    model(batches(3)[0])
+    figure, axes = metric.plot()
+    assert [bar.get_width() for bar in axes.patches] == list(metric.by_layer().values())
+    assert [label.get_text() for label in axes.get_yticklabels()] == metric.layers
+    assert axes.get_xlabel() == unit
+    mine = matplotlib.figure.Figure().subplots()
+    assert metric.plot(ax=mine) == (mine.figure, mine)
+    assert len(mine.patches) == len(metric.layers)
+    figure.canvas.draw()
+    matplotlib.pyplot.close("all")
+
+
+def test_plot_of_a_layer_that_was_not_run():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    model = nn.ModuleList([network(), nn.ReLU()])
+    metric = SpikeRate(model)
+    model[0](batches(3)[0])
+    _, axes = metric.plot()
+    assert "not run" in [text.get_text() for text in axes.texts]
+    matplotlib.pyplot.close("all")
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    model = network()
+    metric = SynapticOperations(model)
+    model(batches(3)[0])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"snnreg_plugins\[plot\]"):
+        metric.plot()
 
 
 @pytest.mark.parametrize("name", ["dnn", pytest.param("exported", marks=pytest.mark.slow)])
