@@ -325,7 +325,7 @@ def _layers(report: Report) -> Markup:
     total = at_timesteps(report)
     table = _table(
         "Layers of the SNN, per sample",
-        ("Layer", "Kind", "Threshold", "Spike rate", "SOPs", "MACs", "Energy"),
+        ("Layer", "Kind", "Threshold", "Spike rate", "Updates", "SOPs", "MACs", "Energy"),
         [
             *(
                 (
@@ -333,6 +333,7 @@ def _layers(report: Report) -> Markup:
                     layer.kind,
                     span(layer.threshold_min, layer.threshold_max),
                     "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
+                    "" if layer.updates is None else in_short(layer.updates),
                     "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
                     in_short(layer.effective_macs) if layer.effective_macs else "",
                     "" if layer.energy is None else in_joules(layer.energy),
@@ -344,6 +345,7 @@ def _layers(report: Report) -> Markup:
                 "",
                 "",
                 f"{total.spike_rate:.3f}",
+                in_short(sum(layer.updates or 0 for layer in report.layers)),
                 in_short(total.sops),
                 in_short(total.effective_macs),
                 in_joules(total.energy),

@@ -56,6 +56,7 @@ class StepReport:
         timesteps: T.
         accuracy: Share of samples classified correctly, in [0, 1].
         spike_rate: Spikes/neuron/step, over all neurons and the T steps.
+        updates: Neuron updates/sample: neurons times steps. Not part of the energy.
         sops: SOPs/sample.
         effective_macs: MACs/sample of layers with real-valued input, as the analog first layer, which is computed once.
         energy: J/sample, MACs included.
@@ -64,6 +65,7 @@ class StepReport:
     timesteps: int
     accuracy: float
     spike_rate: float
+    updates: float
     sops: float
     effective_macs: float
     energy: float
@@ -79,6 +81,7 @@ class LayerReport:
         threshold_min: Lowest threshold of the layer's channels; the threshold where there is but one.
         threshold_max: Highest threshold of the layer's channels.
         spike_rate: Spikes/neuron/step.
+        updates: Neuron updates/sample; of the readout, which sums up the scores, additions.
         sops: SOPs/sample.
         effective_macs: MACs/sample.
         energy: J/sample.
@@ -89,6 +92,7 @@ class LayerReport:
     threshold_min: float | None = None
     threshold_max: float | None = None
     spike_rate: float | None = None
+    updates: float | None = None
     sops: float | None = None
     effective_macs: float | None = None
     energy: float | None = None
@@ -158,8 +162,9 @@ class Report:
         console = console or Console()
         console.print(self._overview())
         console.print(self._by_layer())
+        console.print(self._break_even(), highlight=False, markup=False)
         console.print(
-            "SOP: one spike at one synapse. MAC: one real-valued input at one synapse. Sparse: zeros skipped. The "
+            "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one real-valued input at one synapse. Sparse: zeros skipped. The "
             "SNN's MACs come from real-valued input, as at its analog first layer, and are part of its energy.\n"
             f"Energy is an estimate from published numbers, not a measurement: {self.mac:.3g} pJ per MAC and "
             f"{self.ac:.3g} pJ per SOP ({self.source}). Arithmetic at synapses only: no neuron updates, memory access "
@@ -213,11 +218,20 @@ class Report:
             )
         return table
 
+    def _break_even(self) -> str:
+        step, rates = self._at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
+        if rates[0] is None or rates[1] is None:
+            return "No spike reaches a synapse."
+        return (
+            f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {rates[0]:.3f} spikes/neuron/step, as "
+            f"the dense one at {rates[1]:.3f}; it has {step.spike_rate:.3f}."
+        )
+
     def _by_layer(self) -> Table:
         table = new_table(f"SNN by layer at T = {self.timesteps}, per sample")
         table.add_column("Layer", overflow="fold")
         table.add_column("Kind", overflow="ellipsis", max_width=12)
-        for header in ("Threshold", "Spike rate", "SOPs", "MACs", "Energy"):
+        for header in ("Threshold", "Spike rate", "Updates", "SOPs", "MACs", "Energy"):
             table.add_column(header, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
@@ -225,6 +239,7 @@ class Report:
                 layer.kind,
                 span(layer.threshold_min, layer.threshold_max),
                 "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
+                "" if layer.updates is None else in_short(layer.updates),
                 "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
                 in_short(layer.effective_macs) if layer.effective_macs else "",
                 "" if layer.energy is None else in_joules(layer.energy),
@@ -236,11 +251,31 @@ class Report:
             "",
             "",
             f"{total.spike_rate:.3f}",
+            in_short(sum(layer.updates or 0 for layer in self.layers)),
             in_short(total.sops),
             in_short(total.effective_macs),
             in_joules(total.energy),
         )
         return table
+
+    def break_even_rate(self, dense: bool = False) -> float | None:
+        r"""Find the spike rate at which the spiking network spends as much as the DNN, at :attr:`timesteps`.
+
+        .. math:: r^* = r \, \frac{E_\text{DNN} - E_\text{MACs}}{E_\text{SOPs}}
+
+        as SOPs grow with the rate r, while the MACs of an analog first layer stay.
+
+        Args:
+            dense: Against a DNN that skips no zeros.
+
+        Returns:
+            Spikes/neuron/step; below it the spiking network spends less. None if there are no SOPs.
+        """
+        step, dnn = self._at_timesteps(), self.dnn
+        spent = 1e-12 * step.sops * self.ac
+        if not spent:
+            return None
+        return step.spike_rate * ((dnn.dense_energy if dense else dnn.energy) - (step.energy - spent)) / spent
 
     def _at_timesteps(self) -> StepReport:
         return next(step for step in self.steps if step.timesteps == self.timesteps)
@@ -372,9 +407,8 @@ def report(
         dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),
         steps=tuple(_step_report(T, int(correct_at[T - 1]), of_snn.total(T), samples, prices) for T in ascending),
         timesteps=at,
-        layers=tuple(
-            _layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)
-        ),
+        layers=tuple(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at))
+        + (LayerReport("readout", "sum", updates=float(of_snn.readout * at)),),
         table=table if isinstance(table, str) else "custom",
         mac=prices.mac,
         ac=prices.ac,
@@ -405,6 +439,7 @@ class _Counter:
         self.layers: dict[str, nn.Module] = {}
         self.hooks = Hooks()
         self._step = 0
+        self.readout = 0  # values that are summed up in every step
         self._fan_out: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         for part in parts:
             synapses, neurons = synaptic_layers(part), neuron_layers(part)
@@ -428,7 +463,9 @@ class _Counter:
         spikes = output[0] if isinstance(output, tuple) else output
         self._counts[self._step, index, 3:] += torch.tensor((count_events(spikes), spikes.numel()))
 
-    def _advance(self, *_: Any) -> None:
+    def _advance(self, _: nn.Module, __: Any, output: Any) -> None:
+        # A network's step gives its output and the states.
+        self.readout = output[0][0].numel() if isinstance(output, tuple) and len(output[0]) else 0
         self._step = (self._step + 1) % len(self._counts)
 
     def total(self, timesteps: int) -> _Counts:
@@ -463,6 +500,7 @@ def _step_report(timesteps: int, correct: int, counts: _Counts, samples: int, pr
         timesteps=timesteps,
         accuracy=correct / samples,
         spike_rate=counts.spikes / counts.neuron_steps,
+        updates=counts.neuron_steps / samples,
         sops=counts.sops / samples,
         effective_macs=counts.effective_macs / samples,
         energy=energy(counts.sops, counts.effective_macs, prices) / samples,
@@ -478,6 +516,7 @@ def _layer_report(name: str, layer: Any, counts: _Counts, samples: int, prices: 
             threshold_min=float(layer.threshold.min()),
             threshold_max=float(layer.threshold.max()),
             spike_rate=counts.spikes / counts.neuron_steps,
+            updates=counts.neuron_steps / samples,
         )
     return LayerReport(
         name,

@@ -387,7 +387,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def crowded(tmp_path_factory, dnn, data, network, result):
     """A run with names that are long, and hostile."""
     folder = tmp_path_factory.mktemp("crowded")
-    names = [HOSTILE, "verylong" * 12, "電力" * 40, "W" * 40, "m" * 40]
+    names = [HOSTILE, "verylong" * 12, "電力" * 40, "W" * 40, "m" * 40, "readout"]
     layers = tuple(dataclasses.replace(layer, name=name) for layer, name in zip(result.layers, names, strict=True))
     dataclasses.replace(result, layers=layers, source=HOSTILE).save_json(folder / "report.json")
     record(network, *data, timesteps=8).save_json(folder / "raster.json")

@@ -116,28 +116,42 @@ def test_layers_at_the_networks_own_timesteps_or_the_most(dnn, data, network, ti
         accuracy(network, data)
     sops, macs, rates = operations.by_layer("sops"), operations.by_layer("effective_macs"), rate.by_layer()
     parts = dict(zip("013457", ("encoder", "body", "body", "body", "body", "body"), strict=True))
-    for layer in result.layers:
+    *layers, readout = result.layers
+    assert readout == LayerReport("readout", "sum", updates=5 * at)
+    for layer in layers:
         name = f"{parts[layer.name]}.{layer.name}"
         if layer.name in "14":
             threshold = network.get_submodule(name).threshold
             assert (layer.threshold_min, layer.threshold_max) == (float(threshold.min()), float(threshold.max()))
             assert layer.threshold_min < layer.threshold_max
             assert layer.spike_rate == rates[name] > 0
+            assert layer.updates == at * {"1": 4 * 8 * 8, "4": 6 * 2 * 2}[layer.name]
             assert layer.sops is layer.effective_macs is layer.energy is None
         else:
             assert (layer.sops, layer.effective_macs) == (sops[name], macs[name])
             assert layer.energy == pytest.approx(energy(layer.sops, layer.effective_macs))
-            assert layer.spike_rate is layer.threshold_min is layer.threshold_max is None
+            assert layer.spike_rate is layer.updates is layer.threshold_min is layer.threshold_max is None
     assert [(layer.name, layer.kind) for layer in result.layers] == [
         ("0", "Conv2d"),
         ("1", "Leaky"),
         ("3", "Conv2d"),
         ("4", "Leaky"),
         ("7", "Linear"),
+        ("readout", "sum"),
     ]
-    assert [bool(layer.effective_macs) for layer in result.layers] == [True, False, False, False, False]
+    assert [bool(layer.effective_macs) for layer in layers] == [True, False, False, False, False]
     total = next(step for step in result.steps if step.timesteps == at)
     assert sum(layer.energy or 0 for layer in result.layers) == pytest.approx(total.energy)
+    assert sum(layer.updates or 0 for layer in layers) == total.updates
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_at_the_break_even_rate_both_spend_the_same(dnn, data, network, dense):
+    result = report(dnn, network, data, steps=STEPS)
+    step = next(step for step in result.steps if step.timesteps == result.timesteps)
+    factor = result.break_even_rate(dense) / step.spike_rate
+    spent = 1e-12 * (factor * step.sops * result.ac + step.effective_macs * result.mac)
+    assert spent == pytest.approx(result.dnn.dense_energy if dense else result.dnn.energy)
 
 
 def test_steps_come_sorted_and_once_and_energy_by_the_given_table(dnn, data, network):
