@@ -164,8 +164,9 @@ class Report:
         console.print(self._by_layer())
         console.print(self._break_even(), highlight=False, markup=False)
         console.print(
-            "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one real-valued input at one synapse. Sparse: zeros skipped. The "
-            "SNN's MACs come from real-valued input, as at its analog first layer, and are part of its energy.\n"
+            "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one "
+            "real-valued input at one synapse. Sparse: zeros skipped. The SNN's MACs come from real-valued input, as "
+            "at its analog first layer, and are part of its energy.\n"
             f"Energy is an estimate from published numbers, not a measurement: {self.mac:.3g} pJ per MAC and "
             f"{self.ac:.3g} pJ per SOP ({self.source}). Arithmetic at synapses only: no neuron updates, memory access "
             "or static power.",
@@ -223,8 +224,8 @@ class Report:
         if rates[0] is None or rates[1] is None:
             return "No spike reaches a synapse."
         return (
-            f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {rates[0]:.3f} spikes/neuron/step, as "
-            f"the dense one at {rates[1]:.3f}; it has {step.spike_rate:.3f}."
+            f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {rates[0]:.3f} spikes/neuron/step, "
+            f"as the dense one at {rates[1]:.3f}; it has {step.spike_rate:.3f}."
         )
 
     def _by_layer(self) -> Table:
@@ -407,8 +408,10 @@ def report(
         dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),
         steps=tuple(_step_report(T, int(correct_at[T - 1]), of_snn.total(T), samples, prices) for T in ascending),
         timesteps=at,
-        layers=tuple(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at))
-        + (LayerReport("readout", "sum", updates=float(of_snn.readout * at)),),
+        layers=(
+            *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)),
+            LayerReport("readout", "sum", updates=float(of_snn.readout * at)),
+        ),
         table=table if isinstance(table, str) else "custom",
         mac=prices.mac,
         ac=prices.ac,
