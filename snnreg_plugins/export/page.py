@@ -291,10 +291,20 @@ def _energy(report: Report) -> Markup:
     note = tag(
         "p",
         f"An estimate from published numbers, not a measurement: {report.mac:.3g} pJ per MAC and {report.ac:.3g} pJ "
-        "per SOP.",
+        f"per SOP.{_break_even(report)}",
         class_="note",
     )
     return _figure(drawing, join(_legend(parts, filled=True), _legend(levels)), join(table, note))
+
+
+def _break_even(report: Report) -> str:
+    sparse, dense = report.break_even_rate(), report.break_even_rate(dense=True)
+    if sparse is None or dense is None:
+        return ""
+    return (
+        f" At T = {report.timesteps} the SNN would spend as much as the sparse DNN at a spike rate of {sparse:.3f}, as "
+        f"the dense one at {dense:.3f}."
+    )
 
 
 def _layers(report: Report) -> Markup:
