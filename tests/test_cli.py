@@ -126,6 +126,10 @@ def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     network = load_network("out/spiking.pt", Classifier(LeNet((1, 16, 16))))
     assert network.timesteps == 3
     assert network(torch.rand(2, 1, 16, 16)).shape == (2, 10)
+    command("export", *config, "--ckpt_path", checkpoint, "--timesteps=2", "--threshold=auto", "--output_dir=auto")
+    out = capsys.readouterr().out
+    chosen = load_network("auto/spiking.pt", Classifier(LeNet((1, 16, 16)))).conversion
+    assert f"threshold='auto' chose threshold={chosen['threshold']!r}, percent={chosen['percent']}" in out
 
 
 def test_a_checkpoint_with_quantized_activations_exports(command, stand_ins, capsys):

@@ -18,7 +18,7 @@ from snnreg_plugins.export.diagnosis import Diagnosis, diagnose
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.nir import to_nir
-from snnreg_plugins.export.options import ExportOptions, Options
+from snnreg_plugins.export.options import CHOSEN, ExportOptions, Options
 from snnreg_plugins.export.page import write_page
 from snnreg_plugins.export.raster import record
 from snnreg_plugins.export.report import Report, report
@@ -137,6 +137,9 @@ class ExportReport(Callback):
             dnn = dnn.dnn
         else:
             network = to_snntorch(dnn, calibration, **self.options)
+        if self.options.get("threshold") == "auto":
+            chosen = {name: network.conversion[name] for name in CHOSEN}
+            print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
         loader = datamodule.test_dataloader()
         limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
         batches = [batch for batch, _ in zip(loader, range(limit), strict=False)]

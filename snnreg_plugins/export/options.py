@@ -22,6 +22,10 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
 }
 
 
+#: What ``threshold="auto"`` chooses.
+CHOSEN = ("threshold", "percent", "per_channel", "correction")
+
+
 class ExportOptions(TypedDict, total=False):
     """Options of :func:`~snnreg_plugins.to_snntorch`, which explains them; as callbacks and the command line take them.
 
