@@ -592,7 +592,7 @@ def test_export_report_diagnoses_on_demand(asked, tmp_path, capsys):
     torch.manual_seed(0)
     exporter = ExportReport(str(tmp_path), timesteps=2, steps=[2], calibration_batches=2, diagnose=asked)
     exporter.run(LeNet((1, 8, 8)), Digits(), 1)
-    written = {"spiking.pt", "report.json", "report.png", "report.html", "raster.json"}
+    written = {"spiking.pt", "spiking.nir", "report.json", "report.png", "report.html", "raster.json"}
     written |= {"diagnosis.json", "diagnosis.png"} if asked else set()
     assert {path.name for path in tmp_path.iterdir()} == written
     out = capsys.readouterr().out
