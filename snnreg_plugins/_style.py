@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +98,37 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
         ax.set(title=title, xlabel=unit)
         if unit in _WRITTEN:
             ax.xaxis.set_major_formatter(lambda value, _: written(value))
+    return ax.get_figure(), ax
+
+
+def plot_counts(counts: Mapping[str, list[int]], title: str, unit: str, ax: Axes | None = None) -> tuple[Any, Axes]:
+    """Draw a line for each layer: the share of all that each number, from 0 on, has.
+
+    Args:
+        counts: How often each number occurred, by layer.
+        title: Of the picture.
+        unit: Of the numbers.
+        ax: Where to draw; on a new figure of pyplot if None.
+
+    Returns:
+        The figure and the axes.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+    """
+    rc_context, _ = _matplotlib("plot")
+    with rc_context(_PLOT_STYLE):
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(figsize=(6.4, 4), layout="constrained")[1]
+        for (name, numbers), marker in zip(counts.items(), itertools.cycle("os^vDP*X"), strict=False):
+            shares = [100 * number / max(1, sum(numbers)) for number in numbers]
+            ax.plot(range(len(shares)), shares, marker=marker, markersize=4, linewidth=1.4, label=name)
+        if counts:
+            ax.legend(fontsize=8)
+        ax.set(title=title, xlabel=unit, ylabel="Share (%)")
+        ax.set_ylim(bottom=0)
     return ax.get_figure(), ax
 
 

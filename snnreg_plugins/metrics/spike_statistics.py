@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._style import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.probes import Hooks, is_spiking_neuron, time_dim, uncompiled
 
@@ -151,6 +152,25 @@ class SpikeStatistics(WatchingMetric):
         for histogram in histograms:
             result[: len(histogram)] += torch.tensor(histogram, dtype=torch.int64)
         return result
+
+    def plot(self, val: dict[str, Any] | None = None, ax: Any = None) -> Any:
+        """Draw the histogram of inter-spike intervals of each layer; or what ``compute()`` gave, as torchmetrics does.
+
+        Args:
+            val: What ``compute()`` gave; None for the intervals.
+            ax: Axes of matplotlib to draw on; new ones if None.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is missing.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        intervals = {name: self.intervals(name).tolist() for name in self.layers}
+        intervals = {name: numbers for name, numbers in intervals.items() if any(numbers)}
+        return plot_counts(intervals, "Inter-spike intervals by layer", "Steps from spike to spike", ax)
 
     def _shares(self) -> list[tuple[int, int, int]]:
         """Count, for each layer, its neurons, and the silent and the saturated ones of them."""

@@ -10,7 +10,7 @@ import snntorch
 import torch
 from torch import nn
 
-from snnreg_plugins import SpikeStatistics
+from snnreg_plugins import SpikeStatistics, to_snntorch
 from snnreg_plugins.probes import is_spiking_neuron
 from tests.metrics.processes import run_trains
 from tests.metrics.styles import STYLES
@@ -161,3 +161,19 @@ def test_two_processes():
         statistics, histogram = brute_force([trains_of("0", list(train)) for train in trains])
         assert results[0] == pytest.approx(statistics)
         assert results[1] == histogram
+
+
+def test_plot_is_the_histogram_of_intervals():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    network = to_snntorch(model, torch.rand(50, 4), timesteps=8)
+    metric = SpikeStatistics(network)
+    network(torch.rand(50, 4))
+    _, axes = metric.plot()
+    for line, name in zip(axes.lines, metric.layers, strict=True):
+        counts = metric.intervals(name)
+        assert line.get_label() == name
+        assert list(line.get_ydata()) == pytest.approx((100 * counts / counts.sum()).tolist())
+    metric.plot(metric.compute())
+    matplotlib.pyplot.close("all")
