@@ -236,7 +236,7 @@ def test_scores_converge_to_those_of_the_network(name):
 def briefly_trained(model, x):
     """A few steps of training, so that weights, statistics and activations are those of a trained network."""
     y = torch.arange(len(x)) % 10
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     model.train()
     for _ in range(8):
         optimizer.zero_grad()
