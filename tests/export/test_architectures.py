@@ -268,7 +268,7 @@ def test_networks_of_torchvision_converge(name, trained):
         exact = model(x[:2])
         centered = exact - exact.mean(1, keepdim=True)
         error = (network(x[:2], per_step=True) - exact).abs().mean((1, 2)) / centered.abs().mean()
-    assert float(error[240:].mean()) < 0.1
+    assert float(error[240:].mean()) < 0.2
     assert float(error[24:40].mean() / error[216:256].mean()) > 2.5  # 7.5 by 1/T, which deep ones get to later
 
 
