@@ -51,6 +51,12 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_file(path: str | os.PathLike[str], argument: str) -> None:
+    """Raise a FileNotFoundError unless there is a file at ``path``, which an argument named."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+
+
 def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
     """Read a file of tensors and plain data that ``torch.save`` wrote; code in it is not run but refused.
 
@@ -87,8 +93,7 @@ def read_batch(path: str | os.PathLike[str], argument: str) -> Tensor:
 
 
 def _read(path: str | os.PathLike[str], argument: str) -> Any:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    require_file(path, argument)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -118,8 +123,7 @@ def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
     """
     import yaml
 
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    require_file(path, argument)
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -128,6 +132,12 @@ def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
             f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
             f"read: {reason}"
         ) from error
+
+
+def write_json(path: str | os.PathLike[str], plain: Any, indent: int | None = 2) -> None:
+    """Write plain data to a JSON file; it appears when it is complete."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:

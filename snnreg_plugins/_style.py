@@ -81,11 +81,7 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
     rc_context, _ = _matplotlib("plot")
     written = _WRITTEN.get(unit, "{:.3f}".format)
     with rc_context(_PLOT_STYLE):
-        if ax is None:
-            from matplotlib import pyplot
-
-            height = 1.4 + 0.3 * max(len(values), 3)
-            ax = pyplot.subplots(figsize=(6.4, height), layout="constrained")[1]
+        ax = ax or _new_axes(1.4 + 0.3 * max(len(values), 3))
         numbers = [0.0 if math.isnan(value) else value for value in values.values()]
         labels = ["not run" if math.isnan(value) else written(value) for value in values.values()]
         bars = ax.barh(range(len(values)), numbers, height=0.6, color=BLUE)
@@ -118,10 +114,7 @@ def plot_counts(counts: Mapping[str, list[int]], title: str, unit: str, ax: Axes
     """
     rc_context, _ = _matplotlib("plot")
     with rc_context(_PLOT_STYLE):
-        if ax is None:
-            from matplotlib import pyplot
-
-            ax = pyplot.subplots(figsize=(6.4, 4), layout="constrained")[1]
+        ax = ax or _new_axes(4)
         for (name, numbers), marker in zip(counts.items(), itertools.cycle("os^vDP*X"), strict=False):
             shares = [100 * number / max(1, sum(numbers)) for number in numbers]
             ax.plot(range(len(shares)), shares, marker=marker, markersize=4, linewidth=1.4, label=name)
@@ -130,6 +123,13 @@ def plot_counts(counts: Mapping[str, list[int]], title: str, unit: str, ax: Axes
         ax.set(title=title, xlabel=unit, ylabel="Share (%)")
         ax.set_ylim(bottom=0)
     return ax.get_figure(), ax
+
+
+def _new_axes(height: float) -> Axes:
+    from matplotlib import pyplot
+
+    axes: Axes = pyplot.subplots(figsize=(6.4, height), layout="constrained")[1]
+    return axes
 
 
 def layers_figure(values: Mapping[str, float], title: str, unit: str) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins import _style
-from snnreg_plugins._files import atomic, read_batch
+from snnreg_plugins._files import read_batch, write_json
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy, energy_table, require_timesteps
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
@@ -123,8 +122,7 @@ class Profile:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def print(self, console: Console | None = None) -> None:
         """Print a table of the layers with the totals, and what the numbers mean.

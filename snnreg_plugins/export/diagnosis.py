@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from snnreg_plugins._files import atomic
+from snnreg_plugins._files import write_json
 from snnreg_plugins._style import BLUE, GREY, ORANGE, SKY, drawn, in_short, legend_below, new_table, span
 from snnreg_plugins.export.calibrate import Calibration
 from snnreg_plugins.export.compare import CELLS, LEVELS, Comparison, Events, comparisons, reads
@@ -144,8 +144,7 @@ class Diagnosis:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def print(self, console: Console | None = None) -> None:
         """Print a table of the neurons, one of their errors, and the advice.

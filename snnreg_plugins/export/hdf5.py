@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from snnreg_plugins._files import require_file
+
 #: Groups and datasets as dictionaries, arrays, strings, and lists of pairs of strings.
 Tree = dict[str, Any]
 
@@ -33,8 +35,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StrictFile]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no HDF5 file, or the block raises it; the message names the file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected argument `path` to name a file, but there is no {os.fspath(path)!r}.")
+    require_file(path, "path")
     h5py = import_h5py()
     try:
         with open(path, "rb") as raw, h5py.File(path, "r") as file:

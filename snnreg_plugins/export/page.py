@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from snnreg_plugins._files import atomic, read_json, read_tensors
-from snnreg_plugins._style import in_joules, in_short, span
+from snnreg_plugins._style import in_joules, in_short
 from snnreg_plugins.export import _svg
 from snnreg_plugins.export._svg import Markup, Series, join, tag
 from snnreg_plugins.export.diagnosis import Diagnosis
@@ -112,7 +112,7 @@ def page(
         settings: Tables of names and values, by heading.
     """
     heading = "Spiking network report"
-    step = at_timesteps(report)
+    step = report.at_timesteps()
     sections = [
         _section("Accuracy over time steps", _accuracy(report)),
         _section("Operations over time steps", _operations(report)),
@@ -142,11 +142,6 @@ def page(
         tag("style", Markup(_CSS)),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, tag('body', Markup(_PATTERNS), body), lang='en')}\n"
-
-
-def at_timesteps(report: Report) -> StepReport:
-    """Find the numbers at the T of the exported network."""
-    return next(step for step in report.steps if step.timesteps == report.timesteps)
 
 
 def interval(accuracy: float, samples: int) -> tuple[float, float]:
@@ -234,7 +229,7 @@ def _operations(report: Report) -> Markup:
         Series("DNN, dense MACs", [dnn.dense_macs], "dense"),
     ]
     series = [one for one in series if any(one.values)]
-    step = at_timesteps(report)
+    step = report.at_timesteps()
     said = (
         f"Line chart with a logarithmic axis. At T = {step.timesteps} the SNN needs {in_short(step.sops)} SOPs and "
         f"{in_short(step.effective_macs)} MACs per sample; the DNN {in_short(dnn.effective_macs)} MACs if zeros are "
@@ -271,7 +266,7 @@ def _energy(report: Report) -> Markup:
         Series("DNN, sparse", [dnn.energy], "dnn dashed"),
         Series("DNN, dense", [dnn.dense_energy], "dense"),
     ]
-    step = at_timesteps(report)
+    step = report.at_timesteps()
     said = (
         f"Bar chart. At T = {step.timesteps} the SNN spends an estimated {in_joules(step.energy)} per sample; the DNN "
         f"{in_joules(dnn.energy)} if zeros are skipped, {in_joules(dnn.dense_energy)} if not."
@@ -332,34 +327,12 @@ def _layers(report: Report) -> Markup:
             [(layer.name, f"{layer.spike_rate:.3f}", layer.spike_rate or 0.0, "snn") for layer in neurons], label=said
         ),
     )
-    total = at_timesteps(report)
     table = _table(
         "Layers of the SNN, per sample",
         ("Layer", "Kind", "Threshold", "Spike rate", "Updates", "SOPs", "MACs", "Energy"),
         [
-            *(
-                (
-                    layer.name,
-                    layer.kind,
-                    span(layer.threshold_min, layer.threshold_max),
-                    "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
-                    "" if layer.updates is None else in_short(layer.updates),
-                    "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
-                    in_short(layer.effective_macs) if layer.effective_macs else "",
-                    "" if layer.energy is None else in_joules(layer.energy),
-                )
-                for layer in report.layers
-            ),
-            (
-                "Total",
-                "",
-                "",
-                f"{total.spike_rate:.3f}",
-                in_short(sum(layer.updates or 0 for layer in report.layers)),
-                in_short(total.sops),
-                in_short(total.effective_macs),
-                in_joules(total.energy),
-            ),
+            *(layer.cells() for layer in report.layers),
+            report.total_cells("Total"),
         ],
         marked=len(report.layers),
         texts=2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._files import atomic, read_json
+from snnreg_plugins._files import read_json, write_json
 from snnreg_plugins.export.network import SpikingNetwork, require_timesteps
 from snnreg_plugins.export.report import run_as
 from snnreg_plugins.probes import Hooks, neuron_layers
@@ -55,8 +54,7 @@ class Raster:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file; it appears when it is complete."""
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        write_json(path, asdict(self), indent=None)
 
     @classmethod
     def load_json(cls, path: str | os.PathLike[str]) -> Raster:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._files import atomic, read_json
+from snnreg_plugins._files import read_json, write_json
 from snnreg_plugins._style import BLUE, GREY, ORANGE, drawn, in_joules, in_short, legend_below, new_table, span
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.network import SpikingNetwork
@@ -97,6 +96,19 @@ class LayerReport:
     effective_macs: float | None = None
     energy: float | None = None
 
+    def cells(self) -> tuple[str, ...]:
+        """Write the row of a table: name, kind, threshold, spike rate, updates, SOPs, MACs and energy."""
+        return (
+            self.name,
+            self.kind,
+            span(self.threshold_min, self.threshold_max),
+            "" if self.spike_rate is None else f"{self.spike_rate:.3f}",
+            "" if self.updates is None else in_short(self.updates),
+            "" if self.sops is None or (self.effective_macs and not self.sops) else in_short(self.sops),
+            in_short(self.effective_macs) if self.effective_macs else "",
+            "" if self.energy is None else in_joules(self.energy),
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -131,8 +143,7 @@ class Report:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load_json(cls, path: str | os.PathLike[str]) -> Report:
@@ -220,7 +231,7 @@ class Report:
         return table
 
     def _break_even(self) -> str:
-        step, rates = self._at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
+        step, rates = self.at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
         if rates[0] is None or rates[1] is None:
             return "No spike reaches a synapse."
         return (
@@ -235,20 +246,16 @@ class Report:
         for header in ("Threshold", "Spike rate", "Updates", "SOPs", "MACs", "Energy"):
             table.add_column(header, justify="right", no_wrap=True)
         for layer in self.layers:
-            table.add_row(
-                layer.name,
-                layer.kind,
-                span(layer.threshold_min, layer.threshold_max),
-                "" if layer.spike_rate is None else f"{layer.spike_rate:.3f}",
-                "" if layer.updates is None else in_short(layer.updates),
-                "" if layer.sops is None or (layer.effective_macs and not layer.sops) else in_short(layer.sops),
-                in_short(layer.effective_macs) if layer.effective_macs else "",
-                "" if layer.energy is None else in_joules(layer.energy),
-            )
-        total = self._at_timesteps()
+            table.add_row(*layer.cells())
         table.add_section()
-        table.add_row(
-            "total",
+        table.add_row(*self.total_cells("total"))
+        return table
+
+    def total_cells(self, title: str) -> tuple[str, ...]:
+        """Write the row of a table for all layers, below those of :meth:`LayerReport.cells`."""
+        total = self.at_timesteps()
+        return (
+            title,
             "",
             "",
             f"{total.spike_rate:.3f}",
@@ -257,7 +264,6 @@ class Report:
             in_short(total.effective_macs),
             in_joules(total.energy),
         )
-        return table
 
     def break_even_rate(self, dense: bool = False) -> float | None:
         r"""Find the spike rate at which the spiking network spends as much as the DNN, at :attr:`timesteps`.
@@ -272,13 +278,14 @@ class Report:
         Returns:
             Spikes/neuron/step; below it the spiking network spends less. None if there are no SOPs.
         """
-        step, dnn = self._at_timesteps(), self.dnn
+        step, dnn = self.at_timesteps(), self.dnn
         spent = 1e-12 * step.sops * self.ac
         if not spent:
             return None
         return step.spike_rate * ((dnn.dense_energy if dense else dnn.energy) - (step.energy - spent)) / spent
 
-    def _at_timesteps(self) -> StepReport:
+    def at_timesteps(self) -> StepReport:
+        """Find the numbers at the T of :attr:`layers`."""
         return next(step for step in self.steps if step.timesteps == self.timesteps)
 
     def _draw_accuracy(self, axes: Axes) -> None:
