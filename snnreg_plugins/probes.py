@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 from weakref import ref
 
 import torch
@@ -110,6 +112,45 @@ _WATCHED = (
 )
 
 
+class Fold(NamedTuple):
+    """Which steps and samples a call of a module holds, where they are not all those of one step of a pass.
+
+    A tensor then is ``(steps * samples, ...)``, one step after the other.
+
+    Args:
+        steps: Time steps.
+        first_step: The first of them, from 0.
+    """
+
+    steps: int
+    first_step: int
+
+
+_FOLD: ContextVar[Fold | None] = ContextVar("fold", default=None)
+# Hooks that ask for it: those of the metrics.
+_FOLD_AWARE: set[int] = set()
+
+
+def current_fold() -> Fold | None:
+    """Tell, in a hook, what the call under way holds; None for one step of a whole batch."""
+    return _FOLD.get()
+
+
+@contextmanager
+def folding(fold: Fold) -> Iterator[None]:
+    """Call modules on several steps at once."""
+    token = _FOLD.set(fold)
+    try:
+        yield
+    finally:
+        _FOLD.reset(token)
+
+
+def takes_folds(module: nn.Module) -> bool:
+    """Tell whether all who watch a module know that a call may hold several steps."""
+    return _FOLD_AWARE.issuperset(module._forward_pre_hooks) and _FOLD_AWARE.issuperset(module._forward_hooks)
+
+
 class Hooks:
     """Forward hooks that come off together.
 
@@ -117,6 +158,8 @@ class Hooks:
         before: What to call as ``hook(module, args)`` before a module's forward; a returned value replaces its
             arguments.
         after: What to call as ``hook(module, args, output)`` after it.
+        fold_aware: Whether they ask for :func:`current_fold`. Where others look on, a
+            :class:`~snnreg_plugins.SpikingNetwork` takes one step at a time.
 
     Example:
         >>> import torch
@@ -131,8 +174,10 @@ class Hooks:
         self,
         before: list[tuple[nn.Module, Callable[..., Any]]] | None = None,
         after: list[tuple[nn.Module, Callable[..., Any]]] | None = None,
+        fold_aware: bool = False,
     ) -> None:
         self._handles: list[RemovableHandle] = []
+        self.fold_aware = fold_aware
         for module, hook in before or ():
             self.before(module, hook)
         for module, hook in after or ():
@@ -140,7 +185,7 @@ class Hooks:
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args)`` before every forward of ``module``, args also where they are given by keyword."""
-        self._handles.append(module.register_forward_pre_hook(partial(_before, hook), with_kwargs=True))
+        self._keep(module.register_forward_pre_hook(partial(_before, hook), with_kwargs=True))
 
     def around(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
         """Call ``enter(module, args, kwargs)`` before and ``leave(module, args, kwargs, output)`` after.
@@ -148,16 +193,32 @@ class Hooks:
         Also where forward raises; the output is None then. ``enter`` runs before the hooks that are there already
         and ``leave`` after them.
         """
-        self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-        self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        self._keep(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+        self._keep(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args, output)`` after every forward of ``module``, before the hooks there already."""
-        self._handles.append(module.register_forward_hook(hook, prepend=True))
+        self._keep(module.register_forward_hook(hook, prepend=True))
+
+    def _keep(self, handle: RemovableHandle) -> None:
+        self._handles.append(handle)
+        if self.fold_aware:
+            _FOLD_AWARE.add(handle.id)
+
+    @contextmanager
+    def unfolded(self) -> Iterator[None]:
+        """Have networks take one step at a time."""
+        ids = {handle.id for handle in self._handles} & _FOLD_AWARE
+        _FOLD_AWARE.difference_update(ids)
+        try:
+            yield
+        finally:
+            _FOLD_AWARE.update(ids)
 
     def remove(self) -> None:
         """Take all hooks off; once is enough, twice is fine."""
         for handle in self._handles:
+            _FOLD_AWARE.discard(handle.id)
             handle.remove()
         self._handles.clear()
 
@@ -201,6 +262,7 @@ class SampleCounter:
         on_begin: What to call with the outermost module at the beginning of every pass.
         on_leave: What to call with no argument when a pass ends in any way that can be noticed, before ``on_pass``.
         others: Further modules to watch from the outside, as those around layers are.
+        fold_aware: Whether the one who watches knows that a call may hold several steps.
     """
 
     def __init__(
@@ -212,11 +274,12 @@ class SampleCounter:
         on_begin: Callable[[nn.Module], None] | None = None,
         on_leave: Callable[[], None] | None = None,
         others: Iterable[nn.Module] = (),
+        fold_aware: bool = False,
     ) -> None:
         self.on_pass = on_pass
         self.on_begin, self.on_leave = on_begin, on_leave
         self.batch_dim = batch_dim
-        self.hooks = Hooks()
+        self.hooks = Hooks(fold_aware=fold_aware)
         modules = {module: set(module.modules()) for module in model.modules()}
         self._neurons = {module for module in modules if _derives(module, _STATEFUL)}
         self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}

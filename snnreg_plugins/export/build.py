@@ -24,7 +24,7 @@ from snnreg_plugins.export.graph import (
     is_value,
     refusal,
 )
-from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
 from snnreg_plugins.export.parts import (
     AdaptiveSumPool,
     ChannelAffine,
@@ -48,8 +48,8 @@ class Target(Protocol):
         """Make a neuron layer: ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``."""
 
     @property
-    def release(self) -> Callable[[nn.Module], None]:
-        """What to call on every module after a run; a module-level function, so that it pickles."""
+    def kind(self) -> NeuronKind:
+        """What to know of the neurons."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,7 @@ class _Builder:
         encoder = self._module(self.once, f"{name}Encoder")
         body = self._module(self.step, f"{name}Step")
         head = None if self.cut is None else self._module(self.last, f"{name}Head")
-        release, states = self.target.release, len(self.states)
-        network = SpikingNetwork(encoder, body, timesteps, states, release, head, conversion)
+        network = SpikingNetwork(encoder, body, timesteps, len(self.states), self.target.kind, head, conversion)
         return network.train()  # as any new module; nothing in it depends on the mode
 
     def _module(self, graph: fx.Graph, name: str) -> fx.GraphModule:

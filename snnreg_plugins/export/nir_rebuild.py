@@ -123,8 +123,8 @@ class _Builder:
         self.once.output(tuple(self.exports))
         conversion = metadata.plain("conversion")
         encoder, body = (fx.GraphModule(self.root, part) for part in (self.once, self.step))
-        release = self._framework().release
-        self.network = SpikingNetwork(encoder, body, timesteps, len(self.states), release, None, conversion)
+        kind = self._framework().kind
+        self.network = SpikingNetwork(encoder, body, timesteps, len(self.states), kind, None, conversion)
 
     def _ordered(self, nodes: Tree, edges: list[tuple[str, str]]) -> list[str]:
         """Give the nodes, each behind all that it reads."""

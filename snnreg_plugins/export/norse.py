@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
 from snnreg_plugins.export.convert import convert
-from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.firing import Dynamics
+from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.parts import keep
 from snnreg_plugins.export.surrogate import FastSigmoid
@@ -155,6 +156,11 @@ class NorseTarget:
 
     name = "norse"
 
+    @property
+    def kind(self) -> NeuronKind:
+        """What to know of the neurons."""
+        return NeuronKind(keep, describe)
+
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta
         self.surrogate_slope = surrogate_slope
@@ -164,7 +170,11 @@ class NorseTarget:
         surrogate = FastSigmoid(self.surrogate_slope / threshold)
         return SoftResetCell(SoftResetParameters(threshold.clone(), self.beta, surrogate))
 
-    @property
-    def release(self) -> Callable[[nn.Module], None]:
-        """What to call on every module after a run."""
-        return keep
+
+def describe(module: nn.Module) -> Dynamics | None:
+    """Give the dynamics of a :class:`SoftResetCell`; None for any other module."""
+    if type(module) is not SoftResetCell or type(module.p.surrogate) is not FastSigmoid:
+        return None
+    p = module.p
+    trained = p.threshold.requires_grad or p.beta.requires_grad
+    return None if trained else Dynamics(p.threshold, p.beta, p.surrogate.slope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from snnreg_plugins.export.calibrate import Calibration, Threshold
 from snnreg_plugins.export.convert import convert
-from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.firing import Dynamics
+from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.surrogate import FastSigmoid
 
@@ -126,6 +126,11 @@ class SnnTorchTarget:
 
     name = "snntorch"
 
+    @property
+    def kind(self) -> NeuronKind:
+        """What to know of the neurons."""
+        return NeuronKind(release, describe)
+
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta
         self.surrogate_slope = surrogate_slope
@@ -147,10 +152,23 @@ class SnnTorchTarget:
         snntorch.SpikingNeuron.instances.remove(cell)
         return cell.to(threshold.device)
 
-    @property
-    def release(self) -> Callable[[nn.Module], None]:
-        """What to call on every module after a run."""
-        return release
+
+def describe(module: Any) -> Dynamics | None:
+    """Give the dynamics of a ``Leaky`` that is as the export made it; None for any other module."""
+    if (
+        type(module).__name__ != "Leaky"
+        or type(module.spike_grad) is not FastSigmoid
+        or module.state_function.__name__ != "_base_sub"
+        or module.init_hidden
+        or module.inhibition
+        or module.state_quant
+        or not module.reset_delay
+        or module.graded_spikes_factor != 1
+        or module.threshold.requires_grad
+        or module.beta.requires_grad
+    ):
+        return None
+    return Dynamics(module.threshold, module.beta.clamp(0, 1), module.spike_grad.slope)
 
 
 def release(module: Any) -> None:

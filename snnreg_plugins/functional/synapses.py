@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -213,7 +213,7 @@ def is_integer_valued(x: Tensor) -> bool:
     if not x.is_floating_point():
         return not x.is_complex()
     x = x.detach()
-    return not _sums_to_fraction(x) and not _has_fraction(x.abs())
+    return not _sums_to_fraction(x) and not any(_have_fractions(x.abs().unsqueeze(0)))
 
 
 def operations(layer: SynapticLayer, x: Tensor, fan_out_map: Tensor | None = None) -> tuple[int, int, int]:
@@ -257,7 +257,7 @@ def count_events(x: Tensor) -> int:
         >>> count_events(torch.tensor([0.0, 1.0, 3.0])), count_events(torch.tensor([0.0, 0.1, 3.0]))
         (4, 2)
     """
-    return int(_events(x)[1])
+    return int(_events(x)[0][1])
 
 
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
@@ -292,38 +292,52 @@ class Synapses:
             x: Input of the layer.
             real: Whether to expect a real-valued one: a wrong guess costs time, no more.
         """
-        dense = x.numel() // max(1, self.inputs) * self.dense
-        if self.positions is None:
-            spiking, events = _events(x, real=real)
-            cost = int(events) * int(self.least)
-        else:
-            spiking, weighted = _events(x, self.positions, self.least, real)
-            cost = int(weighted)
-        return (cost, 0, dense) if spiking else (0, cost, dense)
+        return self.count_steps(x, 1, real)[0]
+
+    def count_steps(self, x: Tensor, steps: int, real: bool = True) -> list[tuple[int, int, int]]:
+        """Count for each of the equal parts that the first dimension of an input is made of.
+
+        Args:
+            x: Input of the layer, ``(steps * B, ...)``.
+            steps: Number of parts.
+            real: Whether to expect a real-valued one.
+        """
+        dense = x.numel() // steps // max(1, self.inputs) * self.dense
+        counted = []
+        for spiking, total in _events(x, steps, self.positions, 1.0 if self.positions is None else self.least, real):
+            cost = int(total) * (int(self.least) if self.positions is None else 1)
+            counted.append((cost, 0, dense) if spiking else (0, cost, dense))
+        return counted
 
 
-def _events(x: Tensor, weight: Tensor | None = None, least: float = 1.0, real: bool = True) -> tuple[bool, float]:
-    """Tell whether ``x`` is integer-valued, and sum its events, by the weight of their positions if there is one."""
+def _events(
+    x: Tensor, steps: int = 1, weight: Tensor | None = None, least: float = 1.0, real: bool = True
+) -> list[tuple[bool, float]]:
+    """Tell for each step whether it is integer-valued, and sum its events, by the weight of their positions if any."""
     x = x.detach() if x.is_floating_point() else x.detach().double()
-    rest = tuple(range(x.dim() - (0 if weight is None else weight.dim())))
+    x = x.reshape(steps, x.shape[0] // steps, *x.shape[1:]) if steps > 1 else x.unsqueeze(0)
+    rest = tuple(range(1, x.dim() - (0 if weight is None else weight.dim())))
 
-    def weigh(counts: Tensor, dtype: torch.dtype = torch.float32) -> float:
-        sums = counts.sum(rest, dtype=dtype)
-        return float(sums if weight is None else (sums.cpu() * weight).sum())
+    def weigh(counts: Tensor, dtype: torch.dtype = torch.float32) -> list[float]:
+        sums = counts.sum(rest, dtype=dtype) if rest else counts
+        weighted = sums if weight is None else (sums.cpu() * weight).flatten(1).sum(1)
+        return weighted.tolist()  # type: ignore[no-any-return]
+
+    def totals(counts: Callable[[], Tensor], known: list[float] | None = None) -> list[float]:
+        # A float32 sum of whole numbers only grows: one that ends below 2**24 was exact all the way. No sum is above
+        # total / least, but those that do not matter.
+        found = weigh(counts()) if known is None else known
+        return weigh(counts(), torch.int64) if max(found) >= _EXACT_FLOAT32 * least else found
 
     # Felt in the time of a forward pass: each call of a tensor function, and each temporary as large as the input.
-    spiking = False
-    if not (real and _sums_to_fraction(x)):
-        magnitudes = x.abs()
-        total = weigh(magnitudes)
-        spiking = not _has_fraction(magnitudes)
-    if not spiking:
-        total = weigh(x.sign().abs_())
-    # A float32 sum of whole numbers only grows: one that ends below 2**24 was exact all the way. No sum is above
-    # total / least, but those that do not matter.
-    if total >= _EXACT_FLOAT32 * least:
-        total = weigh(x.abs() if spiking else x.sign().abs_(), torch.int64)
-    return spiking, total
+    if real and _sums_to_fraction(x[0]) and steps == 1:
+        return [(False, totals(lambda: x.sign().abs_())[0])]
+    magnitudes = x.abs()
+    events = weigh(magnitudes)
+    spiking = [not fraction for fraction in _have_fractions(magnitudes)]
+    active = events if all(spiking) else totals(lambda: x.sign().abs_())
+    events = totals(x.abs, events) if any(spiking) else active
+    return [(one, of_events if one else others) for one, of_events, others in zip(spiking, events, active, strict=True)]
 
 
 def _sums_to_fraction(x: Tensor) -> bool:
@@ -331,7 +345,9 @@ def _sums_to_fraction(x: Tensor) -> bool:
     return x.dim() > 0 and len(x) > 0 and bool(float(x[0].sum(dtype=torch.float32)) % 1 > 0)
 
 
-def _has_fraction(magnitudes: Tensor) -> bool:
-    """Tell whether there is a fraction (or NaN, or infinity) in numbers ≥ 0, which are overwritten."""
+def _have_fractions(magnitudes: Tensor) -> list[bool]:
+    """Tell which rows of numbers ≥ 0, which are overwritten, have a fraction (or NaN, or infinity)."""
+    if magnitudes.numel() == 0:
+        return [False] * len(magnitudes)
     # Of the ways to ask for a non-zero, `amax` is vectorized; `any`, `equal` and `count_nonzero` are not.
-    return magnitudes.numel() > 0 and bool(magnitudes.frac_().amax())
+    return [bool(largest) for largest in magnitudes.frac_().reshape(len(magnitudes), -1).amax(1).tolist()]

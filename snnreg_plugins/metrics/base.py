@@ -39,6 +39,8 @@ class WatchingMetric(Metric):
     plot_lower_bound = 0.0
 
     quantities: ClassVar[tuple[str, ...]]
+    #: Whether the hooks know that a call may hold several time steps.
+    fold_aware: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class WatchingMetric(Metric):
             self._attach(self._counter.hooks, layer)
 
     def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
-        return SampleCounter(model, layers, self._on_pass, batch_dim)
+        return SampleCounter(model, layers, self._on_pass, batch_dim, fold_aware=self.fold_aware)
 
     def _forget(self) -> None:
         """Forget all that is not yet written."""

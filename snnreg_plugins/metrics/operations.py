@@ -24,7 +24,14 @@ from snnreg_plugins.functional.synapses import (
 )
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.metrics.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
-from snnreg_plugins.probes import Hooks, SampleCounter, one_to_one_layers, synaptic_layers, uncompiled
+from snnreg_plugins.probes import (
+    Hooks,
+    SampleCounter,
+    current_fold,
+    one_to_one_layers,
+    synaptic_layers,
+    uncompiled,
+)
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
@@ -87,6 +94,7 @@ class SynapticOperations(WatchingMetric):
     """
 
     quantities = ("sops", "effective_macs", "dense_macs")
+    fold_aware = True
     plot_unit = "SOPs / sample"
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
@@ -114,7 +122,7 @@ class SynapticOperations(WatchingMetric):
             for row, module in enumerate(self._index)
             if (_is_derived(module) if row < len(layers) else _may_multiply(module))
         ]
-        return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others)
+        return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others, self.fold_aware)
 
     def _watch(self) -> None:
         self._products = None
@@ -147,6 +155,8 @@ class SynapticOperations(WatchingMetric):
         row = self._outermost = self._index[module]
         if row < len(self._real) and not _is_derived(module):
             self._alone |= module is not self._watched[0]
+            return
+        if getattr(module, "only_layers_multiply", False):
             return
         key = row, module.training
         count = self._passes = self._looks[key] = self._looks.get(key, 0) + 1
@@ -202,19 +212,28 @@ class SynapticOperations(WatchingMetric):
             if len(self._synapses) >= _SHAPES * len(self._index):  # inputs of ever new sizes
                 self._synapses.clear()
             self._synapses[key] = Synapses(layer, _fan_out(layer, key[1]))
-        numbers = self._synapses[key].count(x, real=self._real[index])
-        self._real[index] = numbers[1] > 0
-        if known is None and numbers[1] and self._products is not None:
+        fold = current_fold()
+        steps = self._synapses[key].count_steps(x, 1 if fold is None else fold.steps, real=self._real[index])
+        macs = steps[-1][1]
+        self._real[index] = macs > 0
+        if known is None and macs and self._products is not None:
             self._look_for_averages(layer, x)
-        self._count(index, index, numbers)
+        if fold is None:
+            self._count(index, index, steps[0])
+        else:
+            for step, numbers in enumerate(steps, start=fold.first_step):
+                self._add(index, step, numbers)
         if self._labels is not None:
-            self._count_labels(layer, x, key[1], numbers)
+            self._count_labels(layer, x, key[1], steps[0])
 
     def _count(self, row: int, site: Any, numbers: tuple[int, int, int]) -> None:
+        step = self._calls[site] = self._calls.get(site, -1) + 1
+        self._add(row, step, numbers)
+
+    def _add(self, row: int, step: int, numbers: tuple[int, int, int]) -> None:
         pending = self._pending[row]
         for quantity, number in enumerate(numbers):
             pending[quantity] += number
-        step = self._calls[site] = self._calls.get(site, -1) + 1
         _add_to(self._new_steps, step, numbers)
 
     def _count_product(self, owner: nn.Module, site: int, numbers: tuple[int, int, int]) -> None:
@@ -288,7 +307,8 @@ class SynapticOperations(WatchingMetric):
         for label in self._labels:
             self._by_label.setdefault(label, [0] * (1 + len(self.quantities)))[0] += 1
         try:
-            yield
+            with self._counter.hooks.unfolded():  # which samples a call holds is plain then
+                yield
         finally:
             self._labels = None
 

@@ -1,0 +1,237 @@
+"""Soft-reset neurons over many time steps at once, without a temporary for each operation of each step."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Dynamics(NamedTuple):
+    r"""What a soft-reset neuron does, for code that runs many steps of it.
+
+    .. math:: v_t = (\beta v_{t-1} + I_t) - \lambda [v_{t-1} > \lambda] \qquad s_t = [v_t > \lambda]
+
+    in this order of the sums, with the surrogate gradient :math:`1 / (1 + k |v_t - \lambda|)^2`.
+
+    Args:
+        threshold: λ.
+        beta: β.
+        slope: k. All three broadcast over a sample.
+    """
+
+    threshold: Tensor
+    beta: Tensor
+    slope: Tensor
+
+
+@cache
+def kernels() -> Any:
+    """Import the compiled loops; None where numba is not installed."""
+    try:
+        from snnreg_plugins.export import kernels as compiled
+    except ImportError:
+        return None
+    return compiled
+
+
+def is_compilable(x: Tensor) -> bool:
+    """Tell whether the compiled loops take a tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and kernels() is not None
+
+
+class Firing:
+    """Neurons of a layer, ready to fire for many steps; equal to one step at a time, bit by bit. No gradient.
+
+    Args:
+        dynamics: The neurons; not to be changed while this is in use.
+    """
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        self.dynamics = dynamics
+        self.leaks = dynamics.beta.is_cuda or not bool((dynamics.beta == 1).all())
+        self._thresholds: dict[tuple[bool, torch.Size], Any] = {}
+
+    def __call__(self, currents: Tensor, potential: Tensor, steps: int, overwrite: bool = False) -> Tensor:
+        """Give the spikes of all steps.
+
+        Args:
+            currents: ``(steps * B, ...)``, a step after the other; or ``(B, ...)``, the same in every step.
+            potential: The potentials that the last step left, ``(B, ...)``; written to.
+            steps: Number of steps.
+            overwrite: Whether ``currents`` may be overwritten.
+
+        Returns:
+            ``(steps * B, ...)``.
+        """
+        constant = steps > 1 and currents.shape[0] == potential.shape[0]
+        run = self._compiled if self.is_compilable(currents, potential) else self._in_place
+        return run(currents, potential, steps, constant, overwrite)
+
+    def _compiled(self, currents: Tensor, potential: Tensor, steps: int, constant: bool, overwrite: bool) -> Tensor:
+        channels_last = _is_channels_last(currents)
+        threshold, beta = self._threshold(channels_last, potential.shape[1:])
+        values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
+        rows = len(v), threshold.size
+        if constant:
+            spikes = values.new_empty((steps * rows[0], *values.shape[1:]))
+            kernels().fire_constantly(
+                values.numpy().reshape(rows),
+                v.numpy().reshape(rows),
+                threshold,
+                beta,
+                spikes.numpy().reshape(steps, *rows),
+            )
+        else:
+            spikes = values if overwrite or values.data_ptr() != currents.data_ptr() else values.clone()
+            kernels().fire(spikes.numpy().reshape(steps, *rows), v.numpy().reshape(rows), threshold, beta)
+        if v.data_ptr() != potential.data_ptr():
+            potential.copy_(_in_shape(v, channels_last))
+        return _in_shape(spikes, channels_last)
+
+    def _threshold(self, channels_last: bool, sample: torch.Size) -> tuple[Any, Any]:
+        """Give the threshold of each neuron, in the order of memory, and the decay."""
+        key = channels_last, sample
+        if key not in self._thresholds:
+            threshold = _rows(self.dynamics.threshold, channels_last, sample)
+            self._thresholds[key] = threshold, threshold.dtype.type(self.dynamics.beta)
+        return self._thresholds[key]  # type: ignore[no-any-return]
+
+    def _in_place(self, currents: Tensor, potential: Tensor, steps: int, constant: bool, overwrite: bool) -> Tensor:
+        threshold = self.dynamics.threshold
+        spikes = currents.new_empty((steps, *potential.shape))
+        reset = (potential > threshold).to(potential.dtype)
+        for step, current in enumerate([currents] * steps if constant else currents.unflatten(0, (steps, -1))):
+            if self.leaks:
+                potential.mul_(self.dynamics.beta)
+            potential.add_(current).addcmul_(reset, threshold, value=-1)
+            reset = torch.gt(potential, threshold, out=spikes[step])
+        return spikes.flatten(0, 1)
+
+    def with_gradient(self, currents: Tensor, potential: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Give the spikes of all steps and the last potential; gradients are those of one step at a time, bit by bit.
+
+        Args:
+            currents: ``(steps * B, ...)``, or ``(B, ...)``, the same in every step.
+            potential: The potentials that the last step left, ``(B, ...)``; left as they are.
+            steps: Number of steps.
+        """
+        spikes: Tensor
+        last: Tensor
+        spikes, last = _Fire.apply(currents, potential, self, steps)
+        return spikes, last
+
+    def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
+        """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
+        if not self.is_compilable(currents, potential):
+            return self._above_in_place(currents, potential, steps, constant)
+        channels_last = _is_channels_last(currents)
+        threshold, beta = self._threshold(channels_last, potential.shape[1:])
+        values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
+        spikes, above = (values.new_empty((steps * len(v), *values.shape[1:])) for _ in range(2))
+        rows = len(v), threshold.size
+        kernels().fire_above(
+            values.numpy().reshape(-1, *rows), constant, v.numpy().reshape(rows), threshold, beta,
+            above.numpy().reshape(steps, *rows), spikes.numpy().reshape(steps, *rows),
+        )  # fmt: skip
+        if v.data_ptr() != potential.data_ptr():
+            potential.copy_(_in_shape(v, channels_last))
+        return _in_shape(spikes, channels_last), _in_shape(above, channels_last)
+
+    def _above_in_place(self, currents: Tensor, v: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
+        threshold = self.dynamics.threshold
+        above, spikes = (currents.new_empty((steps, *v.shape)) for _ in range(2))
+        reset = (v > threshold).to(v.dtype)
+        for step, current in enumerate([currents] * steps if constant else currents.unflatten(0, (steps, -1))):
+            if self.leaks:
+                v.mul_(self.dynamics.beta)
+            v.add_(current).addcmul_(reset, threshold, value=-1)
+            torch.sub(v, threshold, out=above[step])
+            reset = torch.gt(above[step], 0, out=spikes[step])
+        return spikes.flatten(0, 1), above.flatten(0, 1)
+
+    def backward(self, above: Tensor, of_spikes: Tensor, of_potential: Tensor) -> Tensor:
+        """Give the gradients of the currents of all steps; that of the potential, ``(B, ...)``, is written to.
+
+        Args:
+            above: How far the potential was above the threshold, ``(steps * B, ...)``.
+            of_spikes: Gradient of the spikes.
+            of_potential: Gradient of the last potential; of the first one, on return.
+        """
+        steps = len(above) // len(of_potential)
+        if not self.is_compilable(above, of_spikes, of_potential):
+            return self._backward(above, of_spikes, of_potential, steps)
+        channels_last = _is_channels_last(above)
+        slope = _rows(self.dynamics.slope, channels_last, of_potential.shape[1:])
+        values, given, later = (_in_memory_order(x, channels_last) for x in (above, of_spikes, of_potential))
+        of_currents = torch.empty_like(values)
+        rows = len(later), slope.size
+        kernels().fire_back(
+            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope,
+            slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
+        )  # fmt: skip
+        if later.data_ptr() != of_potential.data_ptr():
+            of_potential.copy_(_in_shape(later, channels_last))
+        return _in_shape(of_currents, channels_last)
+
+    def _backward(self, above: Tensor, of_spikes: Tensor, later: Tensor, steps: int) -> Tensor:
+        of_currents = torch.empty_like(above).unflatten(0, (steps, -1))
+        above, of_spikes = above.unflatten(0, (steps, -1)), of_spikes.unflatten(0, (steps, -1))
+        for step in reversed(range(steps)):
+            of_step = of_spikes[step] / above[step].abs().mul_(self.dynamics.slope).add_(1).square_()
+            later.copy_(torch.add(of_step, later, out=of_currents[step]))
+            if self.leaks:
+                later.mul_(self.dynamics.beta)
+        return of_currents.flatten(0, 1)
+
+    def is_compilable(self, *tensors: Tensor) -> bool:
+        """Tell whether compiled loops take these neurons and tensors."""
+        kind = self.dynamics.threshold.dtype
+        return (
+            self.dynamics.beta.numel() == 1
+            and self.dynamics.slope.dtype == kind
+            and all(is_compilable(tensor) and tensor.dtype == kind for tensor in tensors)
+        )
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, currents: Tensor, potential: Tensor, firing: Firing, steps: int) -> tuple[Tensor, Tensor]:
+        ctx.firing = firing
+        ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
+        last = potential.clone()
+        spikes, above = firing.above(currents, last, steps, ctx.constant)
+        ctx.save_for_backward(above)
+        return spikes, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (above,) = ctx.saved_tensors
+        of_spikes, of_last = grads
+        of_potential = of_last.clone()
+        of_currents = ctx.firing.backward(above, of_spikes, of_potential)
+        if ctx.constant:
+            of_currents = of_currents.unflatten(0, (-1, len(of_potential))).sum(0)
+        return of_currents, of_potential, None, None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_memory_order(x: Tensor, channels_last: bool) -> Tensor:
+    """Give a contiguous tensor of that layout; a copy, if it had another."""
+    return (x.permute(0, 2, 3, 1) if channels_last else x).contiguous()
+
+
+def _in_shape(x: Tensor, channels_last: bool) -> Tensor:
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _rows(values: Tensor, channels_last: bool, sample: torch.Size) -> Any:
+    """Give the value of each neuron of a sample, in the order of memory."""
+    expanded = values.detach().expand(sample)
+    return (expanded.permute(1, 2, 0) if channels_last else expanded).contiguous().numpy().reshape(-1)

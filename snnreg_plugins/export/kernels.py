@@ -1,0 +1,211 @@
+"""Compiled loops for the CPU: neurons over all time steps, and synapses that are computed event by event.
+
+They need numba (``pip install snnreg_plugins[fast]``), so this file is imported only where they are used. All arrays
+are contiguous; images are channels-last, ``(N, H, W, C)``, so that a spike adds one run of weights to one run of
+outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+
+def _compiled(function: Any) -> Any:
+    # Sums that are written as products and additions may be fused, as they are in the libraries for dense layers. The
+    # order of additions stays, and neurons, which must not be fused, have none of it.
+    return _njit(function, fastmath={"contract"})
+
+
+def _njit(function: Any, **options: Any) -> Any:
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+    except RuntimeError:  # there is no place to keep compiled code in
+        return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+
+def _fire(currents: Any, potential: Any, threshold: Any, beta: Any) -> None:
+    """Turn currents ``(T, B, N)`` into spikes, in place; potentials are ``(B, N)``, thresholds ``(N,)``."""
+    zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
+    for b in range(potential.shape[0]):
+        v = potential[b]
+        for t in range(currents.shape[0]):
+            row = currents[t, b]
+            for i in range(row.shape[0]):
+                reset = threshold[i] if v[i] > threshold[i] else zero
+                v[i] = (beta * v[i] + row[i]) - reset
+                row[i] = one if v[i] > threshold[i] else zero
+
+
+def _fire_constantly(current: Any, potential: Any, threshold: Any, beta: Any, spikes: Any) -> None:
+    """Write the spikes ``(T, B, N)`` of a current ``(B, N)`` that is the same in every step."""
+    zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
+    for b in range(potential.shape[0]):
+        v, row = potential[b], current[b]
+        for t in range(spikes.shape[0]):
+            out = spikes[t, b]
+            for i in range(row.shape[0]):  # a loop of its own: the next one has as many arrays as vectorize
+                out[i] = row[i]
+            for i in range(row.shape[0]):
+                reset = threshold[i] if v[i] > threshold[i] else zero
+                v[i] = (beta * v[i] + out[i]) - reset
+                out[i] = one if v[i] > threshold[i] else zero
+
+
+def _fire_above(
+    currents: Any, constant: bool, potential: Any, threshold: Any, beta: Any, above: Any, spikes: Any
+) -> None:
+    """Write the spikes of all steps, and how far the potential was above the threshold, both ``(T, B, N)``."""
+    zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
+    for b in range(potential.shape[0]):
+        v = potential[b]
+        for t in range(above.shape[0]):
+            row, over, out = currents[0 if constant else t, b], above[t, b], spikes[t, b]
+            # Loops of few arrays each, which vectorize.
+            for i in range(row.shape[0]):
+                reset = threshold[i] if v[i] > threshold[i] else zero
+                v[i] = (beta * v[i] + row[i]) - reset
+            for i in range(row.shape[0]):
+                over[i] = v[i] - threshold[i]
+            for i in range(row.shape[0]):
+                out[i] = one if over[i] > zero else zero
+
+
+def _fire_back(above: Any, of_spikes: Any, of_potential: Any, slope: Any, beta: Any, of_currents: Any) -> None:
+    """Write the gradients ``(T, B, N)`` of the currents; the gradient of the potentials, ``(B, N)``, goes back too."""
+    one = slope.dtype.type(1)
+    for b in range(of_potential.shape[0]):
+        later = of_potential[b]
+        for t in range(above.shape[0] - 1, -1, -1):
+            over, given, out = above[t, b], of_spikes[t, b], of_currents[t, b]
+            for i in range(out.shape[0]):
+                steepness = one + slope[i] * abs(over[i])
+                out[i] = given[i] / (steepness * steepness)
+            for i in range(out.shape[0]):
+                out[i] += later[i] * beta
+            for i in range(out.shape[0]):
+                later[i] = out[i]
+        for i in range(later.shape[0]):
+            later[i] *= beta
+
+
+def _active(values: Any, index: Any, value: Any) -> int:
+    """List the entries that are not 0; returns how many there are."""
+    count = 0
+    for i in range(values.shape[0]):
+        index[count] = i  # without a branch, which no processor could predict
+        value[count] = values[i]
+        count += values[i] != 0
+    return count
+
+
+def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """Add up the rows of ``weight`` (in, out) that inputs ``(N, in)`` are active for."""
+    index, value = np.empty(x.shape[1] + 1, np.int64), np.empty(x.shape[1] + 1, x.dtype)
+    for n in range(x.shape[0]):
+        row = out[n]
+        for i in range(row.shape[0]):
+            row[i] = bias[i]
+        for j in range(_active_rows(x[n], index, value)):
+            weights, s = weight[index[j]], value[j]
+            for i in range(row.shape[0]):
+                row[i] += s * weights[i]
+
+
+def _convolve(x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], width: int) -> None:
+    """Convolve with stride 1: each spike adds one run of weights to each row of outputs that it reaches.
+
+    Args:
+        x: ``(N, H, W, C)``.
+        weight: ``(C, kernel height, kernel width * O)``, mirrored along the width.
+        bias: ``(O,)``.
+        out: ``(N, H', W' * O)``.
+        padding: Zeros before the first row and column.
+        width: Kernel width.
+    """
+    channels = bias.shape[0]
+    rows, columns = out.shape[1], out.shape[2] // channels
+    index, value = np.empty(x.shape[3] + 1, np.int64), np.empty(x.shape[3] + 1, x.dtype)
+    for n in range(x.shape[0]):
+        for y in range(rows):
+            for column in range(columns):
+                place = out[n, y, column * channels : (column + 1) * channels]
+                for i in range(channels):
+                    place[i] = bias[i]
+        for y in range(x.shape[1]):
+            bottom = y + padding[0]
+            for column in range(x.shape[2]):
+                count = _active_rows(x[n, y, column], index, value)
+                if count == 0:
+                    continue
+                right = column + padding[1]
+                left = right - width + 1
+                first, last = max(0, left), min(columns - 1, right)
+                for ky in range(max(0, bottom - rows + 1), min(weight.shape[1], bottom + 1)):
+                    target = out[n, bottom - ky, first * channels : (last + 1) * channels]
+                    for j in range(count):
+                        weights = weight[index[j], ky, (first - left) * channels : (last + 1 - left) * channels]
+                        s = value[j]
+                        for i in range(target.shape[0]):
+                            target[i] += s * weights[i]
+
+
+def _convolve_sparsely(
+    x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    """Convolve with any stride: each spike adds the weights of one tap to each output that it reaches.
+
+    Args:
+        x: ``(N, H, W, C)``.
+        weight: ``(C, kernel height, kernel width, O)``.
+        bias: ``(O,)``.
+        out: ``(N, H', W', O)``.
+        padding: Zeros before the first row and column.
+        stride: Of rows and columns.
+    """
+    index, value = np.empty(x.shape[3] + 1, np.int64), np.empty(x.shape[3] + 1, x.dtype)
+    for n in range(x.shape[0]):
+        for y in range(out.shape[1]):
+            for column in range(out.shape[2]):
+                place = out[n, y, column]
+                for i in range(place.shape[0]):
+                    place[i] = bias[i]
+        for y in range(x.shape[1]):
+            for column in range(x.shape[2]):
+                count = _active_rows(x[n, y, column], index, value)
+                if count == 0:
+                    continue
+                for ky in range(weight.shape[1]):
+                    row = y + padding[0] - ky
+                    if row < 0 or row % stride[0] or row // stride[0] >= out.shape[1]:
+                        continue
+                    for kx in range(weight.shape[2]):
+                        left = column + padding[1] - kx
+                        if left < 0 or left % stride[1] or left // stride[1] >= out.shape[2]:
+                            continue
+                        target = out[n, row // stride[0], left // stride[1]]
+                        for j in range(count):
+                            weights, s = weight[index[j], ky, kx], value[j]
+                            for i in range(target.shape[0]):
+                                target[i] += s * weights[i]
+
+
+def _count(values: Any) -> int:
+    """Count the entries of ``(N,)`` that are not 0."""
+    count = 0
+    for i in range(values.shape[0]):
+        count += values[i] != 0
+    return count
+
+
+_active_rows = _njit(_active)
+count = _njit(_count)
+fire = _njit(_fire)
+fire_constantly = _njit(_fire_constantly)
+fire_above = _njit(_fire_above)
+fire_back = _njit(_fire_back)
+linear = _compiled(_linear)
+convolve = _compiled(_convolve)
+convolve_sparsely = _compiled(_convolve_sparsely)
