@@ -13,12 +13,13 @@ from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.parts import keep
+from snnreg_plugins.export.processes import Sharded
 from snnreg_plugins.export.surrogate import FastSigmoid
 
 
 def to_norse(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Calibration | Sharded,
     *,
     timesteps: int,
     threshold: str | Threshold = "percentile",
@@ -39,7 +40,8 @@ def to_norse(
 
     Args:
         model: See :func:`~snnreg_plugins.to_snntorch`.
-        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs.
+        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs;
+            in a ``Sharded``, the share of one of several processes.
         timesteps: Time steps T of a run.
         threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
             ``"learned"``, ``"auto"``, or a function.
