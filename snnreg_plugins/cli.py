@@ -65,6 +65,8 @@ class ExportTrainer(Trainer):
             html: Write the report as a page too, report.html.
             **options: Options of the export.
         """
+        if not self.is_global_zero:
+            return  # one process does it all
         exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, diagnose, html, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):

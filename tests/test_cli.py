@@ -187,6 +187,12 @@ def test_report_without_matplotlib_writes_the_page(command, monkeypatch, capsys)
     assert [path.name for path in Path().glob("page.*")] == ["page.html"]
 
 
+def test_of_several_processes_the_first_alone_exports(monkeypatch):
+    monkeypatch.setattr(cli.ExportTrainer, "is_global_zero", False)
+    trainer = cli.ExportTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.export(None, None, "no checkpoint")  # or it would miss it
+
+
 def test_checkpoints_that_hold_code_are_not_run(command, tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -31,7 +31,8 @@ _LONGEST = 64
 class ExportReport(Callback):
     """Export the network when training ends: write the spiking network and a report, in print and as files.
 
-    Thresholds are balanced on training data, accuracy and cost are measured on test data. Written to ``output_dir``:
+    Thresholds are balanced on training data, accuracy and cost are measured on test data; of several processes, the
+    first one does it, on all of the data. Written to ``output_dir``:
 
     - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
     - ``spiking.nir``: the same for other tools and hardware, where NIR can express it (and is installed);

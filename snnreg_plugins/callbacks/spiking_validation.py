@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._style import histograms_figure, layers_figure
-from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.options import ExportOptions, Options
@@ -31,8 +31,8 @@ class SpikingValidation(Callback):
     """Export the network at validation, run it on the validation data, and log what it costs and scores.
 
     Thresholds are balanced on the last batches of training (on the first validation batch, if there was no training
-    yet), so no data is read a second time. The model is only read: weights, random state and metrics of the user's
-    own are left alone, and training goes on as it would without this callback.
+    yet), those of all processes, so no data is read a second time. The model is only read: weights, random state and
+    metrics of the user's own are left alone, and training goes on as it would without this callback.
 
     Logged, each over all validation batches and processes: ``snn/accuracy``, ``snn/spike_rate`` (spikes/neuron/step),
     ``snn/sops`` and ``snn/effective_macs`` (per sample; the MACs are those of the analog first layer), ``snn/energy``
@@ -52,7 +52,7 @@ class SpikingValidation(Callback):
         timesteps: Time steps T of the spiking network.
         every_n_epochs: Run in every n-th epoch.
         limit_batches: Validation batches to run it on, all if None.
-        calibration_batches: Training batches to balance thresholds on.
+        calibration_batches: Training batches to balance thresholds on, of each process.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
         figures: Log pictures too; needs matplotlib.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
@@ -147,17 +147,14 @@ class SpikingValidation(Callback):
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> _Run | None:
         dnn = trace(pl_module)
-        network: Any = None
+        seen = list(self._recent) or [x]
         try:
-            network = to_snntorch(dnn, list(self._recent) or [x], **self.options)
-        except SilentLayerError as error:
+            # Each process saw other batches; all get the network that is balanced on all of them.
+            network = to_snntorch(dnn, Sharded(seen) if trainer.world_size > 1 else seen, **self.options)
+        except SilentLayerError as error:  # raised in all processes or none
             # A layer may fall silent under a strong penalty and wake again: no reason to end the training.
             rank_zero_warn(f"SpikingValidation is left out in epoch {trainer.current_epoch}. {error}")
-        if not trainer.strategy.reduce_boolean_decision(network is not None):
             return None
-        if trainer.world_size > 1:
-            # Each process saw other batches; all run the network of the first.
-            network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
         self.network = network
         return _Run(dnn, network, self.figures and trainer.is_global_zero)
 

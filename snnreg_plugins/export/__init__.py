@@ -2,6 +2,7 @@
 
 from snnreg_plugins.export.graph import ConversionError
 from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.export.processes import Sharded
 from snnreg_plugins.export.snntorch import to_snntorch
 
-__all__ = ["ConversionError", "SpikingNetwork", "to_snntorch"]
+__all__ = ["ConversionError", "Sharded", "SpikingNetwork", "to_snntorch"]

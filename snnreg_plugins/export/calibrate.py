@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
+from itertools import accumulate, chain, islice
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from snnreg_plugins.export.graph import where
+from snnreg_plugins.export.processes import Processes
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.functional.thresholds import ActivationHistogram, local, maximum, mmse, percentile
 from snnreg_plugins.probes import Hooks
@@ -23,6 +27,8 @@ Threshold: TypeAlias = Callable[[ActivationHistogram, bool], Tensor]
 # Methods that take more than a histogram of activations.
 OTHER_METHODS = ("auto", "learned", "spike_norm")
 _CHUNK = 256
+# All single-precision numbers are multiples of 2 ** -_FRACTION, and of 24 bits: the smallest exponent is -148.
+_FRACTION = 148 + 24
 # A channel with a threshold this small beside its layer's is silent on the calibration data: with a threshold of
 # its own it would fire on nothing.
 _DEAD = 1e-2
@@ -59,11 +65,10 @@ def threshold_function(
 
 
 def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Tensor]:
-    """Walk the input tensors of calibration data.
+    """Walk the input tensors of calibration data; empty ones are left out.
 
     Raises:
         TypeError: If it gives something else than tensors, or tuples or lists that start with one.
-        ValueError: If there is no sample at all.
     """
     expected = "Expected argument `calibration` to be a tensor, or to give tensors or (input, target) pairs, but got"
     data: Any = calibration
@@ -73,7 +78,6 @@ def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Te
         raise TypeError(f"{expected} {data!r}.")
     if isinstance(data, Tensor):
         data = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
-    empty = True
     for batch in data:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(inputs, Tensor):
@@ -81,10 +85,32 @@ def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Te
         if inputs.dim() == 0:
             raise TypeError(f"{expected} a batch that is a single number.")
         if len(inputs):
-            empty = False
             yield inputs.to(device)
-    if empty:
-        raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
+
+
+def example(inputs: Iterator[Tensor], processes: Processes) -> tuple[Tensor, Iterator[Tensor]]:
+    """Take a look at the first sample.
+
+    Args:
+        inputs: Batches; of several processes, the share of this one, which may be none.
+        processes: Those that calibrate together.
+
+    Returns:
+        The first sample of all processes, ``(1, ...)``, on the CPU; and the batches of this one from the first on.
+
+    Raises:
+        ValueError: If there is no sample at all.
+    """
+    begun: list[Tensor] = []
+
+    def begin() -> Tensor | None:
+        begun.extend(islice(inputs, 1))
+        return begun[0][:1].cpu().clone() if begun else None
+
+    for sample in processes.gather(begin):
+        if sample is not None:
+            return sample, chain(begun, inputs)
+    raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
 
 
 def run(network: nn.Module, inputs: Tensor) -> None:
@@ -102,20 +128,45 @@ def run(network: nn.Module, inputs: Tensor) -> None:
         ) from error
 
 
+@dataclass
+class _Seen:
+    """What one process saw: inputs, and channels and range of each histogram."""
+
+    largest: float = 0.0
+    smallest: float = 0.0
+    total: int = 0  # of magnitudes, in units of 2 ** -_FRACTION
+    active: int = 0
+    histograms: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+
 class Statistics:
     """What calibration data shows of a network: activations of every population of neurons, and samples to simulate.
 
+    All of it is the same for any order and split of the samples over batches and processes, exactly, but for which
+    samples are kept.
+
     Args:
         network: A network of :func:`~snnreg_plugins.export.graph.trace`.
-        inputs: Batches of what the network was trained on.
+        inputs: Batches of what the network was trained on; of several processes, the share of this one.
         per_channel: Whether to keep the activations of channels apart.
-        samples: Number of samples to keep, the first ones.
+        samples: Number of samples to keep, the first ones; those of several processes take turns.
+        device: Where the network is.
+        processes: Those that calibrate together.
 
     Raises:
-        ValueError: If an activation is not finite, or the data does not fit the network.
+        ValueError: If an input or an activation is not finite, or the data does not fit the network; in any process.
     """
 
-    def __init__(self, network: fx.GraphModule, inputs: Iterable[Tensor], per_channel: bool, samples: int) -> None:
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        inputs: Iterable[Tensor],
+        per_channel: bool,
+        samples: int,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.device = device
         self.places = {str(node.target): where(node) for node in network.graph.nodes}
         self.populations: dict[str, Population] = {}
         self.histograms: dict[str, ActivationHistogram] = {}
@@ -125,21 +176,47 @@ class Statistics:
             for node in network.graph.nodes
             if node.op == "call_module" and isinstance(modules[node.target], RECTIFIERS) and not node.meta["head"]
         ]
-        self.largest_input = self.smallest_input = 0.0
-        total, active = 0.0, 0
+        for name in neural:
+            self.populations |= {name + each.suffix: each for each in populations(modules[name]) or ()}
         kept: list[Tensor] = []
         with Hooks(after=[(modules[name], partial(self._observe, name, per_channel)) for name in neural]):
-            for batch in inputs:
-                run(network, batch)
-                self.largest_input = max(self.largest_input, float(batch.max()))
-                self.smallest_input = min(self.smallest_input, float(batch.min()))
-                total, active = total + float(batch.abs().sum()), active + int(batch.count_nonzero())
-                missing = samples - sum(map(len, kept))
-                if missing > 0:
-                    kept.append(batch[:missing])
-        self.mean_input = total / max(1, active)  # of those that are not 0
-        self.samples = torch.cat(kept)
-        self.shape = self.samples.shape[1:]
+            seen = processes.gather(partial(self._see, network, inputs, samples, kept))
+        self.largest_input = max(each.largest for each in seen)
+        self.smallest_input = min(each.smallest for each in seen)
+        total, active = sum(each.total for each in seen), sum(each.active for each in seen)
+        self.mean_input = float(Fraction(total, max(1, active) << _FRACTION))  # of those that are not 0
+        self._reduce([each.histograms for each in seen], processes)
+        self.samples = _first(kept, samples, processes).to(device) if samples else None
+
+    def _see(self, network: fx.GraphModule, inputs: Iterable[Tensor], samples: int, kept: list[Tensor]) -> _Seen:
+        """Run the network on the data of this process, whose first samples are added to ``kept``."""
+        seen = _Seen()
+        for batch in inputs:
+            run(network, batch)
+            magnitudes = batch.detach().abs().float()
+            if not magnitudes.isfinite().all():
+                raise ValueError("Expected argument `calibration` to hold finite inputs, but it has NaN or infinity.")
+            seen.largest = max(seen.largest, float(batch.max()))
+            seen.smallest = min(seen.smallest, float(batch.min()))
+            seen.total, seen.active = seen.total + _exact_sum(magnitudes), seen.active + int(batch.count_nonzero())
+            missing = samples - sum(map(len, kept))
+            if missing > 0:
+                kept.append(batch[:missing])
+        seen.histograms = {name: (len(each.counts), each.range) for name, each in self.histograms.items()}
+        return seen
+
+    def _reduce(self, seen: list[dict[str, tuple[int, float]]], processes: Processes) -> None:
+        """Add up the histograms of all processes, one of which may have seen none of the layers."""
+        channels = {name: count for each in seen for name, (count, _) in each.items()}
+        own, self.histograms = self.histograms, {}
+        for name in self.populations:
+            if name not in channels:
+                continue
+            histogram = own[name] if name in own else ActivationHistogram(channels[name], device=self.device)
+            histogram.widen(max(each[name][1] for each in seen if name in each))
+            histogram.counts = processes.sum(histogram.counts)
+            histogram.largest = processes.maximum(histogram.largest)
+            self.histograms[name] = histogram
 
     def _observe(
         self, name: str, per_channel: bool, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
@@ -147,9 +224,8 @@ class Statistics:
         for population in populations(module) or ():
             key = name + population.suffix
             if key not in self.histograms:
-                self.populations[key] = population
                 channels = output.shape[1] if per_channel else 1
-                self.histograms[key] = ActivationHistogram(channels, device=output.device)
+                self.histograms[key] = ActivationHistogram(channels, device=self.device)
             try:
                 self.histograms[key].update(population.rectify(args[0]))
             except ValueError as error:
@@ -195,3 +271,26 @@ class Statistics:
             channels = threshold(histogram, True)
             level = torch.where(channels > _DEAD * level, channels, level)
         return level
+
+
+def _exact_sum(values: Tensor) -> int:
+    """Add up non-negative numbers in single precision without rounding, so that their order makes no difference.
+
+    Returns:
+        The sum in units of ``2 ** -_FRACTION``, in which all such numbers are whole.
+    """
+    mantissas, exponents = values.cpu().flatten().frexp()
+    shifts = exponents.long() + (_FRACTION - 24)
+    sums = torch.zeros(_FRACTION + 128, dtype=torch.int64).index_add_(0, shifts, (mantissas * 2.0**24).long())
+    return sum(number << shift for shift, number in enumerate(sums.tolist()))
+
+
+def _first(kept: list[Tensor], samples: int, processes: Processes) -> Tensor:
+    """Give the first samples of all processes, which take turns."""
+    held = processes.gather(lambda: sum(map(len, kept)))
+    turns = sorted((turn, rank) for rank, count in enumerate(held) for turn in range(count))[:samples]
+    share = sum(rank == processes.rank for _, rank in turns)
+    shares = processes.gather(lambda: torch.cat(kept)[:share].cpu().clone() if share else None)
+    before = [0, *accumulate(0 if each is None else len(each) for each in shares)]
+    joined = torch.cat([each for each in shares if each is not None])
+    return joined[[before[rank] + turn for turn, rank in turns]].contiguous()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from itertools import chain, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from snnreg_plugins.export.calibrate import (
     Statistics,
     Threshold,
     batches,
+    example,
     run,
     threshold_function,
 )
@@ -24,6 +27,7 @@ from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.options import CORRECTIONS, Options
+from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.rectifiers import Population
 from snnreg_plugins.export.simulate import (
     Adjustment,
@@ -49,8 +53,10 @@ _SAMPLES = 1024
 _ELEMENTS = 2**26
 
 
-def convert(model: nn.Module, calibration: Calibration, target: Target, options: Options) -> SpikingNetwork:
+def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target, options: Options) -> SpikingNetwork:
     """Export ``model`` to spiking neurons of ``target``."""
+    processes = Processes(calibration)
+    share = calibration.calibration if isinstance(calibration, Sharded) else calibration
     traced = trace(model, options.until)
     device = _device(traced)
     with (
@@ -61,18 +67,33 @@ def convert(model: nn.Module, calibration: Calibration, target: Target, options:
         torch.random.fork_rng(devices=[]),  # a DataLoader draws a seed
     ):
         _require_finite(traced)
-        inputs = batches(calibration, device)
-        first = next(inputs)
+        first, inputs = example(batches(share, device), processes)
         # Two samples: with one, squeeze() would take the batch away.
-        samples = first[:1].repeat_interleave(2, 0)
+        samples = first.to(device).repeat_interleave(2, 0)
         run(traced, samples)
         ShapeProp(traced).propagate(samples)
         fold_batch_norms(traced)
         auto = options.threshold == "auto"
-        kept = _simulated(traced, options.timesteps)
-        statistics = Statistics(traced, chain([first], inputs), auto or options.per_channel, kept)
-        converter = _Converter(traced, statistics, target)
-        return converter.choose(options) if auto else converter.convert(options)
+        kept = _simulated(traced, options.timesteps) if auto or _adjustments(options) else 0
+        statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes)
+        with _same_random_numbers(processes, device):
+            converter = _Converter(traced, statistics, target, samples.shape[1:])
+            return converter.choose(options) if auto else converter.convert(options)
+
+
+@contextmanager
+def _same_random_numbers(processes: Processes, device: torch.device) -> Iterator[None]:
+    """Let all processes draw what the first one draws."""
+    if processes.size <= 1:
+        yield
+        return
+    gpus = [device] if device.type == "cuda" else []
+    states = processes.gather(lambda: [torch.get_rng_state(), *map(torch.cuda.get_rng_state, gpus)])[0]
+    with torch.random.fork_rng(devices=gpus):
+        torch.set_rng_state(states[0])
+        for gpu, state in zip(gpus, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, gpu)
+        yield
 
 
 def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Tensor]) -> SpikingNetwork:
@@ -163,13 +184,24 @@ def _simulated(traced: fx.GraphModule, timesteps: int) -> int:
     return int(min(_SAMPLES, max(16, _ELEMENTS // (largest * timesteps))))
 
 
+def _adjustments(options: Options) -> list[Adjustment]:
+    """Give what is adjusted by a simulation."""
+    adjustments: list[Adjustment] = [spike_norm] if options.threshold == "spike_norm" else []
+    if options.beta < 1 and options.compensate_leak:
+        adjustments.append(compensate_leak)
+    return adjustments + CORRECTIONS[options.correction]
+
+
 class _Converter:
     """A traced network with what calibration data shows of it, ready to be converted with some options."""
 
-    def __init__(self, traced: fx.GraphModule, statistics: Statistics, target: Target) -> None:
+    def __init__(
+        self, traced: fx.GraphModule, statistics: Statistics, target: Target, input_shape: tuple[int, ...]
+    ) -> None:
         self.traced = traced
         self.statistics = statistics
         self.target = target
+        self.input_shape = input_shape
         self.dims = {
             str(node.target): len(node.meta["tensor_meta"].shape)
             for node in traced.graph.nodes
@@ -181,14 +213,11 @@ class _Converter:
         samples = self.statistics.samples if samples is None else samples
         coder, code = self._coder(options)
         balances = self._balances(options) | code.balances
-        adjustments: list[Adjustment] = [spike_norm] if options.threshold == "spike_norm" else []
-        if options.beta < 1 and options.compensate_leak:
-            adjustments.append(compensate_leak)
-        adjustments += CORRECTIONS[options.correction]
+        adjustments = _adjustments(options)
         if adjustments and samples is not None:
             simulation = Simulation(self.traced, options.timesteps, options.beta, options.per_channel)
             balances = simulation.adjust(samples, balances, adjustments, None if coder is None else code)
-        conversion = options.remembered() | {"framework": self.target.name, "input_shape": list(self.statistics.shape)}
+        conversion = options.remembered() | {"framework": self.target.name, "input_shape": list(self.input_shape)}
         return build(self.traced, balances, self.target, options.timesteps, coder, conversion)
 
     def _balances(self, options: Options) -> dict[str, Balance]:
@@ -241,7 +270,8 @@ class _Converter:
         for candidate in _CANDIDATES:
             tried = replace(options, **candidate)
             network = self.convert(tried, adjusted)
-            with SynapticOperations(network) as operations:
+            # Of this process alone: others run the same samples, or none.
+            with SynapticOperations(network, sync_on_compute=False) as operations:
                 outputs = torch.cat([network(part) for part in held_out.tensor_split(_parts(held_out))])
                 sops = float(operations.total("sops"))
             found.append((_agreement(outputs, scores), sops, tried))

@@ -14,12 +14,13 @@ from snnreg_plugins.export.firing import Dynamics
 from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.parts import keep
+from snnreg_plugins.export.processes import Sharded
 from snnreg_plugins.export.surrogate import FastSigmoid
 
 
 def to_norse(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Calibration | Sharded,
     *,
     timesteps: int,
     threshold: str | Threshold = "percentile",
@@ -40,7 +41,8 @@ def to_norse(
 
     Args:
         model: See :func:`~snnreg_plugins.to_snntorch`.
-        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs.
+        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs;
+            in a ``Sharded``, the share of one of several processes.
         timesteps: Time steps T of a run.
         threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
             ``"learned"``, ``"auto"``, or a function.

@@ -12,12 +12,13 @@ from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.firing import Dynamics
 from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
 from snnreg_plugins.export.options import Options
+from snnreg_plugins.export.processes import Sharded
 from snnreg_plugins.export.surrogate import FastSigmoid
 
 
 def to_snntorch(
     model: nn.Module,
-    calibration: Calibration,
+    calibration: Calibration | Sharded,
     *,
     timesteps: int,
     threshold: str | Threshold = "percentile",
@@ -53,7 +54,8 @@ def to_snntorch(
         model: A network that torch.fx can trace, or a LightningModule around one. Layers: Linear, Conv, ConvTranspose,
             BatchNorm, ReLU and its clipped and leaky kinds, QCFS, pooling, Flatten, Dropout, nearest upsampling.
         calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs such as a
-            DataLoader. Memory does not grow with it.
+            DataLoader. Memory does not grow with it. Where several processes have a share each, wrapped in a
+            :class:`~snnreg_plugins.export.Sharded`: all get the network that one would get from all of the data.
         timesteps: Time steps T of a run; ``network.timesteps`` may be set later.
         threshold: How thresholds are chosen from activations:
 

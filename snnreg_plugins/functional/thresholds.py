@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 BINS = 8192
-# Bins that a search over many candidates looks at.
-_COARSE = 1024
+# Bins that a search over many candidates looks at; at least half of them lie below the largest activation.
+_COARSE = 2048
+# The smallest range: a scale for smaller ones is no single-precision number.
+_SMALLEST = 2.0**-100
 
 
 class ActivationHistogram:
     """Histogram of non-negative activations, per channel, over any number of batches.
 
-    The range doubles when a larger value comes, by merging bins in pairs; so memory is bounded, no pass over the
-    data is repeated, and a quantile is off by at most ``2 / BINS`` (0.025 %) of the largest activation.
+    The range is the smallest power of two that no activation exceeds. Where a larger one comes, bins merge in pairs,
+    so memory is bounded, no pass over the data is repeated, and a quantile is off by at most ``2 / BINS`` (0.025 %) of
+    the largest activation. The edges of bins are the same in whatever order and parts the data comes; so are the
+    counts, and histograms of parts add up to that of all, exactly.
 
     Args:
         channels: Number of channels (dimension 1 of the activations); 1 puts all channels into one.
-        bins: Number of bins of each channel.
+        bins: Number of bins of each channel, a power of two.
         device: Where to count.
+
+    Raises:
+        ValueError: If ``bins`` is no power of two.
     """
 
     def __init__(self, channels: int, bins: int = BINS, device: torch.device | str = "cpu") -> None:
+        if bins < 1 or bins & (bins - 1):
+            raise ValueError(f"Expected argument `bins` to be a power of two, but got {bins}.")
         self.counts = torch.zeros(channels, bins, dtype=torch.int64, device=device)
         self.largest = torch.zeros(channels, device=device)
-        self.range = 0.0  # the upper end of the last bin
+        self.range = 0.0  # the upper end of the last bin; 0 as long as all activations are
 
     def update(self, activations: Tensor) -> None:
         """Add activations of shape ``(B, C, ...)``; negative ones count as 0.
@@ -47,15 +58,25 @@ class ActivationHistogram:
         peak = float(self.largest.max())
         if not peak < float("inf"):
             raise ValueError("Expected finite activations on the calibration data, but got NaN or infinity.")
-        if self.range == 0.0:
-            self.range = peak
-        while self.range < peak:
-            merged = self.counts.reshape(channels, bins // 2, 2).sum(2)
-            self.counts = torch.cat([merged, torch.zeros_like(merged)], dim=1)
-            self.range *= 2
-        index = (values * (bins / self.range if self.range else 0.0)).long().clamp_max_(bins - 1)
+        self.widen(peak)
+        # The product is exact, as both factors of the scale are powers of two. A bin has its upper edge, not its lower
+        # one, as the range has; 0 is in the first bin.
+        index = (values * (bins / self.range if self.range else 0.0)).ceil_().long().sub_(1).clamp_min_(0)
         index += torch.arange(channels, device=index.device).unsqueeze(1) * bins
         self.counts += torch.bincount(index.flatten(), minlength=channels * bins).reshape(channels, bins)
+
+    def widen(self, peak: float) -> None:
+        """Merge bins until the range holds ``peak``."""
+        if peak <= self.range:
+            return
+        mantissa, exponent = math.frexp(peak)
+        wanted = max(math.ldexp(1.0, exponent - (mantissa == 0.5)), _SMALLEST)
+        if self.range:  # else all are in the first bin
+            channels, bins = self.counts.shape
+            merging = min(bins, int(wanted / self.range))
+            merged = self.counts.reshape(channels, bins // merging, merging).sum(2)
+            self.counts = torch.cat([merged, merged.new_zeros(channels, bins - bins // merging)], dim=1)
+        self.range = wanted
 
 
 def maximum(histogram: ActivationHistogram, per_channel: bool = False) -> Tensor:

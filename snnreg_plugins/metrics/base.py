@@ -184,7 +184,7 @@ class WatchingMetric(Metric):
 
     def _gathered(self, value: Any) -> list[Any]:
         """Collect what each process has, of what is no tensor of fixed shape."""
-        if not self.distributed_available_fn():
+        if not self._to_sync or not self.distributed_available_fn():
             return [value]
         values = [None] * torch.distributed.get_world_size(self.process_group)
         torch.distributed.all_gather_object(values, value, group=self.process_group)

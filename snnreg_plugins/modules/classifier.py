@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._files import read_tensors
-from snnreg_plugins.export import SpikingNetwork, to_snntorch
+from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 
@@ -97,7 +98,7 @@ class SpikingClassifier(Classifier):
         checkpoint: A Lightning checkpoint of a :class:`Classifier` of that DNN. Only tensors are read from it, no
             code is run. None keeps the weights of ``network``.
         timesteps: Time steps T.
-        calibration_batches: Batches of training data to balance thresholds on.
+        calibration_batches: Batches of training data to balance thresholds on; processes share them out.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
         scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
@@ -135,7 +136,9 @@ class SpikingClassifier(Classifier):
         if self.checkpoint is not None:
             load_weights(self.network, self.checkpoint)
         dnn = self.network
-        self.network = to_snntorch(dnn, self._calibration(), **self.export_options)
+        calibration = self._calibration()
+        parallel = self.trainer.world_size > 1
+        self.network = to_snntorch(dnn, Sharded(calibration) if parallel else calibration, **self.export_options)
         self._dnn = (dnn,)  # in a tuple: its weights are not trained, nor saved
 
     @property
@@ -168,17 +171,28 @@ class SpikingClassifier(Classifier):
             self.log(f"{stage}/{name}", metric.compute().float(), prog_bar=True)
             metric.close()
 
-    def _calibration(self) -> list[Tensor]:
-        """First batches of the training data, the same in every process."""
-        loader: Any
-        datamodule = getattr(self.trainer, "datamodule", None)
-        loader = datamodule.train_dataloader() if datamodule is not None else self.trainer.train_dataloader
-        if loader is None:
-            self.trainer.fit_loop.setup_data()
-            loader = self.trainer.train_dataloader
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return [batch[0] for batch, _ in zip(loader, range(self.calibration_batches), strict=False)]
+    def _calibration(self) -> Iterator[Tensor]:
+        """First batches of the training data; of several processes, the share that this one is to calibrate on."""
+        trainer: Any = self.trainer
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is not None:
+            # Its loader would give every process all of the data, so the first process alone reads it.
+            batches = self.calibration_batches if trainer.is_global_zero else 0
+        else:
+            if trainer.train_dataloader is None:
+                trainer.fit_loop.setup_data()  # in all processes: they compare the lengths of their loaders
+            batches = -(-self.calibration_batches // trainer.world_size)
+
+        def read() -> Iterator[Tensor]:
+            if not batches:
+                return
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                loader = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+                inputs = [batch[0] for _, batch in zip(range(batches), loader, strict=False)]
+            yield from inputs
+
+        return read()  # when asked for its first batch: an error is then told to the processes that wait for this one
 
 
 def load_weights(network: nn.Module, checkpoint: str) -> None:

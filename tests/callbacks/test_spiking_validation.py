@@ -180,7 +180,12 @@ def _two_process_worker(rank, port, file):
     callback = SpikingValidation(timesteps=4, figures=True)
     module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    torch.save({"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}, f"{file}{rank}")
+    found = {"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}
+    silent = Module()
+    torch.nn.init.constant_(silent.norm.bias, -100.0)
+    options = dict(max_epochs=1, devices=2, strategy=two_processes(rank, port))
+    found["logged of a silent network"] = list(fit([SpikingValidation()], silent, **options)[1].callback_metrics)
+    torch.save(found, f"{file}{rank}")
     leave()
 
 
@@ -189,9 +194,14 @@ def test_two_processes_log_what_one_would(tmp_path):
     torch.multiprocessing.spawn(_two_process_worker, (free_port(), tmp_path / "rank"), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in (0, 1))
     assert first["logged"] == second["logged"]
+    assert first["logged of a silent network"] == second["logged of a silent network"] == []
     module = Module().eval()
     module.load_state_dict(first["dnn"])
+    # Both together have the whole training set, in batches that the convolution may round differently.
     network = to_snntorch(module, data().tensors[0], timesteps=4)
+    for name, value in network.state_dict().items():
+        assert torch.equal(first["snn"][name], second["snn"][name]), name
+        torch.testing.assert_close(first["snn"][name], value)
     network.load_state_dict(first["snn"])
     x, y = data(20, 1).tensors
     with torch.no_grad(), SynapticOperations(network) as sops, SpikeRate(network) as rate:

@@ -74,7 +74,7 @@ def test_percentile_counts_exactly(percent):
     """Bins narrower than the steps between the values: one value too many or too few shows."""
     values = torch.arange(1000.0) + 0.5
     histogram = collect([values.unsqueeze(1)], channels=1, bins=1024)
-    assert histogram.range == 999.5
+    assert histogram.range == 1024
     assert abs(percentile(histogram, percent=percent) - exact_percentile(values, percent)) < 1
 
 
@@ -87,12 +87,35 @@ def test_memory_and_counts_stay_as_they_are_while_the_range_grows():
         assert maximum(histogram) <= histogram.range < 2 * maximum(histogram)
 
 
-def test_order_of_batches_does_not_matter_beyond_the_bound():
-    batches = DATA["growing_range"]
+@every_data
+def test_order_and_split_of_the_data_make_no_difference(batches):
     one, other = collect(batches, 3), collect(batches[::-1], 3)
-    assert torch.equal(maximum(one, True), maximum(other, True))
-    difference = percentile(one, True, percent=90.0) - percentile(other, True, percent=90.0)
-    assert difference.abs().max() <= 2 / BINS * maximum(one)
+    single = collect([sample for batch in batches for sample in batch.split(1)], 3)
+    for histogram in (other, single):
+        assert histogram.range == one.range
+        assert torch.equal(histogram.largest, one.largest)
+        assert torch.equal(histogram.counts, one.counts)
+
+
+@pytest.mark.parametrize("first", [0, 3, 40])
+def test_a_bin_has_its_upper_edge(first):
+    edges = torch.arange(65.0).unsqueeze(1)  # 0 is in the first bin
+    histogram = collect([edges[first:], edges[:first]], 1, bins=32)
+    assert histogram.range == 64
+    assert histogram.counts.tolist() == [[3] + [2] * 31]
+
+
+def test_values_too_small_for_a_scale_are_in_the_first_bin():
+    histogram = collect([torch.tensor([[1e-42], [0.0]])], 1)
+    assert histogram.counts[0, 0] == 2
+    assert float(percentile(histogram, percent=100.0)) == 0
+    assert maximum(histogram) > 0
+
+
+@pytest.mark.parametrize("bins", [0, 3, 1000])
+def test_other_numbers_of_bins_are_refused(bins):
+    with pytest.raises(ValueError, match=f"`bins` to be a power of two, but got {bins}"):
+        ActivationHistogram(1, bins)
 
 
 def test_a_channel_that_is_mostly_silent_has_the_percentile_0():

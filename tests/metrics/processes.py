@@ -3,60 +3,54 @@
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 
 import torch
 from torch import distributed, multiprocessing
 
 
-def run_in_processes(model, metrics, splits):
-    """By split of the data over processes: what compute, by_layer, total, and compute after more passes, give.
+def run_in_processes(cases, splits):
+    """By split of the data over processes: what :func:`values_in` gives of each (model, class of metric).
 
-    A split is a list of batches for each process; the result has a dict by class of metric for each process.
+    A split is a list of batches for each process; the result has a list by case for each process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = multiprocessing.get_context("spawn").SimpleQueue()
     processes = len(splits[0])
-    multiprocessing.spawn(_work, (port, model, metrics, splits, results), nprocs=processes)
+    multiprocessing.spawn(_work, (port, cases, splits, results), nprocs=processes)
     return list(zip(*(results.get() for _ in range(processes)), strict=True))
 
 
-def _work(rank, port, model, metrics, splits, results):
+def _work(rank, port, cases, splits, results):
     torch.set_num_threads(1)
     where = f"tcp://127.0.0.1:{port}"
     distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=len(splits[0]))
-    results.put([{make.__name__: _values(make, model, split[rank]) for make in metrics} for split in splits])
+    results.put([[values_in(model, make, split[rank]) for model, make in cases] for split in splits])
     distributed.destroy_process_group()
 
 
-def _values(make, model, batches):
+def values_in(model, make, batches):
+    """All that a metric tells, after a run on batches and after a second one."""
+    found = []
     with make(model) as metric:
-        for x in batches:
-            model(x)
-        compute, by_layer = metric.compute().item(), metric.by_layer()
-        quantities = ("sops", "effective_macs", "dense_macs") if hasattr(metric, "total") else ()
-        totals = {quantity: metric.total(quantity).item() for quantity in quantities}
-        for x in batches:  # the state of this process alone must have come back
-            model(x)
-        return compute, by_layer, totals, metric.compute().item()
+        for _ in range(2):  # for the second, the state of this process alone must have come back
+            for x in batches:
+                labels = (x.sum(1) % 3).long()
+                with metric.labelled(labels) if hasattr(metric, "labelled") else nullcontext():
+                    model(x)
+            values = {"compute": metric.compute(), "by_layer": metric.by_layer()}
+            for quantity in ("sops", "effective_macs", "dense_macs") if hasattr(metric, "total") else ():
+                for of in (metric.total, metric.by_layer, metric.by_step, metric.by_label):
+                    values[of.__name__, quantity] = of(quantity)
+            if hasattr(metric, "intervals"):
+                values["intervals"] = [metric.intervals(layer).tolist() for layer in [None, *metric.layers]]
+            found.append(_plain(values))
+    return found
 
 
-def run_trains(make, shares):
-    """For each process: what compute and intervals give of the metric that ``make`` makes of its share."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_work_on_trains, (port, make, shares, results), nprocs=len(shares))
-    return [results.get() for _ in shares]
-
-
-def _work_on_trains(rank, port, make, shares, results):
-    torch.set_num_threads(1)
-    where = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=len(shares))
-    _, metric = make(shares[rank])
-    computed = {name: value.item() for name, value in metric.compute().items()}
-    results.put((computed, metric.intervals().tolist()))
-    distributed.destroy_process_group()
+def _plain(values):
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return values.item() if isinstance(values, torch.Tensor) else values

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
-from snnreg_plugins import Energy, SpikeRate, SynapticOperations
-from tests.metrics.processes import run_in_processes
+from snnreg_plugins import Energy, SpikeRate, SpikeStatistics, SynapticOperations, to_snntorch
+from tests.metrics.processes import run_in_processes, values_in
 from tests.metrics.styles import STYLES
 
 METRICS = [SynapticOperations, Energy, SpikeRate]
@@ -564,25 +564,20 @@ def test_compiled_models(name):
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives():
     data = batches(4, 1, 3, 2, 5)
+    spiking = to_snntorch(network(), torch.cat(data), timesteps=8)
+    cases = [(network(), make) for make in METRICS] + [(spiking, make) for make in (*METRICS, SpikeStatistics)]
+    expected = [values_in(model, make, data) for model, make in cases]
     shares = [[[0, 3, 4], [1, 2]], [[0, 1, 2, 3, 4], []], [[], [4, 3, 2, 1, 0]]]
     splits = [[[data[index] for index in mine] for mine in share] for share in shares]
-    quantities = ("sops", "effective_macs", "dense_macs")
-    for results in run_in_processes(network(), METRICS, splits):
-        for values_by_metric in results:
-            for make in METRICS:
-                compute, by_layer, totals, again = values_by_metric[make.__name__]
-                assert (compute, by_layer) == values_of(make, data)
-                assert again == compute
-                if make is not SpikeRate:
-                    assert totals == {quantity: total_of(make, data, quantity) for quantity in quantities}
+    for results in run_in_processes(cases, splits):
+        assert list(results) == [expected, expected]
 
 
-def total_of(make, data, quantity):
+def test_a_metric_that_does_not_add_up_over_processes_asks_none_of_them():
     model = network()
-    metric = make(model)
-    for x in data:
-        model(x)
-    return metric.total(quantity)
+    with SynapticOperations(model, sync_on_compute=False, distributed_available_fn=lambda: True) as metric:
+        model(batches(3)[0])
+    assert metric.by_step()[0] == metric.by_layer()["0"]
 
 
 # Errors.

@@ -12,7 +12,6 @@ from torch import nn
 
 from snnreg_plugins import SpikeStatistics, to_snntorch
 from snnreg_plugins.probes import is_spiking_neuron
-from tests.metrics.processes import run_trains
 from tests.metrics.styles import STYLES
 
 
@@ -152,15 +151,6 @@ def test_no_neuron():
         SpikeStatistics(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="`layer`.*'x'"):
         SpikeStatistics(snntorch.Leaky(beta=0.9)).intervals("x")
-
-
-@pytest.mark.slow
-def test_two_processes():
-    trains = random_trains(5)
-    for results in run_trains(neuron_that_emits, [[trains[0], trains[1]], [trains[2]]]):
-        statistics, histogram = brute_force([trains_of("0", list(train)) for train in trains])
-        assert results[0] == pytest.approx(statistics)
-        assert results[1] == histogram
 
 
 def test_plot_is_the_histogram_of_intervals():

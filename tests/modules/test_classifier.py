@@ -1,0 +1,94 @@
+"""The spiking classifier starts from the same network in every process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from snnreg_plugins.modules import SpikingClassifier
+from tests.callbacks.reference import free_port, leave, two_processes
+from tests.export.processes import exact_inputs, exact_network
+
+BATCH = 6
+
+
+class Recorder(SpikingClassifier):
+    """Remembers the network that a run starts from."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.started_from = {name: value.clone() for name, value in self.network.state_dict().items()}
+
+
+class Data(LightningDataModule):
+    """Data in a fixed order, counting what is read for training."""
+
+    def __init__(self, shuffle=False):
+        super().__init__()
+        self.set = TensorDataset(exact_inputs(40), torch.arange(40) % 5)
+        self.shuffle, self.loaders = shuffle, 0
+
+    def train_dataloader(self):
+        self.loaders += 1
+        return DataLoader(self.set, BATCH, shuffle=self.shuffle)
+
+    def test_dataloader(self):
+        return DataLoader(self.set, BATCH)
+
+
+class Unreadable(Data):
+    """Training data that the first process cannot read."""
+
+    def train_dataloader(self):
+        raise OSError("disk is gone")
+
+
+def start(stage, rank=None, **options):
+    """The network that a run on a data module, or on a loader alone, starts from."""
+    seed_everything(0)
+    module = Recorder(exact_network(), timesteps=4, calibration_batches=4, correction="potential")
+    trainer = Trainer(
+        max_steps=1, limit_test_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    if stage == "loader":
+        data = Data().set
+        # Lightning's own would shuffle, as it always does in training.
+        sampler = None if rank is None else DistributedSampler(data, 2, rank, shuffle=False)
+        trainer.fit(module, DataLoader(data, BATCH, sampler=sampler))
+        return module.started_from
+    data = Data(shuffle=True)
+    getattr(trainer, stage)(module, datamodule=data)
+    return module.started_from | {"loaders": data.loaders}
+
+
+STAGES = ("fit", "test", "loader")
+
+
+def _worker(rank, port, file):
+    options = dict(devices=2)
+    found = {stage: start(stage, rank, strategy=two_processes(rank, port), **options) for stage in STAGES}
+    with pytest.raises(OSError, match="disk is gone"):
+        Trainer(strategy=two_processes(rank, port), accelerator="cpu", logger=False, **options).test(
+            Recorder(exact_network()), datamodule=Unreadable()
+        )
+    torch.save(found, f"{file}{rank}")
+    leave()
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_network_of_one(tmp_path):
+    torch.multiprocessing.spawn(_worker, (free_port(), tmp_path / "rank"), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(2))
+    # The first process alone reads what would be the same in both.
+    assert [each["test"].pop("loaders") for each in (first, second)] == [1, 0]
+    assert [each["fit"].pop("loaders") for each in (first, second)] == [2, 1]
+    for stage in STAGES:
+        expected = start(stage)
+        expected.pop("loaders", None)
+        for found in (first[stage], second[stage]):
+            assert list(found) == list(expected)
+            for name, value in expected.items():
+                assert torch.equal(found[name], value), (stage, name)
