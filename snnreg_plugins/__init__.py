@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
     from snnreg_plugins.export.nir import from_nir, to_nir
     from snnreg_plugins.export.norse import to_norse
-    from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations
+    from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations, TimeSteps
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "SpikingNetwork",
     "SpikingValidation",
     "SynapticOperations",
+    "TimeSteps",
     "from_nir",
     "to_nir",
     "to_norse",
@@ -39,6 +40,7 @@ _HOMES = {
     "SpikingNetwork": "export",
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",
+    "TimeSteps": "metrics",
     "from_nir": "export.nir",
     "to_nir": "export.nir",
     "to_norse": "export.norse",

@@ -133,7 +133,7 @@ class SpikingNetwork(nn.Module):
 
         .. math:: \text{scores}_t^{(1)} - \text{scores}_t^{(2)} \ge m_t
 
-        Neither when training nor with ``per_step``. :func:`~snnreg_plugins.export.early_exit.exit_margins` finds safe
+        Neither when training nor with ``per_step``. :func:`~snnreg_plugins.export.exit_margins` finds safe
         ones; :class:`~snnreg_plugins.TimeSteps` tells the steps that samples took on average, and
         :class:`~snnreg_plugins.SynapticOperations` what they cost. Kept in ``conversion``, so they are saved too.
 

@@ -3,5 +3,6 @@
 from snnreg_plugins.metrics.operations import Energy, SynapticOperations
 from snnreg_plugins.metrics.spike_rate import SpikeRate
 from snnreg_plugins.metrics.spike_statistics import SpikeStatistics
+from snnreg_plugins.metrics.time_steps import TimeSteps
 
-__all__ = ["Energy", "SpikeRate", "SpikeStatistics", "SynapticOperations"]
+__all__ = ["Energy", "SpikeRate", "SpikeStatistics", "SynapticOperations", "TimeSteps"]
