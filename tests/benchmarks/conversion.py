@@ -40,6 +40,7 @@ from snnreg_plugins.export.parts import SumPool
 from snnreg_plugins.functional import fan_out
 from snnreg_plugins.modules import VGG, LeNet
 from snnreg_plugins.probes import Hooks, is_spiking_neuron, synaptic_layers
+from tests.benchmarks.common import kept
 
 # Options of to_snntorch. The network is exported for every T, unless the name is in SAME_AT_EVERY_T: then it is
 # exported once, and a run of the largest T gives all others.
@@ -265,7 +266,8 @@ def train(name: str, epochs: int, seed: int, path: Path) -> nn.Module:
     """Train a network, or read the weights that ``path`` holds."""
     seed_everything(seed, verbose=False)
     model = NETWORKS[name][0]()
-    if not path.exists():
+
+    def run() -> None:
         start = time.perf_counter()
         loader = FashionMNIST(batch_size=128, validation_size=1).train_dataloader()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
@@ -278,10 +280,8 @@ def train(name: str, epochs: int, seed: int, path: Path) -> nn.Module:
                 optimizer.step()
                 scheduler.step()
             print(f"{path.stem}: epoch {epoch + 1}, {time.perf_counter() - start:.0f} s", flush=True)
-        with atomic(path) as temporary:
-            torch.save(model.state_dict(), temporary)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
+
+    return kept(model, path, run)
 
 
 @torch.no_grad()

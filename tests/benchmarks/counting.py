@@ -14,7 +14,6 @@ import argparse
 import copy
 import io
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -29,6 +28,7 @@ from snnreg_plugins import SynapticOperations, to_snntorch
 from snnreg_plugins.functional import OneToOne
 from snnreg_plugins.modules import LeNet
 from snnreg_plugins.probes import Hooks, synaptic_layers
+from tests.benchmarks.common import timed
 
 
 class Convolutions(nn.Module):
@@ -212,13 +212,6 @@ COUNTERS: dict[str, Callable[[nn.Module, Tensor], Counter]] = {
 }
 
 
-def timed(run: Callable[[Tensor], object], x: Tensor) -> float:
-    """Seconds that a call takes."""
-    begin = time.perf_counter()
-    run(x)
-    return time.perf_counter() - begin
-
-
 def compared(model: nn.Module, x: Tensor, make: Callable[..., Counter], repeats: int) -> tuple[float, list[float]]:
     """Give what is counted in a pass, and the times of passes with the counter over those without, in turn."""
     bare = copy.deepcopy(model)
@@ -227,7 +220,7 @@ def compared(model: nn.Module, x: Tensor, make: Callable[..., Counter], repeats:
     found = counter.read()
     for _ in range(8):  # what is done in the first passes only
         counter.run(x)
-    return found, [1 / (timed(bare, x) / timed(counter.run, x)) for _ in range(repeats)]
+    return found, [1 / (timed(lambda: bare(x)) / timed(lambda: counter.run(x))) for _ in range(repeats)]
 
 
 def main() -> None:

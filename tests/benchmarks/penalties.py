@@ -15,14 +15,14 @@ import logging
 import warnings
 from pathlib import Path
 
-import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from snnreg_plugins import ActivityRegularization, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.export.report import report
-from snnreg_plugins.modules import Classifier, LeNet
+from snnreg_plugins.modules import LeNet
+from tests.benchmarks.common import fit
 
 STEPS = (4, 8, 16, 32)
 GRID = {
@@ -38,23 +38,9 @@ def train(penalty: str, strength: float, epochs: int, seed: int) -> dict:
     """Train, export and measure one network."""
     seed_everything(seed, verbose=False)
     data = FashionMNIST(batch_size=128, validation_size=1)
-    model = Classifier(
-        LeNet(),
-        lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
-        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
-    )
     weighting = "fan_out" if penalty == "expected_rate" else "uniform"
     callbacks = [ActivityRegularization(penalty, strength, weighting, warmup_epochs=1)] if penalty != "none" else []
-    trainer = Trainer(
-        max_epochs=epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(model, data)
+    model = fit(LeNet(), data, epochs, *callbacks)
     results = {}
     for per_channel in (False, True):
         calibration = [batch[0] for batch, _ in zip(data.train_dataloader(), range(40), strict=False)]

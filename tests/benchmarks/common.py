@@ -1,0 +1,56 @@
+"""What several benchmarks share: networks trained once and kept, and the time of a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch import nn
+
+from snnreg_plugins._files import atomic
+from snnreg_plugins.modules import Classifier
+
+
+def fit(model: nn.Module, data: LightningDataModule, epochs: int, *callbacks: Callback) -> Classifier:
+    """Train by Adam with cosine decay from 0.002."""
+    classifier = Classifier(
+        model,
+        lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
+    )
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(classifier, data)
+    return classifier
+
+
+def kept(model: nn.Module, path: Path, train: Callable[[], object]) -> nn.Module:
+    """Give the model with the weights at ``path``, which are trained if there are none yet; in eval mode."""
+    if not path.exists():
+        train()
+        with atomic(path) as temporary:
+            torch.save(model.state_dict(), temporary)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
+
+
+def timed(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """Seconds that a call takes, all that it started on ``device`` included."""
+    cuda = device is not None and device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    run()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
