@@ -154,8 +154,11 @@ class LayerByLayer:
         self._synapses: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def split(self, x: Tensor, steps: int) -> tuple[int, int]:
-        """Choose how many samples and steps of an input to run at once, by the sizes that earlier calls have shown."""
-        samples = len(x) if self.engine.draws else 1
+        """Choose how many samples and steps of an input to run at once, by the sizes that earlier calls have shown.
+
+        Never one sample where there are more: a DNN that squeezes its tensors takes a batch of one for none.
+        """
+        samples = len(x) if self.engine.draws else 2
         size = self.engine.sizes.get(tuple(x.shape[1:]))
         if size is None:
             return samples, steps

@@ -210,9 +210,10 @@ class SpikingNetwork(nn.Module):
             samples, steps = run.split(x, self.timesteps)
             if trained:
                 steps = self.truncation or self.timesteps
-                samples = min(samples, -(-len(x) // _PARTS)) if self.checkpointing else len(x)
+                samples = max(2, min(samples, -(-len(x) // _PARTS))) if self.checkpointing else len(x)
+            samples += first + samples == len(x) - 1  # leaves none alone
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
-            part = x[first : first + samples] if samples < len(x) else x
+            part = x[first : first + samples]
             if trained and self.checkpointing:
                 means.append(checkpoint(simulate, part, use_reentrant=False))
             else:
