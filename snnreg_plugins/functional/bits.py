@@ -119,8 +119,8 @@ def whole_codes(x: Tensor) -> tuple[Tensor, Tensor | None, int] | None:
     if not len(x):
         return x.to(torch.int8), None, 1
     # Nearly all tensors of real numbers are told by a few of them. On a GPU, a look would cost more than the rest.
-    for plain in _look(x) if x.device.type == "cpu" else (False,):
-        found = _codes(x, plain)
+    for unit in _look(x) if x.device.type == "cpu" else (None,):
+        found = _codes(x, unit)
         if found is not None:
             return found
     return None
@@ -199,26 +199,28 @@ def _table(bits: int, device: torch.device) -> Tensor:
         return codes.to(torch.uint8).view(_WORDS[bits]).flatten()
 
 
-def _look(x: Tensor) -> tuple[bool, ...]:
-    """Tell from a few elements what is worth a try: whole numbers (True), and multiples of a unit (False)."""
+def _look(x: Tensor) -> tuple[float | None, ...]:
+    """Tell from a few elements which units are worth a try; None is one that is still to be found."""
     sample = set(x[:: max(1, len(x) // _SAMPLE)].tolist()) - {0.0}
     if not sample:
-        return (True, False)
+        return (1.0, None)
     if not all(map(math.isfinite, sample)):
         return ()
     unit = min(map(abs, sample))
     if unit < _LARGE and all(value.is_integer() for value in sample):
-        return (True,)
+        return (1.0,)
     factors = [value / unit for value in sample]
     # Low precision rounds the multiples.
     near = all(abs(factor) <= 128 and abs(factor - round(factor)) < 0.01 * abs(factor) for factor in factors)
-    return (False,) if near else ()
+    return (unit, None) if near else ()
 
 
-def _codes(x: Tensor, plain: bool) -> tuple[Tensor, Tensor | None, int] | None:
-    """Find codes with a unit, or with the unit 1 if ``plain``."""
+def _codes(x: Tensor, guess: float | None) -> tuple[Tensor, Tensor | None, int] | None:
+    """Find codes with this unit, or with the smallest magnitude as the unit."""
     patterns = x.view(_PATTERNS[x.dtype])
-    unit = None if plain else _unit(patterns, x.dtype)
+    unit = None
+    if guess != 1:
+        unit = _unit(patterns, x.dtype) if guess is None else x.new_tensor(guess)
     # What does not fit into int8 gives any code at all, which the comparison finds.
     codes = _to_int8(x if unit is None else (x / unit).round_())
     again = codes.to(x.dtype)

@@ -96,7 +96,7 @@ def test_few_spikes_of_a_unit_are_found_where_the_sample_is_silent():
 
 def test_of_another_device_no_sample_is_taken(monkeypatch):
     # What runs on a GPU, run here: always with a unit.
-    monkeypatch.setattr(module, "_look", lambda x: (False,))
+    monkeypatch.setattr(module, "_look", lambda x: (None,))
     for values, bits in (([0.0, 1.0], 1), ([0.0], 1), ([0.0, 2.0, 3.0], 2), ([0.0, 0.25, 0.5], 2), ([-1.0, 0.0], 8)):
         assert whole_codes(torch.tensor(values * 99))[2] == bits
     for odd in (0.3, float("nan"), float("inf"), -0.0):
