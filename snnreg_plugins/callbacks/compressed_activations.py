@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from typing_extensions import override
@@ -44,21 +44,22 @@ class CompressedActivations(Callback):
     within a checkpointed region is left to it), DDP, and derivatives of higher order. Of a network under
     ``torch.compile`` it compresses what the compiled region hands to its backward pass; the compiler recomputes and
     fuses, so that may be little, and a cast of a weight made within the region counts as an activation.
-    Validation, test and prediction are not touched.
+    Validation, test and prediction are not touched. FSDP and DeepSpeed have not been tried.
 
     A tensor that is kept in few bits is a copy: changing the original in place is allowed then, where autograd would
     raise an error. Changes that autograd is not told of (``x.data``, NumPy) between two operations that save the
     same tensor are not seen. On a GPU, the host waits once for each tensor that is saved (twice at 8 bits), so the
-    step cannot be captured as a CUDA graph.
+    step cannot be captured as a CUDA graph. On a CPU, small pieces in the gaps of large ones can keep the C library
+    from giving memory back; with glibc, the environment variable ``MALLOC_MMAP_THRESHOLD_=65536`` prevents it.
 
     Args:
         bits: Of floating tensors that are not whole numbers: 32, 16 or 8.
         min_numel: Tensors of fewer elements stay as they are.
 
     Attributes:
-        full_bytes: What autograd would have kept of the last training step without the callback, each tensor once,
-            without parameters and buffers.
-        stored_bytes: What was kept in its place.
+        full_bytes: The most that the last training step would have kept at one time without the callback, each tensor
+            once, without parameters and buffers.
+        stored_bytes: The most that was kept in its place.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -134,16 +135,23 @@ class CompressedActivations(Callback):
 
 
 class Savings:
-    """What the forward pass in a :func:`compressed_activations` has kept, each tensor once.
+    """The most bytes that were kept at one time for the backward pass, each tensor once.
 
     Attributes:
-        full_bytes: What autograd would have kept, without parameters (and buffers of the module).
-        stored_bytes: What was kept in its place.
+        full_bytes: As autograd would have kept them, without parameters (and buffers of the module).
+        stored_bytes: As they were kept in few bits.
     """
 
     def __init__(self) -> None:
-        self.full_bytes = 0
-        self.stored_bytes = 0
+        self.full_bytes = self.stored_bytes = 0
+        self._full = self._stored = 0
+
+    def change(self, full: int, stored: int) -> None:
+        """Count what is kept from now on, or no longer if negative."""
+        self._full += full
+        self._stored += stored
+        self.full_bytes = max(self.full_bytes, self._full)
+        self.stored_bytes = max(self.stored_bytes, self._stored)
 
     def __repr__(self) -> str:
         return f"Savings(full_bytes={self.full_bytes}, stored_bytes={self.stored_bytes})"
@@ -164,7 +172,7 @@ def compressed_activations(
         module: Its parameters and buffers stay as they are. Without one, trained parameters still do.
 
     Yields:
-        The bytes that are kept.
+        The bytes that are kept, counted up to now.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -189,13 +197,24 @@ def compressed_activations(
 class _Entry:
     """A piece of memory as it is kept; tensors that share it share the entry."""
 
-    def __init__(self, restore: Callable[..., Tensor], *parts: Tensor, storage: StorageWeakRef | None = None) -> None:
+    def __init__(self, restore: Callable[..., Tensor], *parts: Tensor) -> None:
         self.restore, self.parts = restore, parts
-        # While it is held, no other storage gets the address, which is part of the key.
-        self.storage = storage
+        self._savings: Savings | None = None
 
     def tensor(self) -> Tensor:
         return self.restore(*self.parts)
+
+    def share(self, storage: UntypedStorage, nbytes: int, savings: Savings) -> None:
+        """Get ready to be found by the address of a storage, and count."""
+        self._storage = _weakly(storage)
+        self._bytes = nbytes, sum(part.nbytes for part in self.parts)
+        self._savings = savings
+        savings.change(*self._bytes)
+
+    def __del__(self) -> None:
+        # Much is let go in the forward pass: what a detached result was computed from.
+        if self._savings is not None:
+            self._savings.change(-self._bytes[0], -self._bytes[1])
 
 
 # An entry, and shape and strides of the tensor that lies in it; None if the entry is the tensor itself.
@@ -211,7 +230,9 @@ class _Packer:
         # Weak: a tensor lives as long as the graph that saved it.
         self._entries: WeakValueDictionary[tuple[Any, ...], _Entry] = WeakValueDictionary()
         owned = [] if module is None else [*module.parameters(), *module.buffers()]
-        self._owned = {tensor.untyped_storage()._cdata for tensor in owned if _is_plain(tensor)}
+        storages = [tensor.untyped_storage() for tensor in owned if _is_plain(tensor)]
+        # With the references held, no other storage gets the address of a buffer that the step exchanges.
+        self._owned = {storage._cdata: _weakly(storage) for storage in storages}
 
     def pack(self, tensor: Tensor) -> _Packed:
         leaf = tensor if tensor._base is None else tensor._base
@@ -229,10 +250,8 @@ class _Packer:
             if flat is not None and len(flat) >= self.min_numel:
                 entry = self._compress(flat, tensor.grad_fn)
             entry = entry or _as_it_is(data if flat is None else flat)
-            entry.storage = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            entry.share(storage, data.nbytes, self.savings)
             self._entries[key] = entry
-            self.savings.full_bytes += data.nbytes
-            self.savings.stored_bytes += sum(part.nbytes for part in entry.parts)
         return entry, None if flat is None else (tuple(data.shape), data.stride())
 
     def _compress(self, flat: Tensor, node: Node | None) -> _Entry | None:
@@ -273,6 +292,11 @@ def _check(bits: int, min_numel: int) -> None:
         raise ValueError(f"Expected argument `bits` to be 32, 16 or 8, but got {bits!r}.")
     if isinstance(min_numel, bool) or not isinstance(min_numel, int) or min_numel < 1:
         raise ValueError(f"Expected argument `min_numel` to be an integer of at least 1, but got {min_numel!r}.")
+
+
+def _weakly(storage: UntypedStorage) -> StorageWeakRef:
+    """While this is held, no other storage gets the address; the memory itself is let go."""
+    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
 
 def _is_plain(tensor: Tensor) -> bool:

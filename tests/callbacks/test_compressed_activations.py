@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins import (
@@ -53,6 +55,8 @@ class Loop(nn.Module):
             else:
                 out, first, second = checkpoint(self.step, current, first, second, use_reentrant=self.checkpointing)
             total = total + out
+        for neuron in self.neurons:
+            neuron.reset_mem()  # else it holds the graph
         return total / self.timesteps
 
 
@@ -100,11 +104,12 @@ def assert_equal(actual, expected):
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("row", NETS)
+# The spikes of snnTorch's own surrogates are float32.
+DOUBLE = [(row, torch.float64) for row in NETS if "loop" not in row]
+
+
+@pytest.mark.parametrize(("row", "dtype"), [*((row, torch.float32) for row in NETS), *DOUBLE])
 def test_gradients_are_bit_equal(row, dtype):
-    if dtype == torch.float64 and "loop" in row:
-        pytest.skip("the spikes of snnTorch's own surrogates are float32")
     torch.manual_seed(0)
     net = NETS[row]().to(dtype)
     expected, _, loss = gradients(net, NOTHING(), dtype)
@@ -238,28 +243,55 @@ def test_what_is_not_to_be_rounded(bits):
     assert round_trip(weight, bits, 1, module)[1].full_bytes == 0  # is there anyway
 
 
-def stored_by_hand(net, **options):
-    """Bytes of all that pack hooks return, each part once, but for parameters."""
-    parts = {}
-    packer = _Packer(options.get("bits", 32), options["min_numel"], None)
+@pytest.mark.parametrize("bits", [32, 16, 8])
+def test_stored_bytes_are_what_is_stored(bits):
+    torch.manual_seed(0)
+    net, packer, entries, most = Loop(), _Packer(bits, 64, None), weakref.WeakSet(), 0
 
     def pack(tensor):
+        nonlocal most
         packed = packer.pack(tensor)
-        if not isinstance(tensor, nn.Parameter) and not (tensor._base is not None and tensor._base.is_leaf):
-            parts.update({id(part): part for part in packed[0].parts})
+        base = tensor if tensor._base is None else tensor._base
+        if not isinstance(base, nn.Parameter):
+            entries.add(packed[0])
+            parts = {id(part): part.nbytes for entry in entries for part in entry.parts}
+            most = max(most, sum(parts.values()))
         return packed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
         loss = net(torch.rand(32, 1, 8, 8)).sum()
+    assert packer.savings.stored_bytes == most
     del loss
-    return sum(part.nbytes for part in parts.values()), packer.savings
+    assert (packer.savings._full, packer.savings._stored) == (0, 0)
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8])
-def test_stored_bytes_are_what_is_stored(bits):
+def live_bytes(run):
+    """Most bytes of tensors that are alive at one time, by torch's own record."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def test_memory_is_saved_as_reported():
     torch.manual_seed(0)
-    by_hand, savings = stored_by_hand(Loop(), bits=bits, min_numel=64)
-    assert savings.stored_bytes == by_hand
+    net = Loop(timesteps=32)
+    savings = []
+
+    def run(context):
+        with context as kept:
+            loss = net(torch.rand(64, 1, 8, 8)).square().sum()
+        savings.append(kept)
+        del loss
+
+    plain = live_bytes(lambda: run(NOTHING()))
+    for bits in (32, 8):
+        live = live_bytes(lambda bits=bits: run(compressed_activations(bits, module=net)))
+        # What is at work in one step comes on top.
+        assert savings[-1].stored_bytes <= live <= savings[-1].stored_bytes + 0.1 * plain
+        assert plain == pytest.approx(savings[-1].full_bytes, rel=0.15)
+        assert live < plain * (0.6 if bits == 32 else 0.3)
 
 
 def test_a_tensor_saved_twice_is_packed_once():
@@ -311,6 +343,20 @@ def test_what_was_kept_as_it_is_and_changed_is_refused_as_by_autograd():
             RuntimeError, match=r"modified by an inplace operation: \[torch.float32 \[2000\]\].*version"
         ):
             loss.backward()
+
+
+def test_a_buffer_that_the_step_exchanges_does_not_lend_its_address():
+    torch.manual_seed(0)
+    net, weight = nn.Module(), torch.randn(2000, requires_grad=True)
+    net.register_buffer("state", torch.zeros(2000))
+    kept, losses = set(), []
+    for _ in range(20):
+        with compressed_activations(module=net) as savings:
+            net.state = torch.zeros(2000)
+            losses = [(weight * (torch.rand(2000) < 0.5).float()).sum() for _ in range(9)]
+        kept.add((savings.full_bytes, savings.stored_bytes))
+    assert kept == {(9 * 8000, 9 * 250)}
+    assert len(losses) == 9
 
 
 def test_originals_are_let_go():
