@@ -43,7 +43,8 @@ class CompressedActivations(Callback):
     Works with automatic and manual optimization, gradient accumulation, mixed precision, checkpointing (what happens
     within a checkpointed region is left to it), DDP, and derivatives of higher order. Of a network under
     ``torch.compile`` it compresses what the compiled region hands to its backward pass; the compiler recomputes and
-    fuses, so that may be little, and a cast of a weight made within the region counts as an activation.
+    fuses, so that may be little. Casts of weights made within the region count as activations, and so do casts of
+    frozen weights and weights computed from several parameters.
     Validation, test and prediction are not touched. FSDP and DeepSpeed have not been tried.
 
     A tensor that is kept in few bits is a copy: changing the original in place is allowed then, where autograd would
