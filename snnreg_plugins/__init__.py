@@ -4,7 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snnreg_plugins.callbacks import ActivityRegularization, QCFSActivations, SpikingValidation
+    from snnreg_plugins.callbacks import (
+        ActivityRegularization,
+        CompressedActivations,
+        QCFSActivations,
+        SpikingValidation,
+        compressed_activations,
+    )
     from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
     from snnreg_plugins.export.nir import from_nir, to_nir
     from snnreg_plugins.export.norse import to_norse
@@ -14,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivityRegularization",
+    "CompressedActivations",
     "ConversionError",
     "Energy",
     "QCFSActivations",
@@ -23,6 +30,7 @@ __all__ = [
     "SpikingValidation",
     "SynapticOperations",
     "TimeSteps",
+    "compressed_activations",
     "from_nir",
     "to_nir",
     "to_norse",
@@ -32,6 +40,7 @@ __all__ = [
 # Loaded when asked for: Lightning and torchmetrics import whatever of torchvision and matplotlib is installed.
 _HOMES = {
     "ActivityRegularization": "callbacks",
+    "CompressedActivations": "callbacks",
     "ConversionError": "export",
     "Energy": "metrics",
     "QCFSActivations": "callbacks",
@@ -41,6 +50,7 @@ _HOMES = {
     "SpikingValidation": "callbacks",
     "SynapticOperations": "metrics",
     "TimeSteps": "metrics",
+    "compressed_activations": "callbacks",
     "from_nir": "export.nir",
     "to_nir": "export.nir",
     "to_norse": "export.norse",

@@ -1,5 +1,6 @@
 """Pure arithmetic: tensors in, tensors out. Imports torch only."""
 
+from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
@@ -41,6 +42,7 @@ __all__ = [
     "break_even_rate",
     "count_events",
     "dense_macs",
+    "dequantize",
     "energy",
     "energy_table",
     "expected_rate",
@@ -58,7 +60,11 @@ __all__ = [
     "maximum",
     "mmse",
     "operations",
+    "pack_bits",
     "percentile",
+    "quantize",
     "ram_access",
     "transformed_l1",
+    "unpack_bits",
+    "whole_codes",
 ]
