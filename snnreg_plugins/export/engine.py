@@ -32,6 +32,7 @@ Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
 _ELEMENTS = {"cpu": 2**20}
 _ELEMENTS_ELSEWHERE = 2**27
+_LEAST_ELEMENTS = 2**18
 
 # Modules that treat each sample alone, so that steps can be further samples.
 _SAMPLEWISE = (
@@ -164,6 +165,10 @@ class LayerByLayer:
             return samples, steps
         elements = _ELEMENTS.get(x.device.type, _ELEMENTS_ELSEWHERE)
         return max(samples, elements // (size * steps)), max(1, min(steps, elements // size))
+
+    def least(self, x: Tensor, steps: int) -> int:
+        """Tell for how many samples it pays at least to run all steps and their gradients."""
+        return max(2, _LEAST_ELEMENTS // (self.engine.sizes.get(tuple(x.shape[1:]), 1) * steps))
 
     def begin(self, encoder: nn.Module, x: Tensor) -> Any:
         """Compute what is the same in all steps."""

@@ -103,7 +103,8 @@ class EventDriven:
         if self._weight is None:
             self._weight = self.layer.weight.detach().t().contiguous()
         out = x.new_empty((len(x), self.layer.weight.shape[0]))
-        kernels().linear(x.numpy(), self._weight.numpy(), self._bias(x).numpy(), out.numpy())
+        arrays = x.numpy(), self._weight.numpy(), self._bias(x).numpy(), out.numpy()
+        kernels().in_parallel(kernels().linear, len(x), x.numel() + out.numel(), *arrays)
         return out
 
     def _convolve(self, images: Tensor, rows: int, columns: int) -> Tensor:
@@ -114,9 +115,10 @@ class EventDriven:
             weight = weight.flip(2).flatten(2) if stride == (1, 1) else weight
             self._weight = weight.contiguous()
         out = images.new_empty((len(images), rows, columns, channels))
-        arguments = images.numpy(), self._weight.numpy(), self._bias(images).numpy()
         if stride == (1, 1):
-            kernels().convolve(*arguments, out.flatten(2).numpy(), layer.padding, width)
+            kernel, rest = kernels().convolve, (out.flatten(2).numpy(), layer.padding, width)
         else:
-            kernels().convolve_sparsely(*arguments, out.numpy(), layer.padding, stride)
+            kernel, rest = kernels().convolve_sparsely, (out.numpy(), layer.padding, stride)
+        arrays = images.numpy(), self._weight.numpy(), self._bias(images).numpy()
+        kernels().in_parallel(kernel, len(images), images.numel() + out.numel(), *arrays, *rest)
         return out.permute(0, 3, 1, 2)

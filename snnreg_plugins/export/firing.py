@@ -77,16 +77,13 @@ class Firing:
         rows = len(v), threshold.size
         if constant:
             spikes = values.new_empty((steps * rows[0], *values.shape[1:]))
-            kernels().fire_constantly(
-                values.numpy().reshape(rows),
-                v.numpy().reshape(rows),
-                threshold,
-                beta,
-                spikes.numpy().reshape(steps, *rows),
-            )
+            kernel, given = kernels().fire_constantly, [values.numpy().reshape(rows)]
         else:
             spikes = values if overwrite or values.data_ptr() != currents.data_ptr() else values.clone()
-            kernels().fire(spikes.numpy().reshape(steps, *rows), v.numpy().reshape(rows), threshold, beta)
+            kernel, given = kernels().fire, []
+        written = spikes.numpy().reshape(steps, *rows)
+        v_rows = v.numpy().reshape(rows)
+        kernels().in_parallel(kernel, len(v), spikes.numel(), *given, written, v_rows, threshold, beta)
         if v.data_ptr() != potential.data_ptr():
             potential.copy_(_in_shape(v, channels_last))
         return _in_shape(spikes, channels_last)
@@ -132,7 +129,8 @@ class Firing:
         values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
         spikes, above = (values.new_empty((steps * len(v), *values.shape[1:])) for _ in range(2))
         rows = len(v), threshold.size
-        kernels().fire_above(
+        kernels().in_parallel(
+            kernels().fire_above, len(v), 2 * spikes.numel(),
             values.numpy().reshape(-1, *rows), constant, v.numpy().reshape(rows), threshold, beta,
             above.numpy().reshape(steps, *rows), spikes.numpy().reshape(steps, *rows),
         )  # fmt: skip
@@ -168,7 +166,8 @@ class Firing:
         values, given, later = (_in_memory_order(x, channels_last) for x in (above, of_spikes, of_potential))
         of_currents = torch.empty_like(values)
         rows = len(later), slope.size
-        kernels().fire_back(
+        kernels().in_parallel(
+            kernels().fire_back, len(later), 2 * above.numel(),
             *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope,
             slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
         )  # fmt: skip

@@ -1,5 +1,7 @@
 """Compiled loops for the CPU: neurons over all time steps, and synapses that are computed event by event.
 
+Each works on the samples from a first one to one behind the last, so that threads can share a batch.
+
 They need numba (``pip install snnreg_plugins[fast]``), so this file is imported only where they are used. All arrays
 are contiguous; images are channels-last, ``(N, H, W, C)``, so that a spike adds one run of weights to one run of
 outputs.
@@ -7,10 +9,16 @@ outputs.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 
 
 def _compiled(function: Any) -> Any:
@@ -26,10 +34,10 @@ def _njit(function: Any, **options: Any) -> Any:
         return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
-def _fire(currents: Any, potential: Any, threshold: Any, beta: Any) -> None:
+def _fire(first: int, last: int, currents: Any, potential: Any, threshold: Any, beta: Any) -> None:
     """Turn currents ``(T, B, N)`` into spikes, in place; potentials are ``(B, N)``, thresholds ``(N,)``."""
     zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
-    for b in range(potential.shape[0]):
+    for b in range(first, last):
         v = potential[b]
         for t in range(currents.shape[0]):
             row = currents[t, b]
@@ -39,10 +47,12 @@ def _fire(currents: Any, potential: Any, threshold: Any, beta: Any) -> None:
                 row[i] = one if v[i] > threshold[i] else zero
 
 
-def _fire_constantly(current: Any, potential: Any, threshold: Any, beta: Any, spikes: Any) -> None:
+def _fire_constantly(
+    first: int, last: int, current: Any, spikes: Any, potential: Any, threshold: Any, beta: Any
+) -> None:
     """Write the spikes ``(T, B, N)`` of a current ``(B, N)`` that is the same in every step."""
     zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
-    for b in range(potential.shape[0]):
+    for b in range(first, last):
         v, row = potential[b], current[b]
         for t in range(spikes.shape[0]):
             out = spikes[t, b]
@@ -55,11 +65,19 @@ def _fire_constantly(current: Any, potential: Any, threshold: Any, beta: Any, sp
 
 
 def _fire_above(
-    currents: Any, constant: bool, potential: Any, threshold: Any, beta: Any, above: Any, spikes: Any
+    first: int,
+    last: int,
+    currents: Any,
+    constant: bool,
+    potential: Any,
+    threshold: Any,
+    beta: Any,
+    above: Any,
+    spikes: Any,
 ) -> None:
     """Write the spikes of all steps, and how far the potential was above the threshold, both ``(T, B, N)``."""
     zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
-    for b in range(potential.shape[0]):
+    for b in range(first, last):
         v = potential[b]
         for t in range(above.shape[0]):
             row, over, out = currents[0 if constant else t, b], above[t, b], spikes[t, b]
@@ -73,10 +91,12 @@ def _fire_above(
                 out[i] = one if over[i] > zero else zero
 
 
-def _fire_back(above: Any, of_spikes: Any, of_potential: Any, slope: Any, beta: Any, of_currents: Any) -> None:
+def _fire_back(
+    first: int, last: int, above: Any, of_spikes: Any, of_potential: Any, slope: Any, beta: Any, of_currents: Any
+) -> None:
     """Write the gradients ``(T, B, N)`` of the currents; the gradient of the potentials, ``(B, N)``, goes back too."""
     one = slope.dtype.type(1)
-    for b in range(of_potential.shape[0]):
+    for b in range(first, last):
         later = of_potential[b]
         for t in range(above.shape[0] - 1, -1, -1):
             over, given, out = above[t, b], of_spikes[t, b], of_currents[t, b]
@@ -101,10 +121,10 @@ def _active(values: Any, index: Any, value: Any) -> int:
     return count
 
 
-def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
+def _linear(first: int, last: int, x: Any, weight: Any, bias: Any, out: Any) -> None:
     """Add up the rows of ``weight`` (in, out) that inputs ``(N, in)`` are active for."""
     index, value = np.empty(x.shape[1] + 1, np.int64), np.empty(x.shape[1] + 1, x.dtype)
-    for n in range(x.shape[0]):
+    for n in range(first, last):
         row = out[n]
         for i in range(row.shape[0]):
             row[i] = bias[i]
@@ -114,10 +134,14 @@ def _linear(x: Any, weight: Any, bias: Any, out: Any) -> None:
                 row[i] += s * weights[i]
 
 
-def _convolve(x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], width: int) -> None:
+def _convolve(
+    begin: int, end: int, x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], width: int
+) -> None:
     """Convolve with stride 1: each spike adds one run of weights to each row of outputs that it reaches.
 
     Args:
+        begin: First sample.
+        end: The one behind the last.
         x: ``(N, H, W, C)``.
         weight: ``(C, kernel height, kernel width * O)``, mirrored along the width.
         bias: ``(O,)``.
@@ -128,7 +152,7 @@ def _convolve(x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int]
     channels = bias.shape[0]
     rows, columns = out.shape[1], out.shape[2] // channels
     index, value = np.empty(x.shape[3] + 1, np.int64), np.empty(x.shape[3] + 1, x.dtype)
-    for n in range(x.shape[0]):
+    for n in range(begin, end):
         for y in range(rows):
             for column in range(columns):
                 place = out[n, y, column * channels : (column + 1) * channels]
@@ -153,11 +177,13 @@ def _convolve(x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int]
 
 
 def _convolve_sparsely(
-    x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], stride: tuple[int, int]
+    begin: int, end: int, x: Any, weight: Any, bias: Any, out: Any, padding: tuple[int, int], stride: tuple[int, int]
 ) -> None:
     """Convolve with any stride: each spike adds the weights of one tap to each output that it reaches.
 
     Args:
+        begin: First sample.
+        end: The one behind the last.
         x: ``(N, H, W, C)``.
         weight: ``(C, kernel height, kernel width, O)``.
         bias: ``(O,)``.
@@ -166,7 +192,7 @@ def _convolve_sparsely(
         stride: Of rows and columns.
     """
     index, value = np.empty(x.shape[3] + 1, np.int64), np.empty(x.shape[3] + 1, x.dtype)
-    for n in range(x.shape[0]):
+    for n in range(begin, end):
         for y in range(out.shape[1]):
             for column in range(out.shape[2]):
                 place = out[n, y, column]
@@ -190,6 +216,33 @@ def _convolve_sparsely(
                             weights, s = weight[index[j], ky, kx], value[j]
                             for i in range(target.shape[0]):
                                 target[i] += s * weights[i]
+
+
+def in_parallel(kernel: Callable[..., None], samples: int, work: int, *arguments: Any) -> None:
+    """Run a kernel on all samples, in as many threads as torch uses.
+
+    Args:
+        kernel: ``(first, last, *arguments)``; takes the samples from first to before last.
+        samples: Their number.
+        work: About how many numbers are to be written or added.
+        arguments: Passed on.
+    """
+    threads = min(torch.get_num_threads(), samples, work // _WORTH_A_THREAD)
+    if threads < 2:
+        kernel(0, samples, *arguments)
+        return
+    bounds = [samples * thread // threads for thread in range(threads + 1)]
+    pool = _threads(threads, os.getpid())
+    for running in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds)]:
+        running.result()
+
+
+_WORTH_A_THREAD = 2**16
+
+
+@cache
+def _threads(number: int, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix=f"snnreg_plugins-{process}")
 
 
 def _count(values: Any) -> int:

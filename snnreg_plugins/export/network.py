@@ -210,7 +210,11 @@ class SpikingNetwork(nn.Module):
             samples, steps = run.split(x, self.timesteps)
             if trained:
                 steps = self.truncation or self.timesteps
-                samples = max(2, min(samples, -(-len(x) // _PARTS))) if self.checkpointing else len(x)
+                samples = (
+                    min(samples, max(-(-len(x) // _PARTS), run.least(x, self.timesteps)))
+                    if self.checkpointing
+                    else len(x)
+                )
             samples += first + samples == len(x) - 1  # leaves none alone
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
             part = x[first : first + samples]
@@ -310,6 +314,9 @@ class _StepByStep:
 
     def split(self, x: Tensor, steps: int) -> tuple[int, int]:
         return len(x), 1
+
+    def least(self, x: Tensor, steps: int) -> int:
+        return 2
 
     def begin(self, encoder: nn.Module, x: Tensor) -> Any:
         return encoder(x)
