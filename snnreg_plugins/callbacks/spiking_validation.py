@@ -15,12 +15,12 @@ from torchmetrics import MeanMetric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._style import histograms_figure, layers_figure
-from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
+from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy, energy_table
-from snnreg_plugins.metrics import SpikeRate, SynapticOperations
+from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.probes import Hooks, neuron_layers
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class SpikingValidation(Callback):
         calibration_batches: Training batches to balance thresholds on, of each process.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
         figures: Log pictures too; needs matplotlib.
+        exit_agreement: Let samples leave before T steps, at margins at which that share of the calibration samples has
+            its class by then; see :func:`~snnreg_plugins.export.exit_margins`. ``snn/timesteps``, the mean number of
+            steps, is logged too.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -75,6 +78,7 @@ class SpikingValidation(Callback):
         calibration_batches: int = 8,
         table: str = "horowitz_fp32",
         figures: bool = False,
+        exit_agreement: float | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
         counts = {
@@ -86,6 +90,9 @@ class SpikingValidation(Callback):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+        if exit_agreement is not None and not 0 < exit_agreement <= 1:
+            raise ValueError(f"Expected argument `exit_agreement` to be in (0, 1], but got {exit_agreement}.")
+        self.exit_agreement = exit_agreement
         self.every_n_epochs = every_n_epochs
         self.limit_batches = limit_batches
         self.table = energy_table(table)
@@ -155,6 +162,9 @@ class SpikingValidation(Callback):
             # A layer may fall silent under a strong penalty and wake again: no reason to end the training.
             rank_zero_warn(f"SpikingValidation is left out in epoch {trainer.current_epoch}. {error}")
             return None
+        if self.exit_agreement is not None:
+            # Of the first process's samples, in all.
+            network.exit_margins = trainer.strategy.broadcast(exit_margins(network, seen, self.exit_agreement))
         self.network = network
         return _Run(dnn, network, self.figures and trainer.is_global_zero)
 
@@ -199,6 +209,7 @@ class _Run:
         self.correct = {"dnn": MeanMetric().to(device), "snn": MeanMetric().to(device)}
         self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
         self.rate = SpikeRate(snn).to(device)
+        self.steps = TimeSteps(snn).to(device)
         self.spikes = _Spikes(snn) if figures else None
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -217,12 +228,14 @@ class _Run:
         logged["dnn/dense_macs"] = float(self.operations["dnn"].total("dense_macs"))
         logged["snn/sops"] = float(self.operations["snn"].total("sops"))
         logged["snn/spike_rate"] = self.rate.compute().float()
+        if self.snn.exit_margins is not None:
+            logged["snn/timesteps"] = self.steps.compute().float()
         logged |= {f"snn/sops/{layer}": sops for layer, sops in self.operations["snn"].by_layer().items()}
         logged |= {f"snn/spike_rate/{layer}": rate for layer, rate in self.rate.by_layer().items()}
         return logged
 
     def close(self) -> None:
-        for metric in (*self.operations.values(), self.rate):
+        for metric in (*self.operations.values(), self.rate, self.steps):
             metric.close()
         if self.spikes is not None:
             self.spikes.hooks.remove()
@@ -232,7 +245,7 @@ class _Spikes:
     """Spikes of each neuron, summed over samples and steps."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.hooks = Hooks()
+        self.hooks = Hooks(fold_aware=True)  # sums over samples and steps
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         for name, layer in neuron_layers(network).items():

@@ -8,7 +8,9 @@ range of these ratios. The DNN's own row has the milliseconds a sample, to conve
 divided by the peer whose median is lowest, and one sample and the training step by the plain loop of snnTorch. One
 sample has five times the repeats.
 
-Contestants. Ours is to_snntorch with its defaults; --compile adds it after ``network.compile()``, which unrolls the
+Contestants. Ours is to_snntorch with its defaults, and numba where it is installed; "exact" takes one step at a time,
+"checkpointing" sets ``network.checkpointing``, "in 1 bit" and "in 8 bits" train within ``compressed_activations``;
+--compile adds it after ``network.compile()``, which unrolls the
 loop over steps and so takes minutes at T = 32. SpikingJelly is its converter at the 99.9th percentile by channel with
 half thresholds, called step by step ("s") or once for all steps ("m"). sinabs is from_model, all steps at once. The
 plain loops are what a user of snnTorch or Norse writes by hand: all layers in every step, the first included, states
@@ -57,18 +59,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from snnreg_plugins import ActivityRegularization, SpikeRate, SpikingNetwork, to_snntorch
+from snnreg_plugins import ActivityRegularization, SpikeRate, SpikingNetwork, compressed_activations, to_snntorch
 from snnreg_plugins._files import write_json
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.export.parts import InitialState, SpikeMaxPool
 from snnreg_plugins.probes import synaptic_layers
 from tests.benchmarks import conversion
 from tests.benchmarks.common import fit, kept, timed
-
-try:
-    from snnreg_plugins import CompressedActivations
-except ImportError:
-    CompressedActivations = None
 
 REFERENCE, LOOP = "T × DNN", "snnTorch loop"
 SPARSE = 0.03  # spikes per neuron and step that a regularized network may have
@@ -225,15 +222,24 @@ def ours_compiled(setting: Setting) -> Contestant:
     return Contestant(network, network)
 
 
-def compressed() -> AbstractContextManager[Any]:
-    """Compress what a forward pass saves for the backward pass; the one place that knows how."""
-    return CompressedActivations().compress()
-
-
-def ours_compressed(setting: Setting) -> Contestant:
-    """Train the exported network with compressed activations."""
+def ours_exact(setting: Setting) -> Contestant:
+    """Run the exported network one step at a time."""
     network = copy.deepcopy(setting.exported)
-    return Contestant(network, network, ("training",), compressed)
+    network.exact = True
+    return Contestant(network, network)
+
+
+def ours_checkpointing(setting: Setting) -> Contestant:
+    """Train the exported network, computing activations a second time for the backward pass."""
+    network = copy.deepcopy(setting.exported)
+    network.checkpointing = True
+    return Contestant(network, network, ("training",))
+
+
+def ours_compressed(setting: Setting, bits: int) -> Contestant:
+    """Train the exported network with spikes kept in single bits, and potentials in some more."""
+    network = copy.deepcopy(setting.exported)
+    return Contestant(network, network, ("training",), partial(compressed_activations, bits=bits))
 
 
 def spikingjelly(setting: Setting, step_mode: str) -> Contestant:
@@ -385,11 +391,12 @@ def norse_loop(setting: Setting) -> Contestant:
 
 def contestants(compiled: bool) -> dict[str, Callable[[Setting], Contestant]]:
     """Give the contestants by name; those of packages that are missing are left out, with a message."""
-    found: dict[str, Callable[[Setting], Contestant]] = {REFERENCE: dnn, "ours": ours}
+    found: dict[str, Callable[[Setting], Contestant]] = {REFERENCE: dnn, "ours": ours, "ours, exact": ours_exact}
     if compiled:
         found["ours, compiled"] = ours_compiled
-    if CompressedActivations is not None:
-        found["ours, compressed activations"] = ours_compressed
+    found["ours, checkpointing"] = ours_checkpointing
+    found["ours, spikes in 1 bit"] = partial(ours_compressed, bits=32)
+    found["ours, potentials in 8 bits"] = partial(ours_compressed, bits=8)
     if find_spec("spikingjelly"):
         found["SpikingJelly, s"] = partial(spikingjelly, step_mode="s")
         found["SpikingJelly, m"] = partial(spikingjelly, step_mode="m")
