@@ -62,10 +62,21 @@ class Neurons:
 
     def gap(self, balance: Balance, samples: int | None = None) -> Tensor:
         """Give activation minus rate, ``(B, ...)``."""
-        spikes = self.fire(balance, samples)
-        rate = torch.stack(spikes).mean(0) if len(spikes) > 1 else spikes[0]
-        return self.target[:samples] - rate * balance.level
+        target = self.target[:samples]
+        counts = torch.zeros_like(target)
+        for begin in range(0, len(target), few := max(1, _IN_CACHE // max(1, target[:1].numel()))):
+            part = counts[begin : begin + few]
+            potential = torch.zeros_like(part) + balance.potential
+            fired = (potential > balance.threshold).to(potential.dtype)
+            for current in self.currents:
+                potential.mul_(self.beta).add_(current[begin : begin + len(part)]).add_(balance.current)
+                potential.addcmul_(fired, balance.threshold, value=-1)
+                part += torch.gt(potential, balance.threshold, out=fired)
+        return target - counts.div_(len(self.currents)).mul_(balance.level)
 
+
+# Elements of a tensor that is worked on for many steps, which is to stay in a cache.
+_IN_CACHE = 2**16
 
 #: Changes the balance of a population to suit what it sees.
 Adjustment: TypeAlias = Callable[[Neurons, Balance], Balance]
