@@ -349,5 +349,7 @@ def _have_fractions(magnitudes: Tensor) -> list[bool]:
     """Tell which rows of numbers ≥ 0, which are overwritten, have a fraction (or NaN, or infinity)."""
     if magnitudes.numel() == 0:
         return [False] * len(magnitudes)
-    # Of the ways to ask for a non-zero, `amax` is vectorized; `any`, `equal` and `count_nonzero` are not.
-    return [bool(largest) for largest in magnitudes.frac_().reshape(len(magnitudes), -1).amax(1).tolist()]
+    # Of the ways to ask for a non-zero, `amax` is vectorized; `any`, `equal` and `count_nonzero` are not. Over all
+    # dimensions at once, as flattening might copy.
+    fractions, rest = magnitudes.frac_(), tuple(range(1, magnitudes.dim()))
+    return [bool(largest) for largest in (fractions.amax(rest) if rest else fractions).tolist()]
