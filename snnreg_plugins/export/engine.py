@@ -22,6 +22,7 @@ from snnreg_plugins.export.parts import (
     SpikeMaxPool,
     SumOver,
     SumPool,
+    by_step,
 )
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS, OneToOne
 from snnreg_plugins.probes import Fold, folding, takes_folds
@@ -76,7 +77,7 @@ def can_fold(parts: list[nn.Module], x: Any) -> bool:
         isinstance(x, Tensor)
         and x.dim() > 0
         and x.numel() > 0
-        and not torch.jit.is_tracing()
+        and not torch._C._get_tracing_state()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and _get_current_dispatch_mode() is None
         and not (_module._global_forward_hooks or _module._global_forward_pre_hooks)
@@ -187,7 +188,7 @@ class LayerByLayer:
                 del run.values[source]
         output, states = run.outputs
         if isinstance(output, Steps):
-            return output.values.unflatten(0, (steps, -1)), states
+            return by_step(output.values, steps), states
         return output.expand(steps, *output.shape), states
 
     def end(self) -> None:
@@ -207,7 +208,7 @@ class LayerByLayer:
             module = self.engine.modules[name]
             trained = _needs_gradient(x, *module.parameters())
             by_events = not trained and EventDriven.takes(module, x)
-            self._synapses[name] = EventDriven(module) if by_events else module.forward  # type: ignore[arg-type]
+            self._synapses[name] = EventDriven(module) if by_events else module.forward
         return self._synapses[name]
 
 
@@ -296,7 +297,7 @@ class _Run:
         if not any(isinstance(operand, Steps) for operand in operands):
             return node.target(*operands)
         if any(isinstance(operand, Tensor) for operand in operands):
-            unfolded = [o.values.unflatten(0, (self.steps, -1)) if isinstance(o, Steps) else o for o in operands]
+            unfolded = [by_step(o.values, self.steps) if isinstance(o, Steps) else o for o in operands]
             return Steps(node.target(*unfolded).flatten(0, 1))
         return Steps(node.target(*(o.values if isinstance(o, Steps) else o for o in operands)))
 
@@ -311,9 +312,8 @@ class _Run:
         """Compute what may not take steps for further samples, such as a view of a given size."""
         results = []
         for step in range(self.steps):
-            args, kwargs = fx.map_arg(
-                (node.args, node.kwargs), lambda source, step=step: self._at(self.values[source], step)
-            )
+            values = {source: self._at(self.values[source], step) for source in node.all_input_nodes}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "call_module":
                 with folding(Fold(1, self.fold.first_step + step)):
                     results.append(self.engine.modules[node.target](*args, **kwargs))
@@ -332,18 +332,18 @@ class _Run:
         if not (module._forward_hooks or module._forward_pre_hooks):
             return compute(*args)
         own = vars(module).get("forward")
-        module.forward = compute  # type: ignore[method-assign]
+        module.forward = compute
         try:
             with folding(self.fold):
                 return module(*args)
         finally:
             del module.forward
             if own is not None:
-                module.forward = own  # type: ignore[method-assign]
+                module.forward = own
 
     def _at(self, value: Any, step: int) -> Any:
         """Give what a step sees; contiguous, as `view` wants it."""
-        return value.values.unflatten(0, (self.steps, -1))[step].contiguous() if isinstance(value, Steps) else value
+        return by_step(value.values, self.steps)[step].contiguous() if isinstance(value, Steps) else value
 
     def _folded(self, value: Any) -> Tensor:
         """Give a tensor of all steps."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snnreg_plugins.export.parts import by_step
+
 
 class Dynamics(NamedTuple):
     r"""What a soft-reset neuron does, for code that runs many steps of it.
@@ -100,7 +102,7 @@ class Firing:
         threshold = self.dynamics.threshold
         spikes = currents.new_empty((steps, *potential.shape))
         reset = (potential > threshold).to(potential.dtype)
-        for step, current in enumerate([currents] * steps if constant else currents.unflatten(0, (steps, -1))):
+        for step, current in enumerate([currents] * steps if constant else by_step(currents, steps)):
             if self.leaks:
                 potential.mul_(self.dynamics.beta)
             potential.add_(current).addcmul_(reset, threshold, value=-1)
@@ -142,7 +144,7 @@ class Firing:
         threshold = self.dynamics.threshold
         above, spikes = (currents.new_empty((steps, *v.shape)) for _ in range(2))
         reset = (v > threshold).to(v.dtype)
-        for step, current in enumerate([currents] * steps if constant else currents.unflatten(0, (steps, -1))):
+        for step, current in enumerate([currents] * steps if constant else by_step(currents, steps)):
             if self.leaks:
                 v.mul_(self.dynamics.beta)
             v.add_(current).addcmul_(reset, threshold, value=-1)
@@ -176,8 +178,8 @@ class Firing:
         return _in_shape(of_currents, channels_last)
 
     def _backward(self, above: Tensor, of_spikes: Tensor, later: Tensor, steps: int) -> Tensor:
-        of_currents = torch.empty_like(above).unflatten(0, (steps, -1))
-        above, of_spikes = above.unflatten(0, (steps, -1)), of_spikes.unflatten(0, (steps, -1))
+        of_currents = by_step(torch.empty_like(above), steps)
+        above, of_spikes = by_step(above, steps), by_step(of_spikes.contiguous(), steps)
         for step in reversed(range(steps)):
             of_step = of_spikes[step] / above[step].abs().mul_(self.dynamics.slope).add_(1).square_()
             later.copy_(torch.add(of_step, later, out=of_currents[step]))
@@ -206,14 +208,14 @@ class _Fire(torch.autograd.Function):
         return spikes, last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (above,) = ctx.saved_tensors
         of_spikes, of_last = grads
         of_potential = of_last.clone()
         of_currents = ctx.firing.backward(above, of_spikes, of_potential)
         if ctx.constant:
-            of_currents = of_currents.unflatten(0, (-1, len(of_potential))).sum(0)
+            of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
         return of_currents, of_potential, None, None
 
 

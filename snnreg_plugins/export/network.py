@@ -205,7 +205,8 @@ class SpikingNetwork(nn.Module):
         self._steps_taken = None
         if self.exit_margins is not None and not (trained or per_step):
             return self._until_sure(run, x)
-        means, first = [], 0
+        means: list[Tensor] = []
+        first = 0
         while first < len(x) or not means:
             samples, steps = run.split(x, self.timesteps)
             if trained:
@@ -299,7 +300,8 @@ class SpikingNetwork(nn.Module):
         return scores
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_engine": None, "_steps_taken": None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_engine": None, "_steps_taken": None}
 
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""

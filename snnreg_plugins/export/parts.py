@@ -145,7 +145,7 @@ class SpikeMaxPool(nn.Module):
         self, spikes: Tensor, steps: int, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pool the spikes of several steps, ``(steps * B, C, *spatial)``, one step after the other."""
-        counts = list(at_least_float32(spikes).unflatten(0, (steps, -1)).unbind())
+        counts = list(by_step(at_least_float32(spikes), steps).unbind())
         if state is not None:
             counts[0] = state[0] + counts[0]
         for step in range(1, steps):
@@ -155,7 +155,7 @@ class SpikeMaxPool(nn.Module):
         trained = torch.is_grad_enabled() and totals.requires_grad
         apart = isinstance(self.pool, nn.MaxPool2d) and not trained and _windows_apart(self.pool, totals)
         highest = _over_windows(totals, _tuple(self.pool.kernel_size, 2), torch.maximum) if apart else self.pool(totals)
-        highest = highest.unflatten(0, (steps, -1))
+        highest = by_step(highest, steps)
         before = torch.zeros_like(highest[:1]) if state is None else state[1].unsqueeze(0)
         passed = highest - torch.cat([before, highest[:-1]])
         return passed.flatten(0, 1).to(spikes.dtype), (counts[-1], highest[-1])
@@ -205,6 +205,11 @@ def keep(_: nn.Module) -> None:
 def at_least_float32(values: Tensor) -> Tensor:
     """Make sums over steps exact: bfloat16 counts to 256 only."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def by_step(x: Tensor, steps: int) -> Tensor:
+    """Give a view ``(steps, B, ...)`` of steps that are one behind the other, ``(steps * B, ...)``."""
+    return x.view(steps, x.shape[0] // steps, *x.shape[1:])
 
 
 def _windows_apart(pool: Any, x: Tensor) -> bool:

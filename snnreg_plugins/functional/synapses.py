@@ -321,7 +321,7 @@ def _events(
     def weigh(counts: Tensor, dtype: torch.dtype = torch.float32) -> list[float]:
         sums = counts.sum(rest, dtype=dtype) if rest else counts
         weighted = sums if weight is None else (sums.cpu() * weight).flatten(1).sum(1)
-        return weighted.tolist()  # type: ignore[no-any-return]
+        return weighted.tolist()
 
     def totals(counts: Callable[[], Tensor], known: list[float] | None = None) -> list[float]:
         # A float32 sum of whole numbers only grows: one that ends below 2**24 was exact all the way. No sum is above
