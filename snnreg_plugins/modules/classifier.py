@@ -101,6 +101,9 @@ class SpikingClassifier(Classifier):
         calibration_batches: Batches of training data to balance thresholds on; processes share them out.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
         scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        truncation: Time steps that gradients flow back through neurons; all if None.
+        checkpointing: Keep no activations for the backward pass, but compute them again there, a part of the batch at
+            a time; see :class:`~snnreg_plugins.SpikingNetwork`.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -118,14 +121,18 @@ class SpikingClassifier(Classifier):
         calibration_batches: int = 10,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        truncation: int | None = None,
+        checkpointing: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
-        for name, value in (("timesteps", timesteps), ("calibration_batches", calibration_batches)):
-            if value < 1:
+        counts = {"timesteps": timesteps, "calibration_batches": calibration_batches, "truncation": truncation}
+        for name, value in counts.items():
+            if value is not None and value < 1:
                 raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
         super().__init__(network, optimizer, scheduler)
         self.checkpoint = checkpoint
         self.calibration_batches = calibration_batches
+        self.truncation, self.checkpointing = truncation, checkpointing
         self.export_options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.export_options)  # checks them
 
@@ -139,6 +146,7 @@ class SpikingClassifier(Classifier):
         calibration = self._calibration()
         parallel = self.trainer.world_size > 1
         self.network = to_snntorch(dnn, Sharded(calibration) if parallel else calibration, **self.export_options)
+        self.network.truncation, self.network.checkpointing = self.truncation, self.checkpointing
         self._dnn = (dnn,)  # in a tuple: its weights are not trained, nor saved
 
     @property

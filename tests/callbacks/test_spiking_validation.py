@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, to_snntorch
+from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, TimeSteps, to_snntorch
 from snnreg_plugins.callbacks.spiking_validation import _Spikes
 from tests.callbacks.reference import free_port, leave, two_processes
 
@@ -92,6 +92,22 @@ def test_logs_what_a_plain_evaluation_gives():
     assert logged["snn/energy"] == pytest.approx(joule)
     assert logged["dnn/energy"] == pytest.approx(4.6e-12 * logged["dnn/effective_macs"])
     assert "snn/accuracy" in trainer.progress_bar_metrics
+
+
+def test_samples_leave_early():
+    callback = SpikingValidation(timesteps=8, calibration_batches=5, exit_agreement=0.9)
+    _, trainer = fit([callback], max_epochs=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    network, (x, y) = callback.network, data(20, 1).tensors
+    with torch.no_grad(), SynapticOperations(network) as sops, TimeSteps(network) as steps:
+        accuracy = (network(x).argmax(1) == y).float().mean()
+    assert logged["snn/accuracy"] == pytest.approx(float(accuracy))
+    assert logged["snn/sops"] == pytest.approx(float(sops.compute()))
+    assert logged["snn/timesteps"] == pytest.approx(float(steps.compute()))
+    assert 1 < logged["snn/timesteps"] < 8
+    assert "snn/timesteps" not in fit([SpikingValidation(timesteps=2)], max_epochs=1)[1].callback_metrics
+    with pytest.raises(ValueError, match="Expected argument `exit_agreement` to be in"):
+        SpikingValidation(exit_agreement=1.5)
 
 
 def test_every_n_epochs_and_limit_batches():

@@ -1,4 +1,4 @@
-"""The spiking classifier starts from the same network in every process."""
+"""The spiking classifier: where it starts from, in every process, and how it trains."""
 
 from __future__ import annotations
 
@@ -92,3 +92,29 @@ def test_two_processes_start_from_the_network_of_one(tmp_path):
             assert list(found) == list(expected)
             for name, value in expected.items():
                 assert torch.equal(found[name], value), (stage, name)
+
+
+def trained(**settings):
+    seed_everything(0)
+    module = SpikingClassifier(exact_network(), timesteps=4, **settings).double()
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    data = TensorDataset(exact_inputs(40).double(), torch.arange(40) % 5)
+    trainer.fit(module, DataLoader(data, 20))
+    return module.network
+
+
+def test_training_in_less_memory():
+    plain, thrifty, truncated = trained(), trained(checkpointing=True), trained(truncation=1)
+    assert (thrifty.checkpointing, truncated.truncation) == (True, 1)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(thrifty.state_dict()[name], value)
+    assert any(not torch.equal(truncated.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["timesteps", "calibration_batches", "truncation"])
+def test_numbers_are_checked(name):
+    with pytest.raises(ValueError, match=f"Expected argument `{name}` to be at least 1, but got 0"):
+        SpikingClassifier(exact_network(), **{name: 0})
