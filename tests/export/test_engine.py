@@ -390,3 +390,15 @@ def test_poisson_spikes_are_drawn_as_one_step_at_a_time_draws_them(seed):
             torch.manual_seed(seed)
             scores.append(network(x, per_step=True))
     torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_compile(export):
+    network, x = exported("lenet_modules", torch.float64, export)
+    with torch.no_grad():
+        expected = network(x)
+        network.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(network(x), expected)
+        again = copy.deepcopy(network)  # without what was compiled
+        torch.testing.assert_close(again(x), expected)
+    torch._dynamo.reset()
