@@ -17,8 +17,8 @@ from snnreg_plugins._style import BLUE, GREY, ORANGE, drawn, in_joules, in_short
 from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import count_events, fan_out, operations, sample_shape
-from snnreg_plugins.probes import Hooks, neuron_layers, synaptic_layers
+from snnreg_plugins.functional.synapses import Synapses, count_events, fan_out, sample_shape
+from snnreg_plugins.probes import Fold, Hooks, current_fold, neuron_layers, synaptic_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -398,7 +398,7 @@ def report(
     with (
         torch.no_grad(),
         _Counter([traced]) as of_dnn,
-        _Counter([network.encoder, network.body], longest) as of_snn,
+        _Counter([network.encoder, network.body], longest, network.head) as of_snn,
         run_as(network, longest),
     ):
         for inputs, targets in _pairs(data, progress):
@@ -407,6 +407,7 @@ def report(
             running = network(inputs.to(_device(network)), per_step=True).cpu()
             correct += int((scores.argmax(1) == labels).sum())
             correct_at += (running.argmax(2) == labels).sum(1)
+            readout = of_snn.readout or running[0, 0].numel()
             samples += len(labels)
     if not samples:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
@@ -417,7 +418,7 @@ def report(
         timesteps=at,
         layers=(
             *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)),
-            LayerReport("readout", "sum", updates=float(of_snn.readout * at)),
+            LayerReport("readout", "sum", updates=float(readout * at)),
         ),
         table=table if isinstance(table, str) else "custom",
         mac=prices.mac,
@@ -443,14 +444,15 @@ class _Counter:
         parts: The networks, in the order they run in. The last one's runs are the time steps; what the others do
             belongs to the first step.
         steps: Time steps of a forward pass.
+        head: What reads the sum of the steps' outputs, if anything does.
     """
 
-    def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1) -> None:
+    def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1, head: nn.Module | None = None) -> None:
         self.layers: dict[str, nn.Module] = {}
-        self.hooks = Hooks()
+        self.hooks = Hooks(fold_aware=True)
         self._step = 0
-        self.readout = 0  # values that are summed up in every step
-        self._fan_out: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.readout = 0  # values that the head reads of a sample
+        self._synapses: dict[tuple[str, tuple[int, ...]], Synapses] = {}
         for part in parts:
             synapses, neurons = synaptic_layers(part), neuron_layers(part)
             for name in dict.fromkeys(str(node.target) for node in part.graph.nodes if node.op == "call_module"):
@@ -461,22 +463,31 @@ class _Counter:
                     self.layers[name] = neurons[name]
                     self.hooks.after(neurons[name], partial(self._emit, len(self.layers) - 1))
         self.hooks.after(parts[-1], self._advance)
+        if head is not None:
+            self.hooks.before(head, self._read)
         self._counts = torch.zeros(steps, len(self.layers), len(_Counts._fields), dtype=torch.int64)
 
     def _arrive(self, name: str, index: int, layer: Any, args: tuple[Tensor, ...]) -> None:
         key = name, sample_shape(layer, args[0])
-        if key not in self._fan_out:
-            self._fan_out[key] = fan_out(layer, key[1]).to(args[0].device)
-        self._counts[self._step, index, :3] += torch.tensor(operations(layer, args[0], self._fan_out[key]))
+        if key not in self._synapses:
+            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]))
+        fold = self._fold()
+        for step, counts in enumerate(self._synapses[key].count_steps(args[0], fold.steps), start=fold.first_step):
+            self._counts[step, index, :3] += torch.tensor(counts)
 
     def _emit(self, index: int, _: nn.Module, __: Any, output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output
-        self._counts[self._step, index, 3:] += torch.tensor((count_events(spikes), spikes.numel()))
+        fold, spikes = self._fold(), output[0] if isinstance(output, tuple) else output
+        for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
+            self._counts[step, index, 3:] += torch.tensor((count_events(part), part.numel()))
 
-    def _advance(self, _: nn.Module, __: Any, output: Any) -> None:
-        # A network's step gives its output and the states.
-        self.readout = output[0][0].numel() if isinstance(output, tuple) and len(output[0]) else 0
+    def _fold(self) -> Fold:
+        return current_fold() or Fold(1, self._step)
+
+    def _advance(self, *_: Any) -> None:
         self._step = (self._step + 1) % len(self._counts)
+
+    def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.readout = args[0][0].numel()
 
     def total(self, timesteps: int) -> _Counts:
         """Sum over all layers and the first time steps."""
