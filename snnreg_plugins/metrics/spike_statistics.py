@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._style import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, is_spiking_neuron, time_dim, uncompiled
+from snnreg_plugins.probes import Hooks, current_fold, is_spiking_neuron, time_dim, uncompiled
 
 
 class SpikeStatistics(WatchingMetric):
@@ -51,6 +51,7 @@ class SpikeStatistics(WatchingMetric):
         tensor([0, 0, 2])
     """
 
+    fold_aware = True
     quantities = ("spikes", "neuron_steps", "first_spikes", "first_steps", "intervals", "interval_steps")
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
@@ -72,21 +73,29 @@ class SpikeStatistics(WatchingMetric):
         self._histograms: list[list[int]] = [[] for _ in self._index]
         # Of the samples under way, by layer: the next step, and the step of each neuron's last spike (-1: none).
         self._state: dict[int, tuple[int, Tensor]] = {}
-        self._seen: dict[int, list[Tensor]] = {}
+        # Of the pass under way, by layer and step: the spikes, in parts of the batch.
+        self._seen: dict[int, list[list[Tensor]]] = {}
 
     @uncompiled
     def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         spikes = output[0] if isinstance(output, tuple) else output
         dim = time_dim(layer)
         spikes = spikes.detach() != 0
-        self._seen.setdefault(self._index[layer], []).extend([spikes] if dim is None else spikes.unbind(dim))
+        seen, fold = self._seen.setdefault(self._index[layer], []), current_fold()
+        if fold is None:
+            seen.extend([part] for part in ([spikes] if dim is None else spikes.unbind(dim)))
+        else:
+            for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
+                seen.extend([] for _ in range(step + 1 - len(seen)))
+                seen[step].append(part)
         self._counter.called(layer, args)
 
     def _on_pass(self, samples: int | None) -> None:
         seen, self._seen = self._seen, {}
         for row, steps in seen.items() if samples is not None else ():
             step, last = self._state.get(row, (0, None)) if self._counter.continues else (0, None)
-            for spikes in steps:
+            for parts in steps:
+                spikes = torch.cat(parts)
                 if last is None or last.shape != spikes.shape:
                     step, last = 0, torch.full_like(spikes, -1, dtype=torch.int64)
                 last = self._add(row, spikes, step, last)

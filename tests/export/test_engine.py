@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnreg_plugins import SpikeRate, SynapticOperations, to_norse, to_snntorch
+from snnreg_plugins import SpikeRate, SpikeStatistics, SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.export import engine as engine_module
 from snnreg_plugins.export import firing
 from snnreg_plugins.probes import Fold, Hooks, current_fold, is_spiking_neuron
@@ -239,10 +239,12 @@ def test_metrics_count_the_same(name):
     network, x = exported(name, torch.float64)
 
     def counted():
-        with torch.no_grad(), SynapticOperations(network) as operations, SpikeRate(network) as rate:
+        statistics = SpikeStatistics(network)
+        with torch.no_grad(), statistics, SynapticOperations(network) as operations, SpikeRate(network) as rate:
             for batch in (x, x, x[:7], x):
                 network(batch)
-            found = [rate.compute(), rate.by_layer(), int(operations.samples)]
+            found = [rate.compute(), rate.by_layer(), int(operations.samples), statistics.intervals().tolist()]
+            found += [{name: str(value) for name, value in statistics.compute().items()}]  # nan is nan
             for quantity in operations.quantities:
                 found += [operations.total(quantity), operations.by_layer(quantity), operations.by_step(quantity)]
             with operations.labelled(torch.arange(len(x)) % 3):
