@@ -31,7 +31,7 @@ from snnreg_plugins.probes import Fold, folding, takes_folds
 Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
-_ELEMENTS = {"cpu": 2**20}
+_ELEMENTS = {"cpu": 2**21}  # for each thread
 _ELEMENTS_ELSEWHERE = 2**27
 _LEAST_ELEMENTS = 2**18
 
@@ -165,6 +165,7 @@ class LayerByLayer:
         if size is None:
             return samples, steps
         elements = _ELEMENTS.get(x.device.type, _ELEMENTS_ELSEWHERE)
+        elements *= torch.get_num_threads() if x.device.type == "cpu" else 1
         return max(samples, elements // (size * steps)), max(1, min(steps, elements // size))
 
     def least(self, x: Tensor, steps: int) -> int:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from snnreg_plugins.export.firing import is_compilable, kernels
 
 # Times in ns, as they are on one core with vectors of 16 floats; only their ratios matter. A product of a dense layer;
-# to look at an input; to write an output; to begin a run of weights; and to add one weight of a run.
-_PRODUCT, _INPUT, _OUTPUT, _RUN, _WEIGHT = 0.018, 0.15, 0.1, 5.0, 0.055
+# to look at an input; to write an output; to begin a run of weights; to add one weight of a run; and to bring a weight
+# in order, which is done once a call.
+_PRODUCT, _INPUT, _OUTPUT, _RUN, _WEIGHT, _ORDER = 0.018, 0.15, 0.1, 5.0, 0.055, 2.5
 # Events are to win clearly: the estimate is one.
 _CLEARLY = 0.85
 # Of so many samples and steps one is counted, to tell the density of all.
 _COUNTED = 8
-# Weights are brought in order in every call, which takes as long as this many products with each of them.
-_REORDERED = 1000
 
 
 class EventDriven:
@@ -88,10 +87,8 @@ class EventDriven:
             places: Products of a weight with a sample.
         """
         weights = self.layer.weight.numel()
-        if len(x) * places < _REORDERED and self._weight is None:
-            return False
         dense = len(x) * weights * places * _PRODUCT
-        fixed = x.numel() * _INPUT + len(x) * outputs * _OUTPUT
+        fixed = x.numel() * _INPUT + len(x) * outputs * _OUTPUT + (weights * _ORDER if self._weight is None else 0)
         if fixed > _CLEARLY * dense:
             return False
         some = x[len(x) // 2 :][: -(-len(x) // _COUNTED)]  # of the steps in the middle
