@@ -148,7 +148,11 @@ def folding(fold: Fold) -> Iterator[None]:
 
 def takes_folds(module: nn.Module) -> bool:
     """Tell whether all who watch a module know that a call may hold several steps."""
-    return _FOLD_AWARE.issuperset(module._forward_pre_hooks) and _FOLD_AWARE.issuperset(module._forward_hooks)
+    return (
+        _FOLD_AWARE.issuperset(module._forward_pre_hooks)
+        and _FOLD_AWARE.issuperset(module._forward_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
 
 
 class Hooks:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -78,9 +79,11 @@ def can_fold(parts: list[nn.Module], x: Any) -> bool:
         and x.dim() > 0
         and x.numel() > 0
         and not torch._C._get_tracing_state()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch._C._functorch.peek_interpreter_stack() is None  # of transforms, of parameters too
+        and forward_ad._current_level < 0
         and _get_current_dispatch_mode() is None
         and not (_module._global_forward_hooks or _module._global_forward_pre_hooks)
+        and not (_module._global_backward_hooks or _module._global_backward_pre_hooks)
         and all(map(takes_folds, parts))
     )
 
@@ -136,7 +139,8 @@ class Engine:
 
     def may_overwrite(self, source: Any) -> bool:
         """Tell whether a node's tensor is read once, and no view of another one."""
-        if not isinstance(source, fx.Node) or len(source.users) > 1:
+        # Initial states look at the shape alone, before neurons write.
+        if not isinstance(source, fx.Node) or sum(self._kind(user) != "initial_state" for user in source.users) > 1:
             return False
         if source.op == "call_module":
             return isinstance(self.modules[str(source.target)], _FRESH)
@@ -199,7 +203,8 @@ class LayerByLayer:
     def neurons(self, name: str) -> Firing | None:
         """Give a neuron layer ready to fire, None if it is to be called step by step."""
         if name not in self._neurons:
-            dynamics = self.engine.describe(self.engine.modules[name])
+            module = self.engine.modules[name]
+            dynamics = None if "forward" in vars(module) else self.engine.describe(module)
             self._neurons[name] = None if dynamics is None else Firing(dynamics)
         return self._neurons[name]
 

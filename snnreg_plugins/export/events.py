@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.export.firing import is_compilable, kernels
@@ -36,6 +37,8 @@ class EventDriven:
     def takes(layer: nn.Module, x: Tensor) -> bool:
         """Tell whether a layer and an input of its can be computed event by event."""
         if not is_compilable(x) or "forward" in vars(layer) or getattr(layer, "weight", x).dtype != x.dtype:
+            return False
+        if torch.is_autocast_enabled("cpu"):  # which chooses another dtype
             return False
         if type(layer) is nn.Linear:
             return x.dim() == 2

@@ -119,7 +119,8 @@ class Firing:
         """
         spikes: Tensor
         last: Tensor
-        spikes, last = _Fire.apply(currents, potential, self, steps)
+        sources = currents[:0].clone(), potential[:0].clone()  # no memory, but what they depend on
+        spikes, last = _Fire.apply(currents, potential, self, steps, *sources)
         return spikes, last
 
     def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
@@ -199,24 +200,36 @@ class Firing:
 
 class _Fire(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, currents: Tensor, potential: Tensor, firing: Firing, steps: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, currents: Tensor, potential: Tensor, firing: Firing, steps: int, *sources: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.firing = firing
         ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
         last = potential.clone()
         spikes, above = firing.above(currents, last, steps, ctx.constant)
-        ctx.save_for_backward(above)
+        ctx.save_for_backward(above, *sources)
         return spikes, last
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (above,) = ctx.saved_tensors
+        above, *sources = ctx.saved_tensors
         of_spikes, of_last = grads
-        of_potential = of_last.clone()
-        of_currents = ctx.firing.backward(above, of_spikes, of_potential)
-        if ctx.constant:
-            of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
-        return of_currents, of_potential, None, None
+        with torch.no_grad():
+            of_potential = of_last.clone()
+            of_currents = ctx.firing.backward(above, of_spikes, of_potential)
+            if ctx.constant:
+                of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
+        if torch.is_grad_enabled():
+            # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
+            refuse = torch._C._functions.DelayedError(_ONCE, 2 + len(sources))
+            of_currents, of_potential, *_ = refuse(of_currents, of_potential, *sources)
+        return of_currents, of_potential, None, None, None, None
+
+
+_ONCE = (
+    b"Gradients of neurons that run many steps at once cannot be differentiated again: set `exact = True` on the "
+    b"spiking network for that."
+)
 
 
 def _is_channels_last(x: Tensor) -> bool:

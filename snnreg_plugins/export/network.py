@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.export.engine import Describe, Engine, LayerByLayer, can_fold, walk
 from snnreg_plugins.export.parts import InitialState, at_least_float32
+from snnreg_plugins.probes import Fold, folding
 
 # Into how many parts a batch is split at least where its activations are computed twice.
 _PARTS = 8
@@ -60,7 +62,8 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         conversion: How the network was made: the options of the export, with what ``"auto"`` chose.
-        exact: Take one step at a time, each through the modules as their framework runs them. May be set.
+        exact: Take one step at a time, each through the modules as their framework runs them. Derivatives of second
+            order need it. May be set.
         checkpointing: In training, keep only the input for the backward pass, and simulate an eighth of the batch (or
             less) at a time again there: a fraction of the memory, for the time of one more forward pass. The same
             gradients but for the order of sums over samples. May be set.
@@ -201,29 +204,32 @@ class SpikingNetwork(nn.Module):
             1, 2, ..., T steps gives.
         """
         run = self._call_of(x)
-        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters()))
+        trained = torch.is_grad_enabled() and any(
+            # Buffers too: thresholds and initial potentials may be all that is trained.
+            tensor.requires_grad
+            for tensor in chain((x,), self.parameters(), self.buffers())
+        )
         self._steps_taken = None
         if self.exit_margins is not None and not (trained or per_step):
             return self._until_sure(run, x)
         means: list[Tensor] = []
         first = 0
-        while first < len(x) or not means:
+        size = x.shape[0]  # not len(x): an exporter keeps this open
+        while first < size or not means:
             samples, steps = run.split(x, self.timesteps)
             if trained:
                 steps = self.truncation or self.timesteps
                 samples = (
-                    min(samples, max(-(-len(x) // _PARTS), run.least(x, self.timesteps)))
-                    if self.checkpointing
-                    else len(x)
+                    min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps))) if self.checkpointing else size
                 )
-            samples += first + samples == len(x) - 1  # leaves none alone
+            samples += first + samples == size - 1  # leaves none alone
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
             part = x[first : first + samples]
             if trained and self.checkpointing:
                 means.append(checkpoint(simulate, part, use_reentrant=False))
             else:
                 means.append(simulate(part))
-            first += max(1, len(part))
+            first += max(1, part.shape[0])
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
 
@@ -280,10 +286,12 @@ class SpikingNetwork(nn.Module):
                 mean = (total / step).to(outputs.dtype)
                 if step == 1:
                     scores = mean.clone()
-                least = -torch.inf if step == self.timesteps else margins[step - 1] if step <= len(margins) else None
-                if least is None:
+                last = step == self.timesteps
+                if step > len(margins) and not last:
                     continue
-                sure = margin(mean) >= least
+                ahead = margin(mean)
+                # At the last step all leave, those whose margin is no number too.
+                sure = torch.ones_like(ahead, dtype=torch.bool) if last else ahead >= margins[step - 1]
                 scores[left[sure]], steps_taken[left[sure]] = mean[sure], step
                 if bool(sure.any()):
                     left, total = left[~sure], total[~sure]
@@ -300,8 +308,7 @@ class SpikingNetwork(nn.Module):
         return scores
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_engine": None, "_steps_taken": None}
+        return {**vars(self), "_engine": None, "_steps_taken": None}
 
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
@@ -315,18 +322,21 @@ class _StepByStep:
         self.body, self.modules, self.release = body, modules, release
 
     def split(self, x: Tensor, steps: int) -> tuple[int, int]:
-        return len(x), 1
+        return x.shape[0], 1
 
     def least(self, x: Tensor, steps: int) -> int:
         return 2
 
     def begin(self, encoder: nn.Module, x: Tensor) -> Any:
-        return encoder(x)
+        with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, 0)):
+            return encoder(x)
 
     def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
         outputs = []
-        for _ in range(steps):
-            output, states = self.body(constants, states)
+        for step in range(first_step, first_step + steps):
+            # Where a batch runs in parts, calls do not tell the step.
+            with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, step)):
+                output, states = self.body(constants, states)
             outputs.append(output)
         return torch.stack(outputs), states
 

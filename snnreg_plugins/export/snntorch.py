@@ -159,6 +159,7 @@ def describe(module: Any) -> Dynamics | None:
     """Give the dynamics of a ``Leaky`` that is as the export made it; None for any other module."""
     if (
         type(module).__name__ != "Leaky"
+        or type(module).__module__.partition(".")[0] != "snntorch"
         or type(module.spike_grad) is not FastSigmoid
         or module.state_function.__name__ != "_base_sub"
         or module.init_hidden

@@ -154,7 +154,8 @@ class SynapticOperations(WatchingMetric):
     def _begin(self, module: nn.Module) -> None:
         row = self._outermost = self._index[module]
         if row < len(self._real) and not _is_derived(module):
-            self._alone |= module is not self._watched[0]
+            # Layers that a checkpoint calls again come from a pass of the whole model.
+            self._alone |= module is not self._watched[0] and torch._C._current_graph_task_id() == -1
             return
         if getattr(module, "only_layers_multiply", False):
             return

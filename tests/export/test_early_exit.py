@@ -189,3 +189,14 @@ def test_a_network_that_reads_the_size_of_its_batch():
     network.exit_margins = [0.1]
     with torch.no_grad(), pytest.raises(ValueError, match=r"Write x.flatten\(1\)"):
         network(x)
+
+
+def test_scores_that_are_no_numbers_take_all_steps():
+    network, x = exported("mlp")
+    with torch.no_grad():
+        last = [module for module in network.body.modules() if isinstance(module, nn.Linear)][-1]
+        last.bias[0] = torch.nan
+        expected = network(x)
+        network.exit_margins = [0.1] * (T - 1)
+        torch.testing.assert_close(network(x), expected, equal_nan=True)
+    assert network.steps_taken.tolist() == [T] * len(x)

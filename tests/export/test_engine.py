@@ -7,6 +7,7 @@ import copy
 import pickle
 
 import pytest
+import snntorch
 import torch
 from torch import nn
 
@@ -255,6 +256,17 @@ def test_metrics_count_the_same(name):
     assert folded == stepped
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_metrics_count_each_step_of_a_checkpointed_batch(exact):
+    network, x = exported("lenet_modules", torch.float64)
+    found = []
+    for network.checkpointing, network.exact in ((False, True), (True, exact)):
+        with SynapticOperations(network) as operations, SpikeRate(network) as rate:
+            network(x).sum().backward()
+            found.append([operations.by_layer(), operations.by_step(), rate.compute(), int(operations.samples)])
+    assert found[0] == found[1]
+
+
 def test_batches_are_split(monkeypatch):
     network, x = exported("lenet_modules", torch.float64)
     with torch.no_grad():
@@ -291,6 +303,76 @@ def test_who_looks_on_sees_one_step_at_a_time():
     with Hooks(before=[(neuron, lambda module, args: shapes.append(len(args[0])))]):
         network(x)
     assert shapes == [len(x)] * T
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_the_backward_pass_are_called(register):
+    network, x = exported("lenet_modules")
+    calls = []
+    layer = next(module for module in network.body.modules() if isinstance(module, nn.Linear))
+    handle = getattr(layer, register)(lambda *_: calls.append("own"))
+    network(x).sum().backward()
+    handle.remove()
+    with contextlib.ExitStack() as stack:
+        name = f"register_module{register.removeprefix('register')}"
+        hook = getattr(nn.modules.module, name)(lambda module, *_: calls.append("global") if module is layer else None)
+        stack.callback(hook.remove)
+        network(x).sum().backward()
+    assert calls == ["own"] * T + ["global"] * T
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_buffers_may_be_all_that_is_trained(export, exact):
+    network, x = exported("mlp", torch.float64, export)
+    trained = [buffer.requires_grad_() for name, buffer in network.named_buffers() if name.endswith("potential")]
+    expected = torch.autograd.grad(network(x).square().sum(), trained)
+    network.requires_grad_(False)
+    network.exact = exact
+    torch.testing.assert_close(torch.autograd.grad(network(x).square().sum(), trained), expected)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_derivatives_of_second_order(frozen):
+    network, x = exported("mlp", torch.float64)
+    network.requires_grad_(not frozen)
+    x.requires_grad_()
+
+    def second():
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        # With a term that a penalty which is silently left out would leave.
+        return torch.autograd.grad(gradient.square().sum() + x.sum(), x)[0]
+
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again: set `exact = True`"):
+        second()
+    scores = network(x).square().sum()
+    once = torch.autograd.grad(scores, x, create_graph=True)  # which may be asked for in vain
+    network.exact = True
+    torch.testing.assert_close(once, torch.autograd.grad(network(x).square().sum(), x))
+    assert (second() - 1).any()
+
+
+def test_forward_derivatives_are_not_lost_in_silence():
+    network, x = exported("starts_with_relu")
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        network(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_export_with_batches_of_any_size():
+    network, x = exported("lenet_modules", torch.float64)
+    sizes = ({0: torch.export.Dim("samples", min=2, max=64)},)
+    with torch.no_grad():
+        program = torch.export.export(network, (x,), dynamic_shapes=sizes, strict=False).module()
+        for batch in (x, x[:7]):
+            torch.testing.assert_close(program(batch), network(batch))
+
+
+def test_currents_are_written_over_where_nothing_else_reads_them():
+    network, x = exported("lenet_modules")
+    network(x)
+    engine = network._engine
+    neurons = [node for node, kind, _ in engine.plan if kind == "neurons"]
+    assert [engine.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
 
 
 def test_modes_that_see_every_operation():
@@ -338,6 +420,29 @@ def test_a_leaky_with_other_settings_is_called_step_by_step(setting, value):
         assert not torch.equal(folded[-1], before)
 
 
+class Leaky(snntorch.Leaky):
+    """Another neuron of the same name."""
+
+    def forward(self, *args):
+        spikes, potential = super().forward(*args)
+        return 2 * spikes, potential
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_a_neuron_with_a_forward_of_its_own(export):
+    network, x = exported("mlp", torch.float64, export)
+    with torch.no_grad():
+        before = network(x)
+        for neuron in neurons_of(network).values():
+            if export is to_snntorch:
+                neuron.__class__ = Leaky
+            else:
+                neuron.forward = lambda *args, forward=neuron.forward: (2 * forward(*args)[0], forward(*args)[1])
+        folded, stepped = both(network, lambda: network(x))
+    torch.testing.assert_close(folded, stepped)
+    assert not torch.equal(folded, before)
+
+
 def test_thresholds_that_are_trained():
     network, x = exported("mlp", torch.float64)
     for neuron in neurons_of(network).values():
@@ -360,6 +465,23 @@ def test_half_precision(dtype, export):
     assert different <= 0.02 * sum(spikes.numel() for spikes in stepped.values())
     with torch.autocast("cpu", torch.bfloat16):
         assert exported("lenet_modules")[0](x.float()).isfinite().all()
+
+
+def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    x = torch.rand(256, 256) * (torch.rand(256, 256) < 0.05)
+    network = to_snntorch(net, x, timesteps=T, coding="poisson")
+    layers = [module for module in network.body.modules() if isinstance(module, nn.Linear)]
+
+    def dtypes():
+        found = []
+        with Hooks(after=[(layer, lambda *call: found.append(call[2].dtype)) for layer in layers], fold_aware=True):
+            network(x)
+        return set(found)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert both(network, dtypes) == [{torch.bfloat16}] * 2
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
