@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,6 +50,8 @@ _SAMPLEWISE = (
     nn.Upsample,
 )
 _POINTWISE = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)
+# Held while a module has a forward in place of its own, and to see which it has: threads may share a network.
+_FORWARDS = threading.RLock()
 # Modules whose output is a tensor of its own, which may be written over.
 _FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, OneToOne, Current)
 
@@ -204,7 +207,9 @@ class LayerByLayer:
         """Give a neuron layer ready to fire, None if it is to be called step by step."""
         if name not in self._neurons:
             module = self.engine.modules[name]
-            dynamics = None if "forward" in vars(module) else self.engine.describe(module)
+            with _FORWARDS:
+                own = "forward" in vars(module)
+            dynamics = None if own else self.engine.describe(module)
             self._neurons[name] = None if dynamics is None else Firing(dynamics)
         return self._neurons[name]
 
@@ -213,8 +218,9 @@ class LayerByLayer:
         if name not in self._synapses:
             module = self.engine.modules[name]
             trained = _needs_gradient(x, *module.parameters())
-            by_events = not trained and EventDriven.takes(module, x)
-            self._synapses[name] = EventDriven(module) if by_events else module.forward
+            with _FORWARDS:
+                by_events = not trained and EventDriven.takes(module, x)
+                self._synapses[name] = EventDriven(module) if by_events else module.forward
         return self._synapses[name]
 
 
@@ -337,15 +343,16 @@ class _Run:
         """Call a module that is computed in another way than by its own forward, with its hooks."""
         if not (module._forward_hooks or module._forward_pre_hooks):
             return compute(*args)
-        own = vars(module).get("forward")
-        module.forward = compute
-        try:
-            with folding(self.fold):
-                return module(*args)
-        finally:
-            del module.forward
-            if own is not None:
-                module.forward = own
+        with _FORWARDS:
+            own = vars(module).get("forward")
+            module.forward = compute
+            try:
+                with folding(self.fold):
+                    return module(*args)
+            finally:
+                del module.forward
+                if own is not None:
+                    module.forward = own
 
     def _at(self, value: Any, step: int) -> Any:
         """Give what a step sees; contiguous, as `view` wants it."""

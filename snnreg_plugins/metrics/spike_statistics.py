@@ -94,15 +94,27 @@ class SpikeStatistics(WatchingMetric):
         seen, self._seen = self._seen, {}
         for row, steps in seen.items() if samples is not None else ():
             step, last = self._state.get(row, (0, None)) if self._counter.continues else (0, None)
-            for parts in steps:
+            for index, parts in enumerate(steps):
                 spikes = torch.cat(parts)
-                if last is None or last.shape != spikes.shape:
-                    step, last = 0, torch.full_like(spikes, -1, dtype=torch.int64)
-                last = self._add(row, spikes, step, last)
+                running = None if last is None or len(spikes) == len(last) else self._running(index, len(last))
+                if last is not None and running is not None:
+                    last[running] = self._add(row, spikes, step, last[running])
+                else:
+                    if last is None or last.shape != spikes.shape:
+                        step, last = 0, torch.full_like(spikes, -1, dtype=torch.int64)
+                    last = self._add(row, spikes, step, last)
                 step += 1
             if last is not None:
                 self._state[row] = step, last
         super()._on_pass(samples)
+
+    def _running(self, step: int, samples: int) -> Tensor | None:
+        """Tell which samples of the pass took a step, where a network lets some leave early."""
+        for module in self._watched[0].modules():
+            taken = getattr(module, "steps_taken", None)
+            if isinstance(taken, Tensor) and len(taken) == samples:
+                return taken > step
+        return None
 
     def _add(self, row: int, spikes: Tensor, step: int, last: Tensor) -> Tensor:
         """Count the spikes of one step; returns the steps of the last spikes."""

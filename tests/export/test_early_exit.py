@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from snnreg_plugins import SynapticOperations, TimeSteps, to_snntorch
+from snnreg_plugins import SpikeStatistics, SynapticOperations, TimeSteps, to_snntorch
 from snnreg_plugins.export import exit_margins
 from snnreg_plugins.export.files import load_network, save_network
 from snnreg_plugins.export.network import margin
@@ -200,3 +200,23 @@ def test_scores_that_are_no_numbers_take_all_steps():
         network.exit_margins = [0.1] * (T - 1)
         torch.testing.assert_close(network(x), expected, equal_nan=True)
     assert network.steps_taken.tolist() == [T] * len(x)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_times_of_spikes_go_on_where_samples_leave(exact):
+    network, x = exported("lenet_modules")
+    network.exact = exact
+    with torch.no_grad():
+        middle = float(margin(network(x, per_step=True)[T // 2]).median())
+        network.exit_margins = [torch.inf, *[middle] * (T - 2)]
+        with SpikeStatistics(network) as found:
+            network(x)
+            steps = network.steps_taken.tolist()
+            network(x[:3])
+        network.exit_margins = None
+        with SpikeStatistics(network) as expected:
+            for sample, network.timesteps in zip([*x.split(1), *x[:3].split(1)], [*steps, *steps[:3]], strict=True):
+                network(sample)
+    for name, value in expected.compute().items():
+        torch.testing.assert_close(found.compute()[name], value)
+    assert found.compute()["interval"] > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import snntorch
@@ -265,6 +266,21 @@ def test_metrics_count_each_step_of_a_checkpointed_batch(exact):
             network(x).sum().backward()
             found.append([operations.by_layer(), operations.by_step(), rate.compute(), int(operations.samples)])
     assert found[0] == found[1]
+
+
+def test_threads_share_a_network_that_is_watched():
+    network, x = exported("lenet_modules", torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+
+    def run(_):
+        with torch.no_grad():
+            return [network(x) for _ in range(20)]
+
+    with SynapticOperations(network), ThreadPoolExecutor(4) as threads:
+        for scores in threads.map(run, range(4)):
+            torch.testing.assert_close(scores, [expected] * 20)
+    assert not any("forward" in vars(module) for module in network.modules())
 
 
 def test_batches_are_split(monkeypatch):
