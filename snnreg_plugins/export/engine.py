@@ -81,6 +81,7 @@ def can_fold(parts: list[nn.Module], x: Any) -> bool:
         isinstance(x, Tensor)
         and x.dim() > 0
         and x.numel() > 0
+        and not x.is_meta
         and not torch._C._get_tracing_state()
         and torch._C._functorch.peek_interpreter_stack() is None  # of transforms, of parameters too
         and forward_ad._current_level < 0

@@ -500,6 +500,14 @@ def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
         assert both(network, dtypes) == [{torch.bfloat16}] * 2
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, contextlib.nullcontext])
+def test_shapes_on_the_meta_device(mode):
+    network, x = exported("lenet_modules")
+    with mode():
+        folded, stepped = both(network.to("meta"), lambda: network(x.to("meta")))
+    assert folded.shape == stepped.shape == (len(x), 10)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
 def test_modes_of_gradients(mode):
     network, x = exported("lenet_modules", torch.float64)
