@@ -47,8 +47,8 @@ class SpikingNetwork(nn.Module):
     numba installed (``pip install "snnreg_plugins[fast]"``) neurons are one compiled loop, and layers that few spikes
     reach are computed spike by spike. Currents then differ from those of one step at a time by rounding (relative
     1e-6 in float32), so that once in a while a spike comes a step earlier or later; ``exact`` forbids that. One step
-    is taken at a time where something looks on that expects it: hooks of others than our metrics, compilers,
-    transforms of ``torch.func``, modes that see every operation.
+    is taken at a time where something looks on that expects it: hooks of others than our metrics, compilers, and modes
+    that see every operation.
 
     Args:
         encoder: What depends on the input alone, computed once a call: the first layer's constant current.
@@ -308,7 +308,9 @@ class SpikingNetwork(nn.Module):
         return scores
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_engine": None, "_steps_taken": None}
+        state = {**vars(self), "_engine": None, "_steps_taken": None}
+        state.pop("_compiled_call_impl", None)  # it would call this network
+        return state
 
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
