@@ -11,8 +11,9 @@ from snnreg_plugins.export.firing import is_compilable, kernels
 
 # Times in ns, as they are on one core with vectors of 16 floats; only their ratios matter. A product of a dense layer;
 # to look at an input; to write an output; to begin a run of weights; to add one weight of a run; and to bring a weight
-# in order, which is done once a call.
-_PRODUCT, _INPUT, _OUTPUT, _RUN, _WEIGHT, _ORDER = 0.018, 0.15, 0.1, 5.0, 0.055, 2.5
+# of a linear layer or a convolution in order, which is done once a call.
+_PRODUCT, _INPUT, _OUTPUT, _RUN, _WEIGHT = 0.018, 0.15, 0.1, 5.0, 0.055
+_ORDER = {nn.Linear: 0.6, nn.Conv2d: 2.5}
 # Events are to win clearly: the estimate is one.
 _CLEARLY = 0.85
 # Of so many samples and steps one is counted, to tell the density of all.
@@ -91,7 +92,9 @@ class EventDriven:
         """
         weights = self.layer.weight.numel()
         dense = len(x) * weights * places * _PRODUCT
-        fixed = x.numel() * _INPUT + len(x) * outputs * _OUTPUT + (weights * _ORDER if self._weight is None else 0)
+        fixed = x.numel() * _INPUT + len(x) * outputs * _OUTPUT
+        if self._weight is None:
+            fixed += weights * _ORDER[type(self.layer)]
         if fixed > _CLEARLY * dense:
             return False
         some = x[len(x) // 2 :][: -(-len(x) // _COUNTED)]  # of the steps in the middle
