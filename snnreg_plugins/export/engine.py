@@ -35,6 +35,7 @@ Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
 _ELEMENTS = {"cpu": 2**21}  # for each thread
 _ELEMENTS_ELSEWHERE = 2**27
+_TRAINED = 2  # times as many in training, where each part has its own backward pass
 _LEAST_ELEMENTS = 2**18
 
 # Modules that treat each sample alone, so that steps can be further samples.
@@ -163,17 +164,19 @@ class LayerByLayer:
         self._neurons: dict[str, Firing | None] = {}
         self._synapses: dict[str, Callable[[Tensor], Tensor]] = {}
 
-    def split(self, x: Tensor, steps: int) -> tuple[int, int]:
+    def split(self, x: Tensor, steps: int, trained: bool) -> tuple[int, int]:
         """Choose how many samples and steps of an input to run at once, by the sizes that earlier calls have shown.
 
-        Never one sample where there are more: a DNN that squeezes its tensors takes a batch of one for none.
+        In training too: tensors of a whole batch are so large that the system maps and clears their memory anew in
+        every step. Never one sample where there are more: a DNN that squeezes its tensors takes a batch of one for
+        none.
         """
         samples = len(x) if self.engine.draws else 2
         size = self.engine.sizes.get(tuple(x.shape[1:]))
         if size is None:
-            return samples, steps
+            return len(x) if trained else samples, steps
         elements = _ELEMENTS.get(x.device.type, _ELEMENTS_ELSEWHERE)
-        elements *= torch.get_num_threads() if x.device.type == "cpu" else 1
+        elements *= (torch.get_num_threads() if x.device.type == "cpu" else 1) * (_TRAINED if trained else 1)
         return max(samples, elements // (size * steps)), max(1, min(steps, elements // size))
 
     def least(self, x: Tensor, steps: int) -> int:

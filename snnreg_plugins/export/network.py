@@ -217,12 +217,11 @@ class SpikingNetwork(nn.Module):
         first = 0
         size = x.shape[0]  # not len(x): an exporter keeps this open
         while first < size or not means:
-            samples, steps = run.split(x, self.timesteps)
+            samples, steps = run.split(x, self.timesteps, trained)
             if trained:
                 steps = self.truncation or self.timesteps
-                samples = (
-                    min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps))) if self.checkpointing else size
-                )
+                if self.checkpointing:
+                    samples = min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps)))
             samples += first + samples == size - 1  # leaves none alone
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
             part = x[first : first + samples]
@@ -324,7 +323,7 @@ class _StepByStep:
     def __init__(self, body: nn.Module, modules: tuple[nn.Module, ...], release: Callable[[nn.Module], None]) -> None:
         self.body, self.modules, self.release = body, modules, release
 
-    def split(self, x: Tensor, steps: int) -> tuple[int, int]:
+    def split(self, x: Tensor, steps: int, trained: bool) -> tuple[int, int]:
         return x.shape[0], 1
 
     def least(self, x: Tensor, steps: int) -> int:

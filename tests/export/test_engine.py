@@ -294,6 +294,11 @@ def test_batches_are_split(monkeypatch):
                     network._engine = None
                 torch.testing.assert_close(network(x), whole)
                 torch.testing.assert_close(network(x, per_step=True)[-1], whole)
+    expected = gradients(network, x, exact=True)
+    for elements in (1, 2000, 10**5):
+        monkeypatch.setitem(engine_module._ELEMENTS, "cpu", elements)
+        assert_same(gradients(network, x), expected)
+        assert_same(gradients(network, x, checkpointing=True), expected)
 
 
 def forgets(network, x):
