@@ -116,6 +116,7 @@ class Engine:
         unused: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():
             unused.setdefault(node, []).append(source)
+        self._fresh = {node for node in body.graph.nodes if self._is_fresh(node)}
         self.plan = [(node, self._kind(node), unused.get(node, [])) for node in body.graph.nodes]
 
     def is_of(self, body: fx.GraphModule) -> bool:
@@ -144,8 +145,11 @@ class Engine:
 
     def may_overwrite(self, source: Any) -> bool:
         """Tell whether a node's tensor is read once, and no view of another one."""
+        return source in self._fresh
+
+    def _is_fresh(self, source: fx.Node) -> bool:
         # Initial states look at the shape alone, before neurons write.
-        if not isinstance(source, fx.Node) or sum(self._kind(user) != "initial_state" for user in source.users) > 1:
+        if sum(self._kind(user) != "initial_state" for user in source.users) > 1:
             return False
         if source.op == "call_module":
             return isinstance(self.modules[str(source.target)], _FRESH)

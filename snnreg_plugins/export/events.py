@@ -77,7 +77,8 @@ class EventDriven:
 
     def _densely(self, x: Tensor) -> Tensor:
         # Not `layer.forward`, in whose place this may have been put.
-        out: Tensor = type(self.layer).forward(self.layer, x)  # type: ignore[arg-type]
+        layer: Any = self.layer
+        out: Tensor = type(layer).forward(layer, x)
         return out
 
     def _pays(self, x: Tensor, runs: float, length: int, outputs: int, places: float) -> bool:

@@ -54,7 +54,7 @@ class Firing:
     def __init__(self, dynamics: Dynamics) -> None:
         self.dynamics = dynamics
         self.leaks = dynamics.beta.is_cuda or not bool((dynamics.beta == 1).all())
-        self._thresholds: dict[tuple[bool, torch.Size], Any] = {}
+        self._thresholds: dict[tuple[bool, torch.Size], tuple[Any, Any]] = {}
 
     def __call__(self, currents: Tensor, potential: Tensor, steps: int, overwrite: bool = False) -> Tensor:
         """Give the spikes of all steps.
@@ -69,8 +69,9 @@ class Firing:
             ``(steps * B, ...)``.
         """
         constant = steps > 1 and currents.shape[0] == potential.shape[0]
-        run = self._compiled if self.is_compilable(currents, potential) else self._in_place
-        return run(currents, potential, steps, constant, overwrite)
+        if self.is_compilable(currents, potential):
+            return self._compiled(currents, potential, steps, constant, overwrite)
+        return self._in_place(currents, potential, steps, constant)
 
     def _compiled(self, currents: Tensor, potential: Tensor, steps: int, constant: bool, overwrite: bool) -> Tensor:
         channels_last = _is_channels_last(currents)
@@ -96,17 +97,20 @@ class Firing:
         if key not in self._thresholds:
             threshold = _rows(self.dynamics.threshold, channels_last, sample)
             self._thresholds[key] = threshold, threshold.dtype.type(self.dynamics.beta)
-        return self._thresholds[key]  # type: ignore[no-any-return]
+        return self._thresholds[key]
 
-    def _in_place(self, currents: Tensor, potential: Tensor, steps: int, constant: bool, overwrite: bool) -> Tensor:
+    def _in_place(self, currents: Tensor, v: Tensor, steps: int, constant: bool, above: Tensor | None = None) -> Tensor:
+        """Do all with operations of torch; writes to ``above``, if given, how far ``v`` was above the threshold."""
         threshold = self.dynamics.threshold
-        spikes = currents.new_empty((steps, *potential.shape))
-        reset = (potential > threshold).to(potential.dtype)
+        spikes = currents.new_empty((steps, *v.shape))
+        reset = (v > threshold).to(v.dtype)
         for step, current in enumerate([currents] * steps if constant else by_step(currents, steps)):
             if self.leaks:
-                potential.mul_(self.dynamics.beta)
-            potential.add_(current).addcmul_(reset, threshold, value=-1)
-            reset = torch.gt(potential, threshold, out=spikes[step])
+                v.mul_(self.dynamics.beta)
+            v.add_(current).addcmul_(reset, threshold, value=-1)
+            if above is not None:
+                torch.sub(v, threshold, out=above[step])
+            reset = torch.gt(v, threshold, out=spikes[step])
         return spikes.flatten(0, 1)
 
     def with_gradient(self, currents: Tensor, potential: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -126,7 +130,8 @@ class Firing:
     def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
         """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
         if not self.is_compilable(currents, potential):
-            return self._above_in_place(currents, potential, steps, constant)
+            above = currents.new_empty((steps, *potential.shape))
+            return self._in_place(currents, potential, steps, constant, above), above.flatten(0, 1)
         channels_last = _is_channels_last(currents)
         threshold, beta = self._threshold(channels_last, potential.shape[1:])
         values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
@@ -140,18 +145,6 @@ class Firing:
         if v.data_ptr() != potential.data_ptr():
             potential.copy_(_in_shape(v, channels_last))
         return _in_shape(spikes, channels_last), _in_shape(above, channels_last)
-
-    def _above_in_place(self, currents: Tensor, v: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
-        threshold = self.dynamics.threshold
-        above, spikes = (currents.new_empty((steps, *v.shape)) for _ in range(2))
-        reset = (v > threshold).to(v.dtype)
-        for step, current in enumerate([currents] * steps if constant else by_step(currents, steps)):
-            if self.leaks:
-                v.mul_(self.dynamics.beta)
-            v.add_(current).addcmul_(reset, threshold, value=-1)
-            torch.sub(v, threshold, out=above[step])
-            reset = torch.gt(above[step], 0, out=spikes[step])
-        return spikes.flatten(0, 1), above.flatten(0, 1)
 
     def backward(self, above: Tensor, of_spikes: Tensor, of_potential: Tensor) -> Tensor:
         """Give the gradients of the currents of all steps; that of the potential, ``(B, ...)``, is written to.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -49,30 +49,31 @@ class Neurons:
     beta: float
     per_channel: bool
 
-    def fire(self, balance: Balance, samples: int | None = None) -> list[Tensor]:
-        """Give the spikes of each step, of the first samples."""
-        potential = torch.zeros_like(self.currents[0][:samples]) + balance.potential
-        spikes = []
-        for current in self.currents:
-            reset = (potential > balance.threshold) * balance.threshold
-            # In place: nearly all time is spent on memory here.
-            potential.mul_(self.beta).add_(current[:samples]).add_(balance.current).sub_(reset)
-            spikes.append((potential > balance.threshold).to(potential.dtype))
-        return spikes
+    def fire(self, balance: Balance) -> list[Tensor]:
+        """Give the spikes of each step."""
+        return list(self._steps(balance, slice(None)))
 
     def gap(self, balance: Balance, samples: int | None = None) -> Tensor:
-        """Give activation minus rate, ``(B, ...)``."""
+        """Give activation minus rate of the first samples, ``(B, ...)``."""
         target = self.target[:samples]
         counts = torch.zeros_like(target)
-        for begin in range(0, len(target), few := max(1, _IN_CACHE // max(1, target[:1].numel()))):
-            part = counts[begin : begin + few]
-            potential = torch.zeros_like(part) + balance.potential
-            fired = (potential > balance.threshold).to(potential.dtype)
-            for current in self.currents:
-                potential.mul_(self.beta).add_(current[begin : begin + len(part)]).add_(balance.current)
-                potential.addcmul_(fired, balance.threshold, value=-1)
-                part += torch.gt(potential, balance.threshold, out=fired)
+        few = max(1, _IN_CACHE // max(1, target[:1].numel()))
+        for begin in range(0, len(target), few):
+            part = slice(begin, min(begin + few, len(target)))
+            for spikes in self._steps(balance, part):
+                counts[part] += spikes
         return target - counts.div_(len(self.currents)).mul_(balance.level)
+
+    def _steps(self, balance: Balance, part: slice) -> Iterator[Tensor]:
+        """Walk the spikes of the steps, of a part of the samples."""
+        potential = torch.zeros_like(self.currents[0][part]) + balance.potential
+        spikes = (potential > balance.threshold).to(potential.dtype)
+        for current in self.currents:
+            # In place: nearly all time is spent on memory here.
+            potential.mul_(self.beta).add_(current[part]).add_(balance.current)
+            potential.addcmul_(spikes, balance.threshold, value=-1)
+            spikes = (potential > balance.threshold).to(potential.dtype)
+            yield spikes
 
 
 # Elements of a tensor that is worked on for many steps, which is to stay in a cache.

@@ -9,11 +9,8 @@ one validation with all metrics. Printed are the median and range of paired runs
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +20,7 @@ from snnreg_plugins.callbacks.spiking_validation import _Run
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.export.graph import trace
 from tests.benchmarks import conversion
-from tests.benchmarks.common import timed
+from tests.benchmarks.common import settled, timed
 
 METHODS: dict[str, dict[str, object]] = {
     "percentile": {},
@@ -42,15 +39,10 @@ BATCH, EPOCHS = 128, 2
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 32])
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    options.cache.mkdir(parents=True, exist_ok=True)
+    options = settled(parser)
     model = conversion.train("lenet", EPOCHS, 0, options.cache / f"lenet-epochs{EPOCHS}.pt")
     batches: list[tuple[Tensor, Tensor]] = []
     for x, y in FashionMNIST(batch_size=BATCH, validation_size=1).train_dataloader():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,18 @@ from torch import nn
 
 from snnreg_plugins._files import atomic
 from snnreg_plugins.modules import Classifier
+
+
+def settled(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the options of a benchmark that keeps networks under --cache, and let nothing but its table be printed."""
+    parser.add_argument("--cache", type=Path, required=True, help="folder of trained weights")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 def fit(model: nn.Module, data: LightningDataModule, epochs: int, *callbacks: Callback) -> Classifier:

@@ -10,15 +10,13 @@ of the second half.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
-from pathlib import Path
 
 import torch
 
 from snnreg_plugins import SynapticOperations, TimeSteps, to_snntorch
 from snnreg_plugins.export import exit_margins
 from tests.benchmarks import conversion
+from tests.benchmarks.common import settled
 
 AGREEMENTS = (None, 0.999, 0.99, 0.95)
 EPOCHS = 2
@@ -27,15 +25,9 @@ EPOCHS = 2
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
-    options.cache.mkdir(parents=True, exist_ok=True)
+    options = settled(parser)
     data = conversion.load(options.samples)
     half = options.samples // 2
     held_out, tested = data.images[:half].split(100), conversion.Data(data.images[half:], data.labels[half:], [])
