@@ -50,6 +50,8 @@ def exit_margins(network: SpikingNetwork, calibration: Calibration, agreement: f
             running = network(batch, per_step=True)
             margins.append(torch.stack([margin(scores) for scores in running]))
             agrees.append(running.argmax(2) == running[-1].argmax(1))
+    if not margins:
+        raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
     found, left = [], torch.ones_like(torch.cat(agrees, 1)[0])
     for of_step, right in zip(torch.cat(margins, 1)[:-1], torch.cat(agrees, 1)[:-1], strict=True):
         least = _least(of_step[left], right[left], agreement)

@@ -152,9 +152,15 @@ class SpikingNetwork(nn.Module):
         if value is None:
             self.conversion.pop("exit_margins", None)
             return
-        margins = [float(margin) for margin in value]
-        if any(margin != margin for margin in margins):
-            raise ValueError(f"Expected argument `exit_margins` to be numbers, but got {value!r}.")
+        try:
+            margins: list[float] | None = [float(margin) for margin in value]
+        except (TypeError, ValueError):
+            margins = None
+        if margins is None or any(margin != margin for margin in margins):
+            raise ValueError(
+                f"Expected argument `exit_margins` to be numbers, one for each step, but got {value!r}. "
+                "export.exit_margins() finds some."
+            )
         if self.head is not None:
             raise ValueError(
                 "Expected a network whose scores are the mean of its steps to set `exit_margins`, but this one has a "

@@ -156,9 +156,12 @@ def test_agreement_is_checked(agreement):
 
 def test_what_cannot_leave_is_refused():
     network, _ = exported("mlp")
-    with pytest.raises(ValueError, match="Expected argument `exit_margins` to be numbers"):
-        network.exit_margins = [float("nan")]
+    for margins in ([float("nan")], "abc", 0.5, [None]):
+        with pytest.raises(ValueError, match="Expected argument `exit_margins` to be numbers"):
+            network.exit_margins = margins
     assert network.exit_margins is None
+    with pytest.raises(ValueError, match="Expected argument `calibration` to hold at least one sample"):
+        exit_margins(network, torch.zeros(0, 4))
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     single = to_snntorch(net, torch.rand(9, 3), timesteps=T)
     single.exit_margins = [0.1]
