@@ -7,14 +7,19 @@ if TYPE_CHECKING:
     from snnreg_plugins.callbacks import (
         ActivityRegularization,
         CompressedActivations,
+        ExportReport,
         QCFSActivations,
         SpikingValidation,
         compressed_activations,
     )
-    from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
-    from snnreg_plugins.export.nir import from_nir, to_nir
-    from snnreg_plugins.export.norse import to_norse
+    from snnreg_plugins.export import ConversionError, Sharded, SpikingNetwork, exit_margins, to_norse, to_snntorch
+    from snnreg_plugins.export.files import load_network, save_network
     from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations, TimeSteps
+    from snnreg_plugins.nir.files import from_nir, to_nir
+    from snnreg_plugins.reports.diagnosis import diagnose
+    from snnreg_plugins.reports.page import write_page
+    from snnreg_plugins.reports.raster import record
+    from snnreg_plugins.reports.report import report
 
 __version__ = "0.1.0"
 
@@ -23,7 +28,9 @@ __all__ = [
     "CompressedActivations",
     "ConversionError",
     "Energy",
+    "ExportReport",
     "QCFSActivations",
+    "Sharded",
     "SpikeRate",
     "SpikeStatistics",
     "SpikingNetwork",
@@ -31,10 +38,17 @@ __all__ = [
     "SynapticOperations",
     "TimeSteps",
     "compressed_activations",
+    "diagnose",
+    "exit_margins",
     "from_nir",
+    "load_network",
+    "record",
+    "report",
+    "save_network",
     "to_nir",
     "to_norse",
     "to_snntorch",
+    "write_page",
 ]
 
 # Loaded when asked for: Lightning and torchmetrics import whatever of torchvision and matplotlib is installed.
@@ -43,7 +57,9 @@ _HOMES = {
     "CompressedActivations": "callbacks",
     "ConversionError": "export",
     "Energy": "metrics",
+    "ExportReport": "callbacks",
     "QCFSActivations": "callbacks",
+    "Sharded": "export",
     "SpikeRate": "metrics",
     "SpikeStatistics": "metrics",
     "SpikingNetwork": "export",
@@ -51,10 +67,17 @@ _HOMES = {
     "SynapticOperations": "metrics",
     "TimeSteps": "metrics",
     "compressed_activations": "callbacks",
-    "from_nir": "export.nir",
-    "to_nir": "export.nir",
-    "to_norse": "export.norse",
+    "diagnose": "reports.diagnosis",
+    "exit_margins": "export",
+    "from_nir": "nir.files",
+    "load_network": "export.files",
+    "record": "reports.raster",
+    "report": "reports.report",
+    "save_network": "export.files",
+    "to_nir": "nir.files",
+    "to_norse": "export",
     "to_snntorch": "export",
+    "write_page": "reports.page",
 }
 
 

@@ -23,8 +23,8 @@ from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.export.options import ExportOptions
-from snnreg_plugins.export.page import write_page
-from snnreg_plugins.export.report import Report
+from snnreg_plugins.reports.page import write_page
+from snnreg_plugins.reports.report import Report
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "report")
 _EPILOG = (

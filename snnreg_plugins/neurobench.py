@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from snnreg_plugins.export.network import SpikingNetwork
-from snnreg_plugins.probes import neuron_layers
+from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.layers import neuron_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

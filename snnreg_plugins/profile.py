@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins import _style
 from snnreg_plugins._files import read_batch, write_json
-from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins._text import in_joules, in_short, new_table
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy, energy_table, require_timesteps
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
 from snnreg_plugins.functional.synapses import (
@@ -29,7 +28,9 @@ from snnreg_plugins.functional.synapses import (
     operations,
     sample_shape,
 )
-from snnreg_plugins.probes import Hooks, is_spiking_neuron, neuron_layers, synaptic_layers
+from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 #: Name of the energy model with memory access, beside the names of tables.
 LEMAIRE = "lemaire"
-
 # What forgets a neuron's state, by package.
 _RESETS = {"snntorch": "reset_mem", "spikingjelly": "reset", "sinabs": "reset_states"}
 # Neurons without a leak, by the beginning of their class's name; others tell by a `beta` of 1.
@@ -138,7 +138,7 @@ class Profile:
 
     def _by_layer(self) -> Table:
         stepped = f", {self.timesteps} steps" if self.timesteps else ""
-        table = _style.new_table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})")
+        table = new_table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})")
         table.add_column("Layer", overflow="fold")
         table.add_column("Kind", overflow="ellipsis", max_width=12)
         spiking = self.spiking or self.sops > 0
@@ -164,9 +164,9 @@ class Profile:
             "",
             "",
             _rate(self.spike_rate),
-            *([_style.in_short(self.sops)] if spiking else []),
-            _style.in_short(self.effective_macs),
-            _style.in_short(self.dense_macs),
+            *([in_short(self.sops)] if spiking else []),
+            in_short(self.effective_macs),
+            in_short(self.dense_macs),
             _joule(self.energy),
             _joule(self.dense_energy),
         )
@@ -183,7 +183,7 @@ class Profile:
             "once, nothing skipped."
         )
         if self.breakdown is not None:
-            parts = ", ".join(f"{name} {_style.in_joules(value)}" for name, value in self.breakdown.items() if value)
+            parts = ", ".join(f"{name} {in_joules(value)}" for name, value in self.breakdown.items() if value)
             yield f"Of the energy: {parts}."
         if self.left_out:
             yield (
@@ -503,11 +503,11 @@ def _rate(value: float | None) -> str:
 
 
 def _count(value: float | None) -> str:
-    return "" if value is None else _style.in_short(value)
+    return "" if value is None else in_short(value)
 
 
 def _joule(value: float | None) -> str:
-    return "" if value is None else _style.in_joules(value)
+    return "" if value is None else in_joules(value)
 
 
 def load_factory(path: str) -> nn.Module:

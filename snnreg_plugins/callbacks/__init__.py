@@ -1,10 +1,11 @@
 """Lightning callbacks; one class a file."""
 
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
-from snnreg_plugins.callbacks.compressed_activations import CompressedActivations, compressed_activations
+from snnreg_plugins.callbacks.compressed_activations import CompressedActivations
 from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
+from snnreg_plugins.training.compression import compressed_activations
 
 __all__ = [
     "ActivityRegularization",

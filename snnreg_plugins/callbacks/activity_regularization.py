@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -18,7 +16,9 @@ from typing_extensions import override
 
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate, robust_maximum
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
-from snnreg_plugins.probes import Hooks, forget_compiled, synaptic_layers
+from snnreg_plugins.training.carried import Carry, Logged, Step, called_from
+from snnreg_plugins.watching.hooks import Hooks, forget_compiled
+from snnreg_plugins.watching.layers import synaptic_layers
 
 
 class ActivityRegularization(Callback):
@@ -113,8 +113,8 @@ class ActivityRegularization(Callback):
         self._thresholds: dict[str, Tensor] = {}
         self._observed: dict[str, list[Tensor]] = {}
         self._fresh: set[str] = set()  # thresholds from the first batch of this process alone
-        self._step = _Step()
-        self._logged = _Logged()
+        self._step = Step()
+        self._logged = Logged()
         self._factor = 0.0
         self._active = False  # apart from the factor, whose every change would make compiled code compile again
         self._seen = False
@@ -159,7 +159,7 @@ class ActivityRegularization(Callback):
         epochs = trainer.current_epoch - self.start_epoch + 1
         self._factor = min(1.0, max(0.0, epochs / (self.warmup_epochs + 1)))
         self._active = self._factor > 0
-        self._step = _Step()
+        self._step = Step()
         self._observed.clear()
         self._backward_in_batch = False
 
@@ -172,13 +172,9 @@ class ActivityRegularization(Callback):
         # Else checkpointing computes it a second time, within the backward pass.
         first_time = compiling or torch._C._current_graph_task_id() == -1
         differentiable = torch.is_grad_enabled() and activity.requires_grad
-        if (
-            activity.requires_grad
-            and activity.is_leaf
-            and (first_time or not _called_from(CheckpointFunction.backward))
-        ):
+        if activity.requires_grad and activity.is_leaf and (first_time or not called_from(CheckpointFunction.backward)):
             return None  # the network's own input, which a user differentiates by
-        if not differentiable and (compiling or not first_time or not _called_from(CheckpointFunction.forward)):
+        if not differentiable and (compiling or not first_time or not called_from(CheckpointFunction.forward)):
             return None
 
         name, strength = self._watched[layer]
@@ -189,7 +185,7 @@ class ActivityRegularization(Callback):
             self._step.record(name, group, amount, strength, value, compiling)
         if not differentiable or compiling:
             return None
-        return (_Carry.apply(activity, value, self._step, group, amount * strength), *args[1:])
+        return (Carry.apply(activity, value, self._step, group, amount * strength), *args[1:])
 
     def _weight(self, name: str, layer: SynapticLayer, activity: Tensor) -> tuple[Tensor | None, float]:
         """Weights of the positions, and how much the call counts against others: B, or B·F."""
@@ -238,7 +234,7 @@ class ActivityRegularization(Callback):
             self._logged.add(self._step, self._factor)
         # What is differentiated again carries no penalty again; a new forward pass starts a new step.
         self._step.scale = 0.0
-        self._step = _Step()
+        self._step = Step()
 
     @override
     def on_train_batch_end(
@@ -261,7 +257,7 @@ class ActivityRegularization(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Summed up here and logged once: Lightning's own summing costs more than the penalty.
         pl_module.log_dict(self._logged.means(), sync_dist=True)
-        self._logged = _Logged()
+        self._logged = Logged()
 
     def _balance(self, trainer: Trainer) -> None:
         """Move the thresholds towards the percentiles of this batch, alike in all processes."""
@@ -297,7 +293,7 @@ class ActivityRegularization(Callback):
         self._hooks.remove()
         self._watched = {}
         self._fan_outs = {}
-        self._step = _Step()
+        self._step = Step()
 
     def _choose(self, layers: dict[str, nn.Module]) -> dict[nn.Module, tuple[str, float]]:
         """Find the layers to regularize and the strength of each."""
@@ -341,115 +337,8 @@ class ActivityRegularization(Callback):
             rank_zero_warn(f"ActivityRegularization has not been checked for exact gradients under {strategy}.")
 
 
-@dataclass
-class _Record:
-    """One call of a layer in a forward pass."""
-
-    name: str
-    group: str  # calls of one group share a mean
-    amount: float  # how much the call counts in it
-    strength: float
-    value: Tensor  # in a graph only if compiled
-    compiled: bool
-
-
-@dataclass
-class _Step:
-    """What the forward passes up to a backward pass saw, and the scale that the backward pass runs with."""
-
-    records: list[_Record] = field(default_factory=list)
-    scale: float = 0.0  # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean
-    ran_without_scale: bool = False
-    _amounts: dict[str, float] | None = None
-
-    def record(self, name: str, group: str, amount: float, strength: float, value: Tensor, compiled: bool) -> None:
-        self.records.append(_Record(name, group, amount, strength, value if compiled else value.detach(), compiled))
-
-    def amounts(self) -> dict[str, float]:
-        """What all calls of each group count together; asked for when the forward pass is over."""
-        if self._amounts is None:
-            self._amounts = {}
-            for record in self.records:
-                self._amounts[record.group] = self._amounts.get(record.group, 0.0) + record.amount
-        return self._amounts
-
-    def factor(self, group: str, amount: float) -> float:
-        """Derivative of the scaled loss by the penalty of one call."""
-        if self.scale == 0.0:
-            self.ran_without_scale = True
-            return 0.0
-        # A group that the forward pass did not see is the network's own input, repeated by checkpointing.
-        return self.scale * amount / self.amounts().get(group, float("inf"))
-
-    def compiled_penalty(self) -> Tensor | None:
-        """Penalty of the calls in compiled regions, to be added to the scaled loss."""
-        terms = [
-            self.scale * record.strength * record.amount / self.amounts()[record.group] * record.value
-            for record in self.records
-            if record.compiled and record.value.requires_grad
-        ]
-        return torch.stack(terms).sum() if terms else None
-
-
-@dataclass
-class _Logged:
-    """Sums over the batches of an epoch of what is to be logged."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    batches: int = 0
-
-    def add(self, step: _Step, factor: float) -> None:
-        """Add each layer's mean over its calls, and the penalty as it is added to the loss."""
-        calls: dict[str, float] = {}
-        for record in step.records:
-            calls[record.name] = calls.get(record.name, 0.0) + record.amount
-        for record in step.records:
-            value = record.value.detach()
-            share = record.amount / step.amounts()[record.group]
-            self._add(f"penalty/{record.name}", value, record.amount / calls[record.name])
-            self._add("penalty/total", value, factor * record.strength * share)
-        self.batches += 1
-
-    def _add(self, name: str, value: Tensor, share: float) -> None:
-        if name not in self.sums:
-            self.sums[name] = torch.zeros_like(value)
-        self.sums[name].add_(value, alpha=share)
-
-    def means(self) -> dict[str, Tensor]:
-        """Mean over the batches."""
-        return {name: value / self.batches for name, value in self.sums.items()}
-
-
-class _Carry(torch.autograd.Function):
-    """Identity on an activity that gives a penalty its gradient when the activity gets its own."""
-
-    @staticmethod
-    def forward(ctx: Any, activity: Tensor, value: Tensor, step: _Step, group: str, amount: float) -> Tensor:
-        ctx.step, ctx.group, ctx.amount = step, group, amount
-        ctx.save_for_backward(value.detach())  # for its type and device alone
-        return activity.view_as(activity)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        (value,) = ctx.saved_tensors
-        factor = ctx.step.factor(ctx.group, ctx.amount)
-        return grads[0], torch.full_like(value, factor), None, None, None
-
-
 def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """Weights of the positions of a layer's input, small enough to broadcast, and the sum over all positions."""
     reached = fan_out(layer, shape)
     # All channels have the same fan-out: keep one.
     return reached[:1].to(torch.float32), int(reached.sum())
-
-
-def _called_from(function: Any) -> bool:
-    """Tell whether ``function`` is running.
-
-    Reentrant checkpointing leaves no other trace: its first forward runs without gradients, and its second on inputs
-    that look like leaves.
-    """
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not function.__code__:
-        frame = frame.f_back
-    return frame is not None

@@ -14,15 +14,15 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._files import atomic
 from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
-from snnreg_plugins.export.diagnosis import Diagnosis, diagnose
 from snnreg_plugins.export.files import save_network
-from snnreg_plugins.export.graph import trace
-from snnreg_plugins.export.nir import to_nir
 from snnreg_plugins.export.options import CHOSEN, ExportOptions, Options
-from snnreg_plugins.export.page import write_page
-from snnreg_plugins.export.raster import record
-from snnreg_plugins.export.report import Report, report
+from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy_table
+from snnreg_plugins.nir.files import to_nir
+from snnreg_plugins.reports.diagnosis import Diagnosis, diagnose
+from snnreg_plugins.reports.page import write_page
+from snnreg_plugins.reports.raster import record
+from snnreg_plugins.reports.report import Report, report
 
 # Time steps of the spikes that the page shows; more are too many for its width.
 _LONGEST = 64
@@ -39,10 +39,10 @@ class ExportReport(Callback):
     - ``report.json``: all figures;
     - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
     - ``report.html``: all of it with figures and tables on one page, see
-      :func:`~snnreg_plugins.export.page.write_page`; with ``raster.json``, the spikes that it shows, and
+      :func:`~snnreg_plugins.reports.page.write_page`; with ``raster.json``, the spikes that it shows, and
       ``report.yaml``, a copy of the command line's ``config.yaml``;
     - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
-      :func:`~snnreg_plugins.export.diagnosis.diagnose`.
+      :func:`~snnreg_plugins.reports.diagnosis.diagnose`.
 
     Args:
         output_dir: Folder to write to; it is made.

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from snnreg_plugins.export import SpikingNetwork
-from snnreg_plugins.export.graph import where
 from snnreg_plugins.export.qcfs import QCFS, check
-from snnreg_plugins.probes import forget_compiled
+from snnreg_plugins.export.refusals import where
+from snnreg_plugins.watching.hooks import forget_compiled
 
 _FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _METHODS = ("relu", "relu_")

@@ -14,14 +14,15 @@ from torch import Tensor, fx, nn
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack, override
 
-from snnreg_plugins._style import histograms_figure, layers_figure
+from snnreg_plugins._pictures import histograms_figure, layers_figure
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
-from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.options import ExportOptions, Options
+from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy, energy_table
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
-from snnreg_plugins.probes import Hooks, neuron_layers
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import neuron_layers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

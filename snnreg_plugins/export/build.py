@@ -7,25 +7,21 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift, scale_inputs
-from snnreg_plugins.export.graph import (
-    ADAPTIVE_AVERAGE_POOLS,
-    ADAPTIVE_MAX_POOLS,
-    AVERAGE_POOLS,
-    MAX_POOLS,
-    ConversionError,
-    add_submodule,
-    is_value,
-    refusal,
-)
-from snnreg_plugins.export.network import NeuronKind, SpikingNetwork
-from snnreg_plugins.export.parts import (
+from snnreg_plugins.export.forms import ADAPTIVE_AVERAGE_POOLS, ADAPTIVE_MAX_POOLS, AVERAGE_POOLS, MAX_POOLS, is_value
+from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+from snnreg_plugins.export.refusals import ConversionError, refusal
+from snnreg_plugins.export.simulate import Balance, channelwise
+from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.functional.synapses import CONVOLUTIONS, OneToOne, is_synaptic
+from snnreg_plugins.spiking.layers import (
     AdaptiveSumPool,
     ChannelAffine,
     Current,
@@ -34,22 +30,7 @@ from snnreg_plugins.export.parts import (
     SumOver,
     SumPool,
 )
-from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
-from snnreg_plugins.export.simulate import Balance, channelwise
-from snnreg_plugins.functional.synapses import CONVOLUTIONS, OneToOne, is_synaptic
-
-
-class Target(Protocol):
-    """A framework: how to make its neurons, and how to make them let go of kept states."""
-
-    name: str
-
-    def neuron(self, threshold: Tensor) -> nn.Module:
-        """Make a neuron layer: ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``."""
-
-    @property
-    def kind(self) -> NeuronKind:
-        """What to know of the neurons."""
+from snnreg_plugins.spiking.network import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -102,7 +83,7 @@ def build(
     """Build the spiking network.
 
     Args:
-        traced: A network of :func:`~snnreg_plugins.export.graph.trace` with shapes of two samples; it is left as it is.
+        traced: A network of :func:`~snnreg_plugins.export.trace.trace` with shapes of two samples; it is left as it is.
         balances: How each population of neurons is set.
         target: The framework.
         timesteps: T.

@@ -7,26 +7,21 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import accumulate, chain, islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.data import Dataset, IterableDataset
 
-from snnreg_plugins.export.graph import where
 from snnreg_plugins.export.processes import Processes
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+from snnreg_plugins.export.refusals import where
 from snnreg_plugins.functional.thresholds import ActivationHistogram, local, maximum, mmse, percentile
-from snnreg_plugins.probes import Hooks
+from snnreg_plugins.watching.hooks import Hooks
 
-#: A tensor of inputs, or any iterable of batches or (input, target) pairs, such as a DataLoader.
-Calibration: TypeAlias = Tensor | Iterable[Any]
 #: From the histogram of a layer's activations, and whether to go by channel, to its threshold(s).
 Threshold: TypeAlias = Callable[[ActivationHistogram, bool], Tensor]
-
 # Methods that take more than a histogram of activations.
 OTHER_METHODS = ("auto", "learned", "spike_norm")
-_CHUNK = 256
 # All single-precision numbers are multiples of 2 ** -_FRACTION, and of 24 bits: the smallest exponent is -148.
 _FRACTION = 148 + 24
 # A channel with a threshold this small beside its layer's is silent on the calibration data: with a threshold of
@@ -62,30 +57,6 @@ def threshold_function(
             f"{threshold!r}."
         )
     return methods[threshold]
-
-
-def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Tensor]:
-    """Walk the input tensors of calibration data; empty ones are left out.
-
-    Raises:
-        TypeError: If it gives something else than tensors, or tuples or lists that start with one.
-    """
-    expected = "Expected argument `calibration` to be a tensor, or to give tensors or (input, target) pairs, but got"
-    data: Any = calibration
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(f"{expected} a dataset, which gives single samples. Wrap it in a DataLoader.")
-    if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
-        raise TypeError(f"{expected} {data!r}.")
-    if isinstance(data, Tensor):
-        data = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
-    for batch in data:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(inputs, Tensor):
-            raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
-        if inputs.dim() == 0:
-            raise TypeError(f"{expected} a batch that is a single number.")
-        if len(inputs):
-            yield inputs.to(device)
 
 
 def example(inputs: Iterator[Tensor], processes: Processes) -> tuple[Tensor, Iterator[Tensor]]:
@@ -146,7 +117,7 @@ class Statistics:
     samples are kept.
 
     Args:
-        network: A network of :func:`~snnreg_plugins.export.graph.trace`.
+        network: A network of :func:`~snnreg_plugins.export.trace.trace`.
         inputs: Batches of what the network was trained on; of several processes, the share of this one.
         per_channel: Whether to keep the activations of channels apart.
         samples: Number of samples to keep, the first ones; those of several processes take turns.

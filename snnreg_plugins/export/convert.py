@@ -12,20 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from snnreg_plugins.export.build import Coder, Target, build
-from snnreg_plugins.export.calibrate import (
-    Calibration,
-    Statistics,
-    Threshold,
-    batches,
-    example,
-    run,
-    threshold_function,
-)
-from snnreg_plugins.export.coding import LatencyCoder, PoissonCoder
+from snnreg_plugins._batches import Calibration, batches
+from snnreg_plugins.export.build import Coder, build
+from snnreg_plugins.export.calibrate import Statistics, Threshold, example, run, threshold_function
 from snnreg_plugins.export.fold import fold_batch_norms
-from snnreg_plugins.export.graph import trace
-from snnreg_plugins.export.network import SpikingNetwork
 from snnreg_plugins.export.options import CORRECTIONS, Options
 from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.rectifiers import Population
@@ -38,6 +28,11 @@ from snnreg_plugins.export.simulate import (
     compensate_leak,
     spike_norm,
 )
+from snnreg_plugins.export.trace import trace
+from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.frameworks.registry import target_of
+from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
+from snnreg_plugins.spiking.network import SpikingNetwork
 
 # What "auto" tries: cheap in spikes first.
 _CANDIDATES: tuple[dict[str, Any], ...] = tuple(
@@ -135,7 +130,7 @@ def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Ten
             coder = Coder(2.0, module.to(device))
         elif options.coding == "neurons":
             coder = Coder(populations=tuple(kind for kind in _both_signs() if f"input{kind.suffix}" in levels))
-        target = _TARGETS[conversion["framework"]](options)
+        target = target_of(conversion["framework"], options.beta, options.surrogate_slope)
         network = build(traced, balances, target, options.timesteps, coder, conversion)
         _assign(network, tensors)
     return network
@@ -160,21 +155,6 @@ def _assign(network: SpikingNetwork, tensors: dict[str, Tensor]) -> None:
             module._parameters[last] = nn.Parameter(value.to(device))
         else:
             raise ValueError(f"The network has no {name!r}.")
-
-
-def _snntorch(options: Options) -> Target:
-    from snnreg_plugins.export.snntorch import SnnTorchTarget
-
-    return SnnTorchTarget(options.beta, options.surrogate_slope)
-
-
-def _norse(options: Options) -> Target:
-    from snnreg_plugins.export.norse import NorseTarget
-
-    return NorseTarget(options.beta, options.surrogate_slope)
-
-
-_TARGETS = {"snntorch": _snntorch, "norse": _norse}
 
 
 def _simulated(traced: fx.GraphModule, timesteps: int) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from snnreg_plugins._files import atomic, read_tensors
 from snnreg_plugins.export.convert import restore
-from snnreg_plugins.export.network import SpikingNetwork
+from snnreg_plugins.spiking.network import SpikingNetwork
 
 _FORMAT = "snnreg_plugins spiking network 2"
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnreg_plugins.export.graph import AVERAGE_POOLS, MAX_POOLS, refusal
+from snnreg_plugins.export.forms import AVERAGE_POOLS, MAX_POOLS
+from snnreg_plugins.export.refusals import refusal
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
 
@@ -18,7 +19,7 @@ def fold_batch_norms(traced: fx.GraphModule) -> None:
     Pools may stand between. What is left is an affine map of channels, see :func:`gain_and_shift`.
 
     Args:
-        traced: A network of :func:`~snnreg_plugins.export.graph.trace`, in which ``ShapeProp`` has left shapes.
+        traced: A network of :func:`~snnreg_plugins.export.trace.trace`, in which ``ShapeProp`` has left shapes.
 
     Raises:
         ConversionError: If a batch norm has no statistics.

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
-from snnreg_plugins.export.coding import CODINGS
-from snnreg_plugins.export.network import require_timesteps
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
+from snnreg_plugins.spiking.coding import CODINGS
+from snnreg_plugins.spiking.network import require_timesteps
 
 #: Corrections of what thresholds leave, by name.
 CORRECTIONS: dict[str, list[Adjustment]] = {
@@ -20,8 +20,6 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
     "channel_potential": [partial(correct_potential, per_neuron=False)],
     "bias": [correct_bias],
 }
-
-
 #: What ``threshold="auto"`` chooses.
 CHOSEN = ("threshold", "percent", "per_channel", "correction")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 if TYPE_CHECKING:
-    from snnreg_plugins.export.calibrate import Calibration
+    from snnreg_plugins._batches import Calibration
 
 T = TypeVar("T")
 

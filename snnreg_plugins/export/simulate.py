@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins.export.graph import ADAPTIVE_MAX_POOLS, MAX_POOLS
+from snnreg_plugins.export.forms import ADAPTIVE_MAX_POOLS, MAX_POOLS
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 
 
@@ -78,7 +78,6 @@ class Neurons:
 
 # Elements of a tensor that is worked on for many steps, which is to stay in a cache.
 _IN_CACHE = 2**16
-
 #: Changes the balance of a population to suit what it sees.
 Adjustment: TypeAlias = Callable[[Neurons, Balance], Balance]
 
@@ -89,7 +88,7 @@ class Simulation:
     Everything but neurons and max pooling is the DNN's own, applied to every step; a spike is worth its level.
 
     Args:
-        traced: A network of :func:`~snnreg_plugins.export.graph.trace`.
+        traced: A network of :func:`~snnreg_plugins.export.trace.trace`.
         timesteps: T.
         beta: Decay of the potential per step.
         per_channel: Whether channels may differ.

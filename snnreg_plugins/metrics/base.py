@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Self
 
-from snnreg_plugins._style import plot_layers
-from snnreg_plugins.probes import Hooks, SampleCounter
+from snnreg_plugins._pictures import plot_layers
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.samples import SampleCounter
 
 
 class WatchingMetric(Metric):

@@ -23,22 +23,16 @@ from snnreg_plugins.functional.synapses import (
     sample_shape,
 )
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.metrics.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
-from snnreg_plugins.probes import (
-    Hooks,
-    SampleCounter,
-    current_fold,
-    one_to_one_layers,
-    synaptic_layers,
-    uncompiled,
-)
+from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.layers import one_to_one_layers, synaptic_layers
+from snnreg_plugins.watching.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
+from snnreg_plugins.watching.samples import SampleCounter
+from snnreg_plugins.watching.steps import current_fold
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
-
 # Passes from the first on that are all looked at closely.
 _ALL_LOOKED_AT = 2
-
 # Modules whose weights scale, shift or look up, and do not multiply as synapses do.
 _SCALING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
 

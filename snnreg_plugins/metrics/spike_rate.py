@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from snnreg_plugins.functional.synapses import count_events
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, neuron_layers, uncompiled
+from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.layers import neuron_layers
 
 
 class SpikeRate(WatchingMetric):

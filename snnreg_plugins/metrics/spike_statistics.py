@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._style import plot_counts
+from snnreg_plugins._pictures import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, current_fold, is_spiking_neuron, time_dim, uncompiled
+from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.layers import is_spiking_neuron, time_dim
+from snnreg_plugins.watching.steps import current_fold
 
 
 class SpikeStatistics(WatchingMetric):

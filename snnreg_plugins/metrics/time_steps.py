@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.probes import Hooks, uncompiled
+from snnreg_plugins.watching.hooks import Hooks, uncompiled
 
 
 class TimeSteps(WatchingMetric):

@@ -18,7 +18,7 @@ from torch import Tensor
 from snnreg_plugins import to_snntorch
 from snnreg_plugins.callbacks.spiking_validation import _Run
 from snnreg_plugins.data import FashionMNIST
-from snnreg_plugins.export.graph import trace
+from snnreg_plugins.export.trace import trace
 from tests.benchmarks import conversion
 from tests.benchmarks.common import settled, timed
 

@@ -36,10 +36,11 @@ from torch.nn import functional as F
 from snnreg_plugins import SpikingNetwork, SynapticOperations, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
-from snnreg_plugins.export.parts import SumPool
 from snnreg_plugins.functional import fan_out
 from snnreg_plugins.modules import VGG, LeNet
-from snnreg_plugins.probes import Hooks, is_spiking_neuron, synaptic_layers
+from snnreg_plugins.spiking.layers import SumPool
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import is_spiking_neuron, synaptic_layers
 from tests.benchmarks.common import kept
 
 # Options of to_snntorch. The network is exported for every T, unless the name is in SAME_AT_EVERY_T: then it is

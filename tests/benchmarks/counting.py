@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from snnreg_plugins import SynapticOperations, to_snntorch
 from snnreg_plugins.functional import OneToOne
 from snnreg_plugins.modules import LeNet
-from snnreg_plugins.probes import Hooks, synaptic_layers
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import synaptic_layers
 from tests.benchmarks.common import timed
 
 

@@ -62,8 +62,8 @@ from torch.profiler import ProfilerActivity, profile
 from snnreg_plugins import ActivityRegularization, SpikeRate, SpikingNetwork, compressed_activations, to_snntorch
 from snnreg_plugins._files import write_json
 from snnreg_plugins.data import FashionMNIST
-from snnreg_plugins.export.parts import InitialState, SpikeMaxPool
-from snnreg_plugins.probes import synaptic_layers
+from snnreg_plugins.spiking.layers import InitialState, SpikeMaxPool
+from snnreg_plugins.watching.layers import synaptic_layers
 from tests.benchmarks import conversion
 from tests.benchmarks.common import fit, kept, timed
 

@@ -25,8 +25,8 @@ from snnreg_plugins import (
     to_norse,
     to_snntorch,
 )
-from snnreg_plugins.callbacks.compressed_activations import _Packer, _unpack
 from snnreg_plugins.functional.bits import _PATTERNS
+from snnreg_plugins.training.compression import Packer, unpack
 from tests.callbacks.reference import Module, fit, free_port, leave, loader, two_processes
 
 NOTHING = contextlib.nullcontext
@@ -151,8 +151,8 @@ def raw(x):
 
 
 def round_trip(tensor, bits=32, min_numel=1, module=None):
-    packer = _Packer(bits, min_numel, module)
-    return _unpack(packer.pack(tensor)), packer.savings
+    packer = Packer(bits, min_numel, module)
+    return unpack(packer.pack(tensor)), packer.savings
 
 
 DTYPES = [*_PATTERNS, torch.bool, torch.int16, torch.int32, torch.int64, torch.uint8, torch.complex64]
@@ -246,7 +246,7 @@ def test_what_is_not_to_be_rounded(bits):
 @pytest.mark.parametrize("bits", [32, 16, 8])
 def test_stored_bytes_are_what_is_stored(bits):
     torch.manual_seed(0)
-    net, packer, entries, most = Loop(), _Packer(bits, 64, None), weakref.WeakSet(), 0
+    net, packer, entries, most = Loop(), Packer(bits, 64, None), weakref.WeakSet(), 0
 
     def pack(tensor):
         nonlocal most
@@ -258,7 +258,7 @@ def test_stored_bytes_are_what_is_stored(bits):
             most = max(most, sum(parts.values()))
         return packed
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         loss = net(torch.rand(32, 1, 8, 8)).sum()
     assert packer.savings.stored_bytes == most
     del loss

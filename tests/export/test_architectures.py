@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from snnreg_plugins import ConversionError, SynapticOperations, to_snntorch
 from snnreg_plugins.functional import OneToOne
-from tests.export.nets import Chain
 from tests.export.reference import simulate_model
+from tests.nets import Chain
 
 T = 12
 

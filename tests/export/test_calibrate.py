@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from snnreg_plugins import to_snntorch
-from tests.export.nets import make
 from tests.export.reference import max_thresholds, neurons_of
+from tests.nets import make
 
 T = 4
 

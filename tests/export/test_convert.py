@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnreg_plugins import SynapticOperations, to_snntorch
-from tests.export.nets import NETS, make
 from tests.export.reference import activations, max_thresholds, neurons_of, recorded, simulate
 from tests.helpers import brute_force_fan_out, soft_reset_neuron
+from tests.nets import NETS, make
 
 T = 10
 

@@ -10,7 +10,8 @@ from snnreg_plugins import to_snntorch
 from snnreg_plugins.export.convert import CORRECTIONS
 from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.simulate import Simulation
-from tests.export import nets, test_architectures
+from tests import nets
+from tests.export import test_architectures
 from tests.export.reference import neurons_of, recorded
 from tests.helpers import soft_reset_neuron
 

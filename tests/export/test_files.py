@@ -8,7 +8,8 @@ from torch import nn
 
 from snnreg_plugins import to_norse, to_snntorch
 from snnreg_plugins.export.files import load_network, save_network
-from tests.export import nets, test_architectures
+from tests import nets
+from tests.export import test_architectures
 from tests.export.test_partial import attention
 
 T = 5

@@ -12,12 +12,13 @@ from norse.torch.module.snn import SNNCell
 from torch import nn
 
 from snnreg_plugins import SpikeRate, SynapticOperations, to_norse, to_snntorch
-from snnreg_plugins.export.norse import SoftResetCell, SoftResetParameters
-from snnreg_plugins.export.surrogate import FastSigmoid
-from snnreg_plugins.probes import Hooks, is_spiking_neuron
+from snnreg_plugins.frameworks.norse import SoftResetCell, SoftResetParameters
+from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import is_spiking_neuron
 from tests.export import test_architectures
-from tests.export.nets import make
 from tests.helpers import soft_reset_neuron
+from tests.nets import make
 
 OPTIONS = {
     "layer": dict(timesteps=12),

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from snnreg_plugins import ConversionError, SynapticOperations, to_norse, to_snntorch
-from tests.export.nets import Chain
 from tests.export.reference import simulate
+from tests.nets import Chain
 
 T = 8
 

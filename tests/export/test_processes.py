@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from snnreg_plugins import to_norse, to_snntorch
 from snnreg_plugins.export import Sharded, convert
 from snnreg_plugins.export.calibrate import Statistics, _exact_sum
-from snnreg_plugins.export.graph import trace
 from snnreg_plugins.export.processes import Processes
+from snnreg_plugins.export.trace import trace
 from tests.export.processes import (
     UnsendableError,
     exact_inputs,

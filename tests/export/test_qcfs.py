@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.export.qcfs import QCFS, clip_floor_shift
-from snnreg_plugins.probes import neuron_layers
+from snnreg_plugins.watching.layers import neuron_layers
 from tests.helpers import soft_reset_neuron
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from snnreg_plugins import to_snntorch
-from snnreg_plugins.export.surrogate import FastSigmoid
-from tests.export.nets import make
+from snnreg_plugins.frameworks.surrogate import FastSigmoid
 from tests.export.reference import neurons_of
+from tests.nets import make
 
 
 @pytest.mark.parametrize(

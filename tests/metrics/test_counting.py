@@ -8,7 +8,7 @@ from torch import nn
 
 from snnreg_plugins import Energy, SpikeRate, SynapticOperations, to_snntorch
 from snnreg_plugins.functional import SYNAPTIC_LAYERS, EnergyTable, dense_macs
-from snnreg_plugins.probes import is_spiking_neuron
+from snnreg_plugins.watching.layers import is_spiking_neuron
 from tests.helpers import brute_force_costs, recorded
 from tests.metrics.styles import STYLES
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from snnreg_plugins import SpikeStatistics, to_snntorch
-from snnreg_plugins.probes import is_spiking_neuron
+from snnreg_plugins.watching.layers import is_spiking_neuron
 from tests.metrics.styles import STYLES
 
 

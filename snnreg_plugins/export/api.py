@@ -1,0 +1,191 @@
+"""The doors of the export: a trained network to spiking neurons of a framework."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from snnreg_plugins._batches import Calibration
+from snnreg_plugins.export.calibrate import Threshold
+from snnreg_plugins.export.convert import convert
+from snnreg_plugins.export.options import Options
+from snnreg_plugins.export.processes import Sharded
+from snnreg_plugins.frameworks.registry import target_of
+from snnreg_plugins.spiking.network import SpikingNetwork
+
+
+def to_snntorch(
+    model: nn.Module,
+    calibration: Calibration | Sharded,
+    *,
+    timesteps: int,
+    threshold: str | Threshold = "percentile",
+    percent: float = 99.9,
+    per_channel: bool = False,
+    initial_potential: float = 0.5,
+    correction: str = "none",
+    beta: float = 1.0,
+    compensate_leak: bool = True,
+    coding: str = "constant",
+    until: str | None = None,
+    surrogate_slope: float = 5.0,
+) -> SpikingNetwork:
+    r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
+
+    Every ReLU becomes a layer of soft-reset integrate-and-fire neurons whose threshold λ is chosen so that the
+    spike rate is activation / λ. The network's input is a constant current. With :math:`v_0 = \lambda / 2`:
+
+    .. math::
+        v_t = \beta v_{t-1} + W s_t + b - \lambda \, [v_{t-1} > \lambda] \qquad s^\text{out}_t = [v_t > \lambda]
+
+    where W is the DNN's weight times the λ of the layer before (batch norm and the 1/k² of average pooling folded
+    in too). Average pooling becomes sum pooling; max pooling passes as many spikes as the most active neuron of the
+    window has fired, at the cost of a counter per neuron. The model is left as it was.
+
+    Sums, concatenations and branches are kept. Spikes that reach a neuron without weights of their own, as over an
+    identity shortcut, get a :class:`~snnreg_plugins.functional.OneToOne` synapse of weight λ, which is counted.
+    ReLU6 and other clipped ReLUs saturate by themselves; LeakyReLU and PReLU become two populations, one for
+    negative input. A layer that reads a sum of currents, with no neuron between, multiplies real values in every
+    step: effective MACs, not SOPs.
+
+    Args:
+        model: A network that torch.fx can trace, or a LightningModule around one. Layers: Linear, Conv, ConvTranspose,
+            BatchNorm, ReLU and its clipped and leaky kinds, QCFS, pooling, Flatten, Dropout, nearest upsampling.
+        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs such as a
+            DataLoader. Memory does not grow with it. Where several processes have a share each, wrapped in a
+            :class:`~snnreg_plugins.export.Sharded`: all get the network that one would get from all of the data.
+        timesteps: Time steps T of a run; ``network.timesteps`` may be set later.
+        threshold: How thresholds are chosen from activations:
+
+            - ``"percentile"`` (Rueckauer et al. 2017) or ``"max"`` (Diehl et al. 2015);
+            - ``"mmse"``: the least squared error of rates over T steps (Li et al. 2021);
+            - ``"local"``: local threshold balancing (Bu et al. 2024);
+            - ``"spike_norm"``: the largest current under spiking input (Sengupta et al. 2019);
+            - ``"learned"``: the clip of ReLU6, or the threshold that QCFS has learned; QCFS layers always take it;
+            - ``"auto"``: tries these, per layer and per channel, with and without correction, on calibration data, and
+              takes the one that agrees best with the DNN at T steps; of those within a standard error of the best,
+              the one with the fewest SOPs. What it took is in ``network.conversion``;
+            - a function from an activation histogram, and whether to go by channel, to threshold(s).
+        percent: Which percentile, in (0, 100].
+        per_channel: One threshold per channel (per feature after Linear) instead of one per layer: more accurate
+            where channels differ much, at 1.2 to 1.6 times the SOPs.
+        initial_potential: v₀ / λ in [0, 1); one half halves the error of rates at small T (Bu et al. 2022).
+        correction: What remains of the error of each layer's rates, measured under spiking input on up to 1,024
+            calibration samples, is corrected (Li et al. 2021) by the initial ``"potential"`` of each neuron, by that
+            of each channel (``"channel_potential"``), by the ``"bias"`` of each channel, or not (``"none"``).
+        beta: Decay of the potential per step; 1 keeps it, which rate coding relies on.
+        compensate_leak: With β < 1, choose each layer's threshold, initial potential and a constant current on
+            calibration data so that leaky neurons follow the activation; see
+            :func:`~snnreg_plugins.export.simulate.compensate_leak`.
+        coding: How the input arrives: ``"constant"``, the same current in every step, computed once;
+            ``"poisson"``, random spikes; ``"latency"``, one spike, the earlier the larger the input (for
+            fine-tuning); ``"neurons"``, an encoder of spiking neurons on the input, whose synapse can be trained.
+        until: The last layer (or block of layers) to convert, by name. Its spikes are averaged over the steps, and
+            what follows stays a DNN, computed once, which may hold anything; its MACs are counted as such.
+        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
+
+    Returns:
+        The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
+        ``train()`` and ``eval()`` make no difference.
+
+    Raises:
+        ConversionError: If a part of the model cannot be expressed; names the layer, its line in your code, and what
+            to do instead.
+        ValueError: If an argument is out of range, or a layer is silent on all of the calibration data, or has
+            learned no threshold.
+        TypeError: If ``model`` is no module, or ``calibration`` gives something else than inputs.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+        >>> x = torch.rand(100, 2)
+        >>> network = to_snntorch(model, calibration=x, timesteps=256, threshold="max")
+        >>> bool((network(x) - model(x)).abs().max() < 0.05)
+        True
+        >>> network = to_snntorch(model, x, timesteps=4, threshold="auto")
+        >>> sorted(name for name in network.conversion if name in ("threshold", "per_channel", "correction"))
+        ['correction', 'per_channel', 'threshold']
+    """
+    options = Options(
+        timesteps=timesteps,
+        threshold=threshold,
+        percent=percent,
+        per_channel=per_channel,
+        initial_potential=initial_potential,
+        correction=correction,
+        beta=beta,
+        compensate_leak=compensate_leak,
+        coding=coding,
+        until=until,
+        surrogate_slope=surrogate_slope,
+    )
+    return convert(model, calibration, target_of("snntorch", beta, surrogate_slope), options)
+
+
+def to_norse(
+    model: nn.Module,
+    calibration: Calibration | Sharded,
+    *,
+    timesteps: int,
+    threshold: str | Threshold = "percentile",
+    percent: float = 99.9,
+    per_channel: bool = False,
+    initial_potential: float = 0.5,
+    correction: str = "none",
+    beta: float = 1.0,
+    compensate_leak: bool = True,
+    coding: str = "constant",
+    until: str | None = None,
+    surrogate_slope: float = 5.0,
+) -> SpikingNetwork:
+    r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
+
+    The same as :func:`~snnreg_plugins.to_snntorch` with the same options, which it explains, and spikes equal to its
+    spikes bit for bit; the neurons are
+    :class:`~snnreg_plugins.frameworks.norse.SoftResetCell`.
+
+    Args:
+        model: See :func:`~snnreg_plugins.to_snntorch`.
+        calibration: Training data: a tensor of inputs, or an iterable of batches or (input, target) pairs;
+            in a ``Sharded``, the share of one of several processes.
+        timesteps: Time steps T of a run.
+        threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
+            ``"learned"``, ``"auto"``, or a function.
+        percent: Which percentile, in (0, 100].
+        per_channel: One threshold per channel instead of one per layer.
+        initial_potential: v₀ / λ in [0, 1).
+        correction: ``"none"``, ``"potential"``, ``"channel_potential"`` or ``"bias"``.
+        beta: Decay of the potential per step.
+        compensate_leak: Whether to make up for β < 1.
+        coding: ``"constant"``, ``"poisson"``, ``"latency"`` or ``"neurons"``.
+        until: The last layer to convert; what follows stays a DNN.
+        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
+
+    Returns:
+        The spiking network, on the model's device, in eval mode, with parameters that can be trained.
+
+    Raises:
+        ConversionError: If a part of the model cannot be expressed; names the layer and what to do instead.
+        ValueError: If an argument is out of range.
+        TypeError: If ``calibration`` gives something else than inputs.
+
+    Example:
+        >>> import torch
+        >>> from snnreg_plugins import to_snntorch
+        >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
+        >>> torch.equal(to_norse(model, x, timesteps=8)(x), to_snntorch(model, x, timesteps=8)(x))
+        True
+    """
+    options = Options(
+        timesteps=timesteps,
+        threshold=threshold,
+        percent=percent,
+        per_channel=per_channel,
+        initial_potential=initial_potential,
+        correction=correction,
+        beta=beta,
+        compensate_leak=compensate_leak,
+        coding=coding,
+        until=until,
+        surrogate_slope=surrogate_slope,
+    )
+    return convert(model, calibration, target_of("norse", beta, surrogate_slope), options)

@@ -1,0 +1,65 @@
+"""What cannot be converted: said by layer, with its line in the user's code and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import fx
+
+_WITH_RELU = "train with nn.ReLU in its place"
+# What to do about a module or function, by its name.
+_REMEDIES = {
+    name: remedy
+    for names, remedy in (
+        ("ELU CELU SELU GELU SiLU Mish Softplus Tanh Hardswish Hardsigmoid", _WITH_RELU),
+        ("elu celu selu gelu silu mish softplus tanh hardswish hardsigmoid clamp clip", _WITH_RELU),
+        ("Sigmoid sigmoid", f"{_WITH_RELU}, or leave it out where it only shapes the output"),
+        ("prelu", "use nn.PReLU, which owns its slope"),
+        ("Softmax LogSoftmax softmax log_softmax", "leave it out: scores before it rank the classes alike"),
+        ("LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm", "train with "
+         "nn.BatchNorm in its place, which folds into the weights"),
+        ("layer_norm group_norm instance_norm batch_norm", "train with nn.BatchNorm in its place, which folds into "
+         "the weights"),
+        ("linear matmul bmm einsum", "use nn.Linear, which owns its weights"),
+        ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
+        ("mean", "give the dimensions to average over, without the batch"),
+        ("stack", "use torch.cat"),
+        ("MultiheadAttention scaled_dot_product_attention", "keep attention as a DNN behind the spiking part, with "
+         "`until`"),
+    )
+    for name in names.split()
+}  # fmt: skip
+_SUPPORTED = (
+    "use Linear, Conv, ConvTranspose, ReLU, BatchNorm, average or max pooling, sums, concatenation, Flatten, Dropout "
+    "and Identity, or keep it as a DNN behind the spiking part, with `until`"
+)
+
+
+class ConversionError(ValueError):
+    """A model, or a part of one, that cannot be expressed by spiking neurons; the message says what to do."""
+
+
+def refusal(node: fx.Node, what: str, name: str | None = None, remedy: str | None = None) -> ConversionError:
+    """Say what cannot be converted, where it stands in the user's code, and what to do."""
+    layer = f"layer {name!r}: " if name else ""
+    remedy = remedy or _REMEDIES.get(what, _SUPPORTED)
+    return ConversionError(f"Cannot convert {layer}{what}{where(node)}. To export this network, {remedy}.")
+
+
+def where(node: fx.Node) -> str:
+    """Find the line of the user's code that a node comes from: ``" at file:line (code)"``, or nothing."""
+    places = re.findall(r'File "([^"]+)", line (\d+).*\n\s*(.*)', node.stack_trace or "")
+    for file, line, code in reversed(places):
+        if is_users(file):
+            return f" at {file}:{line} ({code.strip()})"
+    return ""
+
+
+def is_users(file: str) -> bool:
+    """Tell whether a line of code is the user's: neither torch's, nor Lightning's, nor of the export itself."""
+    return _EXPORT not in Path(file).parents and not _LIBRARIES.search(file)
+
+
+_EXPORT = Path(__file__).parent
+_LIBRARIES = re.compile(r"-packages[/\\](torch|lightning|pytorch_lightning)[/\\]")

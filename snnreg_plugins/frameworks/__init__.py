@@ -1,0 +1,1 @@
+"""Whose neurons an exported network is made of; one file a framework."""

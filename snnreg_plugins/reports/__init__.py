@@ -1,0 +1,1 @@
+"""What an exported network scores, spends and loses."""

@@ -1,0 +1,166 @@
+"""When some neurons of an exported network spike, on some samples."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnreg_plugins._files import read_json, write_json
+from snnreg_plugins.reports.report import run_as
+from snnreg_plugins.spiking.network import SpikingNetwork, require_timesteps
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import neuron_layers
+
+# Rows of a layer at least, however many layers there are.
+_FEWEST = 4
+
+
+@dataclass(frozen=True)
+class RasterLayer:
+    """Spikes of some neurons of a layer.
+
+    Args:
+        name: Its name in the DNN.
+        neurons: How many neurons it has.
+        shown: Which of them are recorded, by flat index.
+        spikes: For each sample and recorded neuron one character per time step: ``"1"`` for a spike, else ``"0"``.
+    """
+
+    name: str
+    neurons: int
+    shown: tuple[int, ...]
+    spikes: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Raster:
+    """When some neurons spike on some samples. Made by :func:`record`.
+
+    Args:
+        timesteps: T.
+        labels: The class of each sample.
+        decisions: For each sample the class of the highest score after 1, 2, ..., T steps.
+        layers: The layers of neurons, in the order they run in.
+    """
+
+    timesteps: int
+    labels: tuple[int, ...]
+    decisions: tuple[tuple[int, ...], ...]
+    layers: tuple[RasterLayer, ...]
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file; it appears when it is complete."""
+        write_json(path, asdict(self), indent=None)
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> Raster:
+        """Read what :meth:`save_json` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds anything else, or its parts do not fit each other.
+        """
+        read = read_json(path, cls)
+        trains = [train for layer in read.layers for sample in layer.spikes for train in sample]
+        fits = (
+            len(read.decisions) == len(read.labels)
+            and all(len(decisions) == read.timesteps for decisions in read.decisions)
+            and all(len(layer.spikes) == len(read.labels) for layer in read.layers)
+            and all(len(sample) == len(layer.shown) for layer in read.layers for sample in layer.spikes)
+            and all(len(train) == read.timesteps and set(train) <= {"0", "1"} for train in trains)
+        )
+        if not fits:
+            raise ValueError(f"Expected {os.fspath(path)!r} to hold a Raster, but its parts do not fit each other.")
+        return read
+
+
+def record(
+    network: SpikingNetwork,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    timesteps: int | None = None,
+    samples: int = 3,
+    rows: int = 120,
+) -> Raster:
+    """Record when some neurons spike.
+
+    Neurons are taken evenly spaced from each layer, active or not, so that what is seen is typical. The network runs
+    in eval mode and is left as it was, as is the random state.
+
+    Args:
+        network: The spiking network.
+        inputs: Inputs ``(B, ...)``.
+        targets: Class indices ``(B,)``.
+        timesteps: T; that of the network if None.
+        samples: How many of the inputs to record, the first ones.
+        rows: How many neurons to record in all, spread over the layers; at least four of each layer.
+
+    Raises:
+        ValueError: If ``timesteps``, ``samples`` or ``rows`` is not positive.
+
+    Example:
+        >>> from snnreg_plugins import to_snntorch
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
+        >>> raster = record(to_snntorch(model, x, timesteps=4), x, torch.zeros(100), samples=1, rows=4)
+        >>> raster.layers[0].name, raster.layers[0].shown
+        ('1', (0, 5, 10, 15))
+        >>> [len(train) for train in raster.layers[0].spikes[0]]
+        [4, 4, 4, 4]
+    """
+    for name, value in (("samples", samples), ("rows", rows)):
+        if value < 1:
+            raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+    longest = network.timesteps if timesteps is None else timesteps
+    require_timesteps(longest)
+    inputs, targets = inputs[:samples], targets[:samples]
+    parts = [network.encoder, network.body]
+    found = {name: module for part in parts for name, module in neuron_layers(part).items()}
+    each = max(rows // max(len(found), 1), _FEWEST)
+    recorded: dict[str, dict[int, Tensor]] = {}
+    shown: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
+    step = 0
+
+    def emitted(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        spikes = (output[0] if isinstance(output, tuple) else output).flatten(1) != 0
+        if name not in shown:
+            sizes[name] = spikes.shape[1]
+            shown[name] = torch.linspace(0, sizes[name] - 1, min(each, sizes[name])).round().long()
+        some = spikes[:, shown[name].to(spikes.device)].cpu()
+        trains = recorded.setdefault(name, {})
+        trains[step] = trains[step] | some if step in trains else some  # a layer that runs twice in a step
+
+    def advanced(*_: Any) -> None:
+        nonlocal step
+        step += 1
+
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    devices = [device] if device.type == "cuda" else []
+    with Hooks() as hooks, torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
+        for name, module in found.items():
+            hooks.after(module, partial(emitted, name))
+        hooks.after(network.body, advanced)
+        decisions = network(inputs.to(device), per_step=True).argmax(2).T.tolist()
+    return Raster(
+        timesteps=longest,
+        labels=tuple(int(target) for target in targets),
+        decisions=tuple(map(tuple, decisions)),
+        layers=tuple(
+            RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(trains, longest))
+            for name, trains in recorded.items()
+        ),
+    )
+
+
+def _trains(steps: dict[int, Tensor], timesteps: int) -> tuple[tuple[str, ...], ...]:
+    """Write (samples, neurons) per step as characters per step."""
+    silent = torch.zeros_like(next(iter(steps.values())))
+    spikes = torch.stack([steps.get(step, silent) for step in range(timesteps)], 2).int().tolist()
+    return tuple(tuple("".join(map(str, train)) for train in sample) for sample in spikes)

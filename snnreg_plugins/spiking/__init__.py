@@ -1,0 +1,1 @@
+"""How a spiking network runs."""

@@ -1,0 +1,227 @@
+"""Soft-reset neurons over many time steps at once, without a temporary for each operation of each step."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnreg_plugins.frameworks.base import Dynamics
+from snnreg_plugins.spiking.layers import by_step
+
+
+@cache
+def kernels() -> Any:
+    """Import the compiled loops; None where numba is not installed."""
+    try:
+        from snnreg_plugins.spiking import kernels as compiled
+    except ImportError:
+        return None
+    return compiled
+
+
+def is_compilable(x: Tensor) -> bool:
+    """Tell whether the compiled loops take a tensor."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and kernels() is not None
+
+
+class Firing:
+    """Neurons of a layer, ready to fire for many steps; equal to one step at a time, bit by bit. No gradient.
+
+    Args:
+        dynamics: The neurons; not to be changed while this is in use.
+    """
+
+    def __init__(self, dynamics: Dynamics) -> None:
+        self.dynamics = dynamics
+        self.leaks = dynamics.beta.is_cuda or not bool((dynamics.beta == 1).all())
+        self._thresholds: dict[tuple[bool, torch.Size], tuple[Any, Any]] = {}
+
+    def __call__(self, currents: Tensor, potential: Tensor, steps: int, overwrite: bool = False) -> Tensor:
+        """Give the spikes of all steps.
+
+        Args:
+            currents: ``(steps * B, ...)``, a step after the other; or ``(B, ...)``, the same in every step.
+            potential: The potentials that the last step left, ``(B, ...)``; written to.
+            steps: Number of steps.
+            overwrite: Whether ``currents`` may be overwritten.
+
+        Returns:
+            ``(steps * B, ...)``.
+        """
+        constant = steps > 1 and currents.shape[0] == potential.shape[0]
+        if self.is_compilable(currents, potential):
+            return self._compiled(currents, potential, steps, constant, overwrite)
+        return self._in_place(currents, potential, steps, constant)
+
+    def _compiled(self, currents: Tensor, potential: Tensor, steps: int, constant: bool, overwrite: bool) -> Tensor:
+        channels_last = _is_channels_last(currents)
+        threshold, beta = self._threshold(channels_last, potential.shape[1:])
+        values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
+        rows = len(v), threshold.size
+        if constant:
+            spikes = values.new_empty((steps * rows[0], *values.shape[1:]))
+            kernel, given = kernels().fire_constantly, [values.numpy().reshape(rows)]
+        else:
+            spikes = values if overwrite or values.data_ptr() != currents.data_ptr() else values.clone()
+            kernel, given = kernels().fire, []
+        written = spikes.numpy().reshape(steps, *rows)
+        v_rows = v.numpy().reshape(rows)
+        kernels().in_parallel(kernel, len(v), spikes.numel(), *given, written, v_rows, threshold, beta)
+        if v.data_ptr() != potential.data_ptr():
+            potential.copy_(_in_shape(v, channels_last))
+        return _in_shape(spikes, channels_last)
+
+    def _threshold(self, channels_last: bool, sample: torch.Size) -> tuple[Any, Any]:
+        """Give the threshold of each neuron, in the order of memory, and the decay."""
+        key = channels_last, sample
+        if key not in self._thresholds:
+            threshold = _rows(self.dynamics.threshold, channels_last, sample)
+            self._thresholds[key] = threshold, threshold.dtype.type(self.dynamics.beta)
+        return self._thresholds[key]
+
+    def _in_place(self, currents: Tensor, v: Tensor, steps: int, constant: bool, above: Tensor | None = None) -> Tensor:
+        """Do all with operations of torch; writes to ``above``, if given, how far ``v`` was above the threshold."""
+        threshold = self.dynamics.threshold
+        spikes = currents.new_empty((steps, *v.shape))
+        reset = (v > threshold).to(v.dtype)
+        for step, current in enumerate([currents] * steps if constant else by_step(currents, steps)):
+            if self.leaks:
+                v.mul_(self.dynamics.beta)
+            v.add_(current).addcmul_(reset, threshold, value=-1)
+            if above is not None:
+                torch.sub(v, threshold, out=above[step])
+            reset = torch.gt(v, threshold, out=spikes[step])
+        return spikes.flatten(0, 1)
+
+    def with_gradient(self, currents: Tensor, potential: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Give the spikes of all steps and the last potential; gradients are those of one step at a time, bit by bit.
+
+        Args:
+            currents: ``(steps * B, ...)``, or ``(B, ...)``, the same in every step.
+            potential: The potentials that the last step left, ``(B, ...)``; left as they are.
+            steps: Number of steps.
+        """
+        spikes: Tensor
+        last: Tensor
+        sources = currents[:0].clone(), potential[:0].clone()  # no memory, but what they depend on
+        spikes, last = _Fire.apply(currents, potential, self, steps, *sources)
+        return spikes, last
+
+    def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
+        """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
+        if not self.is_compilable(currents, potential):
+            above = currents.new_empty((steps, *potential.shape))
+            return self._in_place(currents, potential, steps, constant, above), above.flatten(0, 1)
+        channels_last = _is_channels_last(currents)
+        threshold, beta = self._threshold(channels_last, potential.shape[1:])
+        values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
+        spikes, above = (values.new_empty((steps * len(v), *values.shape[1:])) for _ in range(2))
+        rows = len(v), threshold.size
+        kernels().in_parallel(
+            kernels().fire_above, len(v), 2 * spikes.numel(),
+            values.numpy().reshape(-1, *rows), constant, v.numpy().reshape(rows), threshold, beta,
+            above.numpy().reshape(steps, *rows), spikes.numpy().reshape(steps, *rows),
+        )  # fmt: skip
+        if v.data_ptr() != potential.data_ptr():
+            potential.copy_(_in_shape(v, channels_last))
+        return _in_shape(spikes, channels_last), _in_shape(above, channels_last)
+
+    def backward(self, above: Tensor, of_spikes: Tensor, of_potential: Tensor) -> Tensor:
+        """Give the gradients of the currents of all steps; that of the potential, ``(B, ...)``, is written to.
+
+        Args:
+            above: How far the potential was above the threshold, ``(steps * B, ...)``.
+            of_spikes: Gradient of the spikes.
+            of_potential: Gradient of the last potential; of the first one, on return.
+        """
+        steps = len(above) // len(of_potential)
+        if not self.is_compilable(above, of_spikes, of_potential):
+            return self._backward(above, of_spikes, of_potential, steps)
+        channels_last = _is_channels_last(above)
+        slope = _rows(self.dynamics.slope, channels_last, of_potential.shape[1:])
+        values, given, later = (_in_memory_order(x, channels_last) for x in (above, of_spikes, of_potential))
+        of_currents = torch.empty_like(values)
+        rows = len(later), slope.size
+        kernels().in_parallel(
+            kernels().fire_back, len(later), 2 * above.numel(),
+            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope,
+            slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
+        )  # fmt: skip
+        if later.data_ptr() != of_potential.data_ptr():
+            of_potential.copy_(_in_shape(later, channels_last))
+        return _in_shape(of_currents, channels_last)
+
+    def _backward(self, above: Tensor, of_spikes: Tensor, later: Tensor, steps: int) -> Tensor:
+        of_currents = by_step(torch.empty_like(above), steps)
+        above, of_spikes = by_step(above, steps), by_step(of_spikes.contiguous(), steps)
+        for step in reversed(range(steps)):
+            of_step = of_spikes[step] / above[step].abs().mul_(self.dynamics.slope).add_(1).square_()
+            later.copy_(torch.add(of_step, later, out=of_currents[step]))
+            if self.leaks:
+                later.mul_(self.dynamics.beta)
+        return of_currents.flatten(0, 1)
+
+    def is_compilable(self, *tensors: Tensor) -> bool:
+        """Tell whether compiled loops take these neurons and tensors."""
+        kind = self.dynamics.threshold.dtype
+        return (
+            self.dynamics.beta.numel() == 1
+            and self.dynamics.slope.dtype == kind
+            and all(is_compilable(tensor) and tensor.dtype == kind for tensor in tensors)
+        )
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, currents: Tensor, potential: Tensor, firing: Firing, steps: int, *sources: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.firing = firing
+        ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
+        last = potential.clone()
+        spikes, above = firing.above(currents, last, steps, ctx.constant)
+        ctx.save_for_backward(above, *sources)
+        return spikes, last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        above, *sources = ctx.saved_tensors
+        of_spikes, of_last = grads
+        with torch.no_grad():
+            of_potential = of_last.clone()
+            of_currents = ctx.firing.backward(above, of_spikes, of_potential)
+            if ctx.constant:
+                of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
+        if torch.is_grad_enabled():
+            # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
+            refuse = torch._C._functions.DelayedError(_ONCE, 2 + len(sources))
+            of_currents, of_potential, *_ = refuse(of_currents, of_potential, *sources)
+        return of_currents, of_potential, None, None, None, None
+
+
+_ONCE = (
+    b"Gradients of neurons that run many steps at once cannot be differentiated again: set `exact = True` on the "
+    b"spiking network for that."
+)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_memory_order(x: Tensor, channels_last: bool) -> Tensor:
+    """Give a contiguous tensor of that layout; a copy, if it had another."""
+    return (x.permute(0, 2, 3, 1) if channels_last else x).contiguous()
+
+
+def _in_shape(x: Tensor, channels_last: bool) -> Tensor:
+    return x.permute(0, 3, 1, 2) if channels_last else x
+
+
+def _rows(values: Tensor, channels_last: bool, sample: torch.Size) -> Any:
+    """Give the value of each neuron of a sample, in the order of memory."""
+    expanded = values.detach().expand(sample)
+    return (expanded.permute(1, 2, 0) if channels_last else expanded).contiguous().numpy().reshape(-1)

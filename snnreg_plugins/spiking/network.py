@@ -1,0 +1,381 @@
+"""The spiking network: time loop, state and readout around the neurons of any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
+
+from snnreg_plugins.frameworks.base import NeuronKind
+from snnreg_plugins.spiking.engine import Engine, LayerByLayer, can_fold, walk
+from snnreg_plugins.spiking.layers import InitialState, at_least_float32
+from snnreg_plugins.watching.steps import Fold, folding
+
+# Into how many parts a batch is split at least where its activations are computed twice.
+_PARTS = 8
+
+
+class SpikingNetwork(nn.Module):
+    r"""A rate-coded spiking network with a non-spiking, integrating readout.
+
+    In every time step the last layer gives :math:`y_t`; the scores are their mean over the steps so far,
+
+    .. math:: \text{scores}_T = \frac{1}{T} \sum_{t=1}^{T} y_t
+
+    which is on the output scale of the DNN that the network was exported from. Every call starts from fresh
+    states, so calls are independent of each other and of the batch size. Made by :func:`~snnreg_plugins.to_snntorch`.
+
+    A layer runs all steps before the next one does, on a part of the batch that stays in the processor's cache; with
+    numba installed (``pip install "snnreg_plugins[fast]"``) neurons are one compiled loop, and layers that few spikes
+    reach are computed spike by spike. Currents then differ from those of one step at a time by rounding (relative
+    1e-6 in float32), so that once in a while a spike comes a step earlier or later (of two networks on Fashion-MNIST,
+    fewer than one spike in a million at T = 32, and no image changed its class); ``exact`` forbids that. One step
+    is taken at a time where something looks on that expects it: hooks of others than our metrics, compilers, and modes
+    that see every operation.
+
+    Args:
+        encoder: What depends on the input alone, computed once a call: the first layer's constant current.
+        body: One time step, ``(constants, states) -> (output, states)``. Its spikes are 0 or 1; sum pooling makes
+            integer counts of them.
+        timesteps: Number of time steps T; may be set later.
+        states: Number of states that the body passes on.
+        neurons: The framework of its neurons.
+        head: What is computed once, from the mean of the outputs, where only a part of the DNN spikes.
+        conversion: How the network was made; plain data.
+
+    Attributes:
+        conversion: How the network was made: the options of the export, with what ``"auto"`` chose.
+        exact: Take one step at a time, each through the modules as their framework runs them. Derivatives of second
+            order need it. May be set.
+        checkpointing: In training, keep only the input for the backward pass, and simulate an eighth of the batch (or
+            less) at a time again there: a fraction of the memory, for the time of one more forward pass. The same
+            gradients but for the order of sums over samples. May be set.
+
+    Example:
+        >>> from snnreg_plugins import to_snntorch
+        >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> network = to_snntorch(model, torch.rand(100, 2), timesteps=4)
+        >>> network(torch.rand(5, 2)).shape
+        torch.Size([5, 3])
+        >>> network(torch.rand(5, 2), per_step=True).shape
+        torch.Size([4, 5, 3])
+    """
+
+    def __init__(
+        self,
+        encoder: fx.GraphModule,
+        body: fx.GraphModule,
+        timesteps: int,
+        states: int,
+        neurons: NeuronKind,
+        head: fx.GraphModule | None = None,
+        conversion: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.body = body
+        self.head = head
+        self.conversion = dict(conversion or {})
+        self.timesteps = timesteps
+        self.exact = False
+        self.checkpointing = False
+        self._truncation: int | None = None
+        self._steps_taken: Tensor | None = None
+        self._states = states
+        # Listed once: the compiler cannot walk modules that a step has just written to.
+        self._modules_of_step = tuple(body.modules())
+        self._neurons = neurons
+        self._engine: Engine | None = None
+
+    @property
+    def timesteps(self) -> int:
+        """Number of time steps of a call."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: int) -> None:
+        require_timesteps(value)
+        self._timesteps = value
+
+    @property
+    def truncation(self) -> int | None:
+        """In training, the number of steps that a gradient flows back through neurons (truncated BPTT); None for all.
+
+        Every so many steps, states are cut off from the steps before. Each step's output still adds to the gradient.
+        """
+        return self._truncation
+
+    @truncation.setter
+    def truncation(self, value: int | None) -> None:
+        if value is not None:
+            require_timesteps(value, "truncation")
+        self._truncation = value
+
+    @property
+    def exit_margins(self) -> tuple[float, ...] | None:
+        r"""Margins at which a sample needs no more steps, the first for step 1; None to take all steps.
+
+        A sample is no longer simulated after the first step t at which its best score is ahead of the second best by
+
+        .. math:: \text{scores}_t^{(1)} - \text{scores}_t^{(2)} \ge m_t
+
+        Neither when training nor with ``per_step``. :func:`~snnreg_plugins.export.exit_margins` finds safe
+        ones; :class:`~snnreg_plugins.TimeSteps` tells the steps that samples took on average, and
+        :class:`~snnreg_plugins.SynapticOperations` what they cost. Kept in ``conversion``, so they are saved too.
+
+        Raises:
+            ValueError: If they are no numbers, or a part of the DNN comes behind the spikes.
+        """
+        margins = self.conversion.get("exit_margins")
+        return None if margins is None else tuple(margins)
+
+    @exit_margins.setter
+    def exit_margins(self, value: Sequence[float] | None) -> None:
+        if value is None:
+            self.conversion.pop("exit_margins", None)
+            return
+        try:
+            margins: list[float] | None = [float(margin) for margin in value]
+        except (TypeError, ValueError):
+            margins = None
+        if margins is None or any(margin != margin for margin in margins):
+            raise ValueError(
+                f"Expected argument `exit_margins` to be numbers, one for each step, but got {value!r}. "
+                "export.exit_margins() finds some."
+            )
+        if self.head is not None:
+            raise ValueError(
+                "Expected a network whose scores are the mean of its steps to set `exit_margins`, but this one has a "
+                "part of the DNN behind its spikes (`until`)."
+            )
+        self.conversion["exit_margins"] = margins
+
+    @property
+    def steps_taken(self) -> Tensor | None:
+        """Time steps of each sample of the last call, ``(B,)``; None if that took all steps."""
+        return self._steps_taken
+
+    @property
+    def only_layers_multiply(self) -> bool:
+        """Whether nothing but synaptic layers multiplies activity: true but for a part of the DNN behind the spikes."""
+        return self.head is None
+
+    @property
+    def levels(self) -> dict[str, Tensor]:
+        """What a spike of each neuron layer is worth in activation of the DNN, by the layer's name in the body.
+
+        Each is shaped to broadcast over a sample.
+        """
+        return {
+            name.removesuffix("_initial"): module.level
+            for name, module in self.body.named_modules()
+            if isinstance(module, InitialState)
+        }
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fuse the loop over time steps with ``torch.compile``; arguments are passed on to it.
+
+        One step at a time, unrolled: compiling takes long for many steps, and a machine without a compiler for its
+        processor cannot. Early exit breaks the graph at every step. Metrics that are built later need
+        ``torch._dynamo.reset()``, which they call.
+        """
+        super().compile(*args, **kwargs)
+
+    def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
+        """Run the network for ``timesteps`` steps.
+
+        Args:
+            x: Input of shape ``(B, ...)``, constant over the steps; coded into spikes where the export says so.
+            per_step: Return the scores at every step instead of the last one only.
+
+        Returns:
+            Scores of shape ``(B, K)``; with ``per_step``, the running scores ``(T, B, K)``: those that a run of
+            1, 2, ..., T steps gives.
+        """
+        run = self._call_of(x)
+        trained = torch.is_grad_enabled() and any(
+            # Buffers too: thresholds and initial potentials may be all that is trained.
+            tensor.requires_grad
+            for tensor in chain((x,), self.parameters(), self.buffers())
+        )
+        self._steps_taken = None
+        if self.exit_margins is not None and not (trained or per_step):
+            return self._until_sure(run, x)
+        means: list[Tensor] = []
+        first = 0
+        size = x.shape[0]  # not len(x): an exporter keeps this open
+        while first < size or not means:
+            samples, steps = run.split(x, self.timesteps, trained)
+            if trained:
+                steps = self.truncation or self.timesteps
+                if self.checkpointing:
+                    samples = min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps)))
+            samples += first + samples == size - 1  # leaves none alone
+            simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
+            part = x[first : first + samples]
+            if trained and self.checkpointing:
+                means.append(checkpoint(simulate, part, use_reentrant=False))
+            else:
+                means.append(simulate(part))
+            first += max(1, part.shape[0])
+        mean = torch.cat(means, 1) if len(means) > 1 else means[0]
+        return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
+
+    def _call_of(self, x: Tensor) -> LayerByLayer | _StepByStep:
+        """Choose how to run the steps."""
+        if self.exact or torch.compiler.is_compiling() or not can_fold(walk(self)[1:], x):
+            return _StepByStep(self.body, self._modules_of_step, self._neurons.release)
+        if self._engine is None or not self._engine.is_of(self.body):
+            self._engine = Engine(self.body, self._neurons.describe)
+        return LayerByLayer(self._engine)
+
+    def _simulate(self, run: LayerByLayer | _StepByStep, x: Tensor, steps: int, per_step: bool) -> Tensor:
+        """Give the mean of the outputs, ``(1, B, ...)``; with ``per_step`` that of the steps so far, ``(T, B, ...)``.
+
+        Args:
+            run: How to run steps.
+            x: Input.
+            steps: Steps to run at once; no gradient flows from one such number of steps to those before.
+            per_step: Which means to give.
+        """
+        means: list[Tensor] = []
+        states: Any = (None,) * self._states
+        total: Any = 0
+        try:
+            constants = run.begin(self.encoder, x)
+            for first in range(0, self.timesteps, steps):
+                states = tree_map_only(Tensor, Tensor.detach, states)
+                outputs, states = run(constants, states, min(steps, self.timesteps - first), first)
+                for step, output in enumerate(outputs, start=first + 1):
+                    total = total + at_least_float32(output)
+                    if per_step or step == self.timesteps:
+                        means.append((total / step).to(output.dtype))
+        finally:
+            run.end()
+        return torch.stack(means)
+
+    def _until_sure(self, run: LayerByLayer | _StepByStep, x: Tensor) -> Tensor:
+        """Give scores; simulate each sample until its margin is safe."""
+        margins = self.exit_margins or ()
+        left = torch.arange(len(x), device=x.device)
+        scores, steps_taken = torch.empty(0), torch.zeros_like(left)
+        states: Any = (None,) * self._states
+        total: Any = 0
+        try:
+            constants = run.begin(self.encoder, x)
+            if not all(isinstance(constant, Tensor) for constant in constants):
+                raise ValueError(
+                    "Expected a network that takes any batch to use `exit_margins`, but this one reads the size of its "
+                    "input, which stays as samples leave. Write x.flatten(1) for x.view(x.size(0), -1) in the DNN."
+                )
+            for step in range(1, self.timesteps + 1):
+                outputs, states = run(constants, states, 1, step - 1)
+                total = total + at_least_float32(outputs[0])
+                mean = (total / step).to(outputs.dtype)
+                if step == 1:
+                    scores = mean.clone()
+                last = step == self.timesteps
+                if step > len(margins) and not last:
+                    continue
+                ahead = margin(mean)
+                # At the last step all leave, those whose margin is no number too.
+                sure = torch.ones_like(ahead, dtype=torch.bool) if last else ahead >= margins[step - 1]
+                scores[left[sure]], steps_taken[left[sure]] = mean[sure], step
+                if bool(sure.any()):
+                    left, total = left[~sure], total[~sure]
+                    constants, states = (_without(sure, values) for values in (constants, states))
+                if not len(left):
+                    break
+        finally:
+            run.end()
+        self._steps_taken = steps_taken
+        return scores
+
+    def _scores(self, mean: Tensor) -> Tensor:
+        scores: Tensor = mean if self.head is None else self.head(mean)
+        return scores
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**vars(self), "_engine": None, "_steps_taken": None}
+        state.pop("_compiled_call_impl", None)  # it would call this network
+        return state
+
+    def extra_repr(self) -> str:
+        """Show the time steps in ``print(network)``."""
+        return f"timesteps={self.timesteps}"
+
+
+class _StepByStep:
+    """One call of a network: one step after the other, each through all modules as their framework runs them."""
+
+    def __init__(self, body: nn.Module, modules: tuple[nn.Module, ...], release: Callable[[nn.Module], None]) -> None:
+        self.body, self.modules, self.release = body, modules, release
+
+    def split(self, x: Tensor, steps: int, trained: bool) -> tuple[int, int]:
+        return x.shape[0], 1
+
+    def least(self, x: Tensor, steps: int) -> int:
+        return 2
+
+    def begin(self, encoder: nn.Module, x: Tensor) -> Any:
+        with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, 0)):
+            return encoder(x)
+
+    def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
+        outputs = []
+        for step in range(first_step, first_step + steps):
+            # Where a batch runs in parts, calls do not tell the step.
+            with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, step)):
+                output, states = self.body(constants, states)
+            outputs.append(output)
+        return torch.stack(outputs), states
+
+    def end(self) -> None:
+        # A state kept in a module would hold the graph, and break deepcopy and buffers shared over processes.
+        with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
+            for module in self.modules:
+                self.release(module)
+
+
+def margin(scores: Tensor) -> Tensor:
+    r"""Give how far the best score of each sample is ahead of the second best.
+
+    Args:
+        scores: ``(B, K)``, with K of at least 2.
+
+    Returns:
+        ``(B,)``; not below 0.
+
+    Raises:
+        ValueError: If there are not two scores to compare.
+
+    Example:
+        >>> margin(torch.tensor([[0.25, 1.0, 0.5], [2.0, 2.0, 0.0]]))
+        tensor([0.5000, 0.0000])
+    """
+    if scores.dim() != 2 or scores.shape[1] < 2:
+        raise ValueError(
+            f"Expected scores of at least two classes, (B, K), to tell a margin, but got shape {tuple(scores.shape)}."
+        )
+    best = scores.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]
+
+
+def _without(done: Tensor, values: Any) -> Any:
+    """Take samples out of what a step reads, nested in tuples."""
+    if isinstance(values, (tuple, list)):
+        return tuple(_without(done, value) for value in values)
+    return values[~done] if isinstance(values, Tensor) else values
+
+
+def require_timesteps(value: int, name: str = "timesteps") -> None:
+    """Raise a ValueError unless ``value`` is a number of time steps."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")

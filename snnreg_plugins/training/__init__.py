@@ -1,0 +1,1 @@
+"""How activity is shaped in training; callbacks say when."""

@@ -1,0 +1,247 @@
+"""What the backward pass needs, kept in few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import Node, saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int16, torch.int32, torch.int64)
+
+
+class Savings:
+    """The most bytes that were kept at one time for the backward pass, each tensor once.
+
+    Attributes:
+        full_bytes: As autograd would have kept them, without parameters (and buffers of the module).
+        stored_bytes: As they were kept in few bits.
+    """
+
+    def __init__(self) -> None:
+        self.full_bytes = self.stored_bytes = 0
+        self._full = self._stored = 0
+
+    def change(self, full: int, stored: int) -> None:
+        """Count what is kept from now on, or no longer if negative."""
+        self._full += full
+        self._stored += stored
+        self.full_bytes = max(self.full_bytes, self._full)
+        self.stored_bytes = max(self.stored_bytes, self._stored)
+
+    def __repr__(self) -> str:
+        return f"Savings(full_bytes={self.full_bytes}, stored_bytes={self.stored_bytes})"
+
+
+@contextmanager
+def compressed_activations(
+    bits: Literal[32, 16, 8] = 32, min_numel: int = 1024, module: nn.Module | None = None
+) -> Iterator[Savings]:
+    """Keep in few bits what operations within the ``with`` save for the backward pass.
+
+    What :class:`CompressedActivations` does in a training step; it says what is kept how. The backward pass may run
+    inside or outside.
+
+    Args:
+        bits: Of floating tensors that are not whole numbers: 32, 16 or 8.
+        min_numel: Tensors of fewer elements stay as they are.
+        module: Its parameters and buffers stay as they are. Without one, trained parameters still do.
+
+    Yields:
+        The bytes that are kept, counted up to now.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> spikes = (torch.rand(8, 1024) < 0.1).float()
+        >>> weight = torch.randn(4, 1024, requires_grad=True)
+        >>> with compressed_activations() as savings:
+        ...     loss = nn.functional.linear(spikes, weight).sum()
+        >>> savings
+        Savings(full_bytes=32768, stored_bytes=1024)
+        >>> loss.backward()
+        >>> torch.equal(weight.grad, spikes.sum(0).expand(4, -1))
+        True
+    """
+    require_bits(bits, min_numel)
+    packer = Packer(bits, min_numel, module)
+    with saved_tensors_hooks(packer.pack, unpack):
+        yield packer.savings
+
+
+class _Entry:
+    """A piece of memory as it is kept; tensors that share it share the entry."""
+
+    def __init__(self, restore: Callable[..., Tensor], *parts: Tensor) -> None:
+        self.restore, self.parts = restore, parts
+        self._savings: Savings | None = None
+
+    def tensor(self) -> Tensor:
+        return self.restore(*self.parts)
+
+    def share(self, storage: UntypedStorage, nbytes: int, savings: Savings) -> None:
+        """Get ready to be found by the address of a storage, and count."""
+        self._storage = _weakly(storage)
+        self._bytes = nbytes, sum(part.nbytes for part in self.parts)
+        self._savings = savings
+        savings.change(*self._bytes)
+
+    def __del__(self) -> None:
+        # Much is let go in the forward pass: what a detached result was computed from.
+        if self._savings is not None:
+            self._savings.change(-self._bytes[0], -self._bytes[1])
+
+
+# An entry, and shape and strides of the tensor that lies in it; None if the entry is the tensor itself.
+_Packed = tuple[_Entry, tuple[tuple[int, ...], tuple[int, ...]] | None]
+
+
+class Packer:
+    """Packs tensors within one forward pass."""
+
+    def __init__(self, bits: int, min_numel: int, module: nn.Module | None) -> None:
+        self.bits, self.min_numel = bits, min_numel
+        self.savings = Savings()
+        # Weak: a tensor lives as long as the graph that saved it.
+        self._entries: WeakValueDictionary[tuple[Any, ...], _Entry] = WeakValueDictionary()
+        owned = [] if module is None else [*module.parameters(), *module.buffers()]
+        storages = [tensor.untyped_storage() for tensor in owned if _is_plain(tensor)]
+        # With the references held, no other storage gets the address of a buffer that the step exchanges.
+        self._owned = {storage._cdata: _weakly(storage) for storage in storages}
+
+    def pack(self, tensor: Tensor) -> _Packed:
+        leaf = tensor if tensor._base is None else tensor._base
+        if not _is_plain(tensor) or (leaf.is_leaf and leaf.requires_grad):
+            return _as_it_is(tensor), None
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._owned:
+            return _as_it_is(tensor), None
+        data = tensor.detach()
+        flat = _in_memory_order(data)
+        geometry = (data.shape, data.stride()) if flat is None else (data.numel(),)
+        key = (storage._cdata, data.storage_offset(), data.dtype, data._version, *geometry)
+        entry = self._entries.get(key)
+        if entry is None:
+            if flat is not None and len(flat) >= self.min_numel:
+                entry = self._compress(flat, tensor.grad_fn)
+            entry = entry or _as_it_is(data if flat is None else flat)
+            entry.share(storage, data.nbytes, self.savings)
+            self._entries[key] = entry
+        return entry, None if flat is None else (tuple(data.shape), data.stride())
+
+    def _compress(self, flat: Tensor, node: Node | None) -> _Entry | None:
+        """Keep a flat tensor in fewer bits than it has; None if that cannot be done."""
+        dtype = flat.dtype
+        if dtype == torch.bool:
+            return _Entry(partial(_from_bits, 1, len(flat), dtype), pack_bits(flat.view(torch.uint8), 1))
+        if dtype in _INTEGERS:
+            narrow = _narrow(flat)
+            return None if narrow is None else _Entry(partial(_to, dtype), narrow)
+        if dtype not in _FLOATS:
+            return None
+        whole = whole_codes(flat)
+        if whole is not None:
+            codes, unit, bits = whole
+            units = () if unit is None else (unit,)
+            packed = codes if bits == 8 else pack_bits(codes.view(torch.uint8), bits)
+            return _Entry(partial(_from_bits, bits, len(flat), dtype), packed, *units)
+        if self.bits == 32 or _makes_weight(node):
+            return None
+        if self.bits == 16 and dtype.itemsize > 2:
+            return _Entry(partial(_to, dtype), flat.to(torch.bfloat16))
+        if self.bits == 8:
+            quantized = quantize(flat)
+            return None if quantized is None else _Entry(partial(dequantize, dtype=dtype), *quantized)
+        return None
+
+
+def unpack(packed: _Packed) -> Tensor:
+    """Give the tensor that :meth:`Packer.pack` packed."""
+    entry, geometry = packed
+    tensor = entry.tensor()
+    # The strides too are what they were: kernels go by them.
+    return tensor if geometry is None else tensor.as_strided(*geometry)
+
+
+def require_bits(bits: int, min_numel: int) -> None:
+    """Raise a ValueError for an argument out of range."""
+    if isinstance(bits, bool) or bits not in (32, 16, 8):
+        raise ValueError(f"Expected argument `bits` to be 32, 16 or 8, but got {bits!r}.")
+    if isinstance(min_numel, bool) or not isinstance(min_numel, int) or min_numel < 1:
+        raise ValueError(f"Expected argument `min_numel` to be an integer of at least 1, but got {min_numel!r}.")
+
+
+def _weakly(storage: UntypedStorage) -> StorageWeakRef:
+    """While this is held, no other storage gets the address; the memory itself is let go."""
+    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is nothing but its memory, which can be read."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_neg() or tensor.is_conj())
+    )
+
+
+def _makes_weight(node: Node | None) -> bool:
+    """Tell whether a node works on a leaf alone, as a cast of mixed precision or a transposition does of a weight."""
+    while node is not None and node.name() != "torch::autograd::AccumulateGrad":
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    return node is not None
+
+
+def _as_it_is(tensor: Tensor) -> _Entry:
+    """Keep a tensor, and refuse to give it back changed, as autograd does of itself."""
+    # Not the tensor, which may hold the graph that holds it; but a leaf, whose data may be exchanged in between.
+    kept = tensor if tensor.is_leaf else tensor.detach()
+    return _Entry(partial(_unchanged, tensor._version), kept)
+
+
+def _unchanged(version: int, tensor: Tensor) -> Tensor:
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"[{tensor.dtype} {list(tensor.shape)}] is at version {tensor._version}; expected version {version} "
+            "instead."
+        )
+    return tensor
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor | None:
+    """A flat view; None of a tensor with gaps or overlaps."""
+    if not tensor.is_contiguous():
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    return tensor.view(-1) if tensor.is_contiguous() else None
+
+
+def _narrow(flat: Tensor) -> Tensor | None:
+    low, high = torch.stack(flat.aminmax()).tolist()
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        info = torch.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return flat.to(dtype) if dtype.itemsize < flat.dtype.itemsize else None
+    return None
+
+
+def _to(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    return tensor.to(dtype)
+
+
+def _from_bits(bits: int, numel: int, dtype: torch.dtype, packed: Tensor, unit: Tensor | None = None) -> Tensor:
+    codes = packed if bits == 8 else unpack_bits(packed, bits, numel)
+    if dtype == torch.bool:
+        return codes.view(torch.bool)
+    values = codes.to(dtype)
+    return values if unit is None else values.mul_(unit)

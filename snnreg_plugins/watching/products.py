@@ -1,0 +1,422 @@
+"""The products of a forward pass that no layer's hook sees, found by watching the operations themselves."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from snnreg_plugins.functional.synapses import is_integer_valued
+from snnreg_plugins.watching.samples import Identity, identities, tensors_in
+
+_ATEN = torch.ops.aten
+# Where a matrix product has its two operands.
+_MATRIX_PRODUCTS = {
+    _ATEN.mm: (0, 1),
+    _ATEN.bmm: (0, 1),
+    _ATEN.mv: (0, 1),
+    _ATEN.dot: (0, 1),
+    _ATEN.addmm: (1, 2),
+    _ATEN._addmm_activation: (1, 2),
+    _ATEN.baddbmm: (1, 2),
+    _ATEN.addbmm: (1, 2),
+    _ATEN.addmv: (1, 2),
+}
+_ATTENTION = {
+    getattr(_ATEN, name)
+    for name in (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    )
+    if hasattr(_ATEN, name)
+}
+# Averages, and over how many spatial dimensions each goes; a plain mean has none.
+_AVERAGES = {
+    _ATEN.avg_pool2d: 2,
+    _ATEN.avg_pool3d: 3,
+    _ATEN._adaptive_avg_pool2d: 2,
+    _ATEN._adaptive_avg_pool3d: 3,
+    _ATEN.mean: 0,
+}
+# Operations that multiply, by name, beside those that are counted.
+_MULTIPLIES = re.compile(r"(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
+_HARMLESS = "upsample"
+SEVERAL_SIZES = "what reads its averages of events, over windows of several sizes, counts as MACs"
+# Over how many positions, and whether no module made it, so that only a close look finds it.
+Average = tuple[int, bool]
+
+
+class Averages:
+    """Averages of events, known by their memory, with the number of positions that each was averaged over."""
+
+    def __init__(self) -> None:
+        self._known: dict[Identity, Average] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def remember(self, x: Tensor, output: Tensor, size: int | None, hidden: bool) -> bool:
+        """Remember that ``output`` is the mean of ``size`` positions of ``x``, if that holds events or means of them.
+
+        Returns:
+            False if the size is None, which is not known how to undo.
+        """
+        before = self.find(x)
+        if not is_integer_valued(self.events(x)):
+            return True
+        if size is not None and size * (before or (1,))[0] > 1:
+            self._add(output, size * (before or (1,))[0], hidden or (before is not None and before[1]))
+        return size is not None
+
+    def _add(self, output: Tensor, size: int, hidden: bool) -> None:
+        expired = [identity for identity in self._known if identity[0].expired()]  # type: ignore[no-untyped-call]
+        for identity in expired:
+            del self._known[identity]
+        for identity in identities(output):
+            self._known[identity] = size, hidden
+
+    def find(self, x: Tensor) -> Average | None:
+        """Tell what is known about a tensor."""
+        for identity in identities(x) if self._known else ():
+            return self._known.get(identity)
+        return None
+
+    def sizes(self) -> set[int]:
+        """Return the numbers of positions that were averaged over."""
+        return {size for size, _ in self._known.values()}
+
+    def events(self, x: Tensor) -> Tensor:
+        """Return the events whose average ``x`` is; ``x`` itself if it is none."""
+        known = self.find(x)
+        return x if known is None else (x.detach() * known[0]).round()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_known": {}}  # memory is of this process alone
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the products of activity with weights, and of two activities, while it is on.
+
+    Weights are the model's parameters and what is made of them alone. A product with weights costs what a layer
+    with these weights would cost. A product of two activities (the two of attention) has an effective MAC for each
+    pair of non-zero operands that it multiplies, and no SOPs.
+
+    Args:
+        model: The model whose parameters are the weights.
+        owners: Its modules.
+        count: What to call as ``count(owner, site, (SOPs, effective MACs, dense MACs))`` for each product; the owner is
+            the innermost module whose forward makes it, and the site tells its place in the code.
+        miss: What to call as ``miss(owner, what)`` for each product that is not counted.
+        averages: Where to remember averages of events, and to look them up.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        owners: Container[nn.Module],
+        count: Callable[[nn.Module, int, tuple[int, int, int]], None],
+        miss: Callable[[nn.Module, str], None],
+        averages: Averages,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model, self.count, self.miss, self.averages = model, count, miss, averages
+        self.counted_by_hook = 0  # products to come whose layer is watched
+        self._owners = owners
+        self._weights = {identity[0] for identity in _storages(model.parameters())}
+        self._buffers = {identity[0] for identity in _storages(model.buffers())} - self._weights
+        self._fast_path = True
+
+    def __enter__(self) -> Products:
+        # The fused layers of attention would hide their products.
+        self._fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.clear_autocast_cache()  # else weights that were cast before would be strangers
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._fast_path)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _is_composite(func):  # as they come in inference mode
+            with self._again():
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **kwargs)
+        inputs = list(tensors_in((args, kwargs)))
+        spreads = func.overloadpacket is not _ATEN.mul or output.numel() > max(x.numel() for x in inputs)
+        if spreads and _may_be_a_product(func):
+            with _disable_current_modes():  # those of other metrics
+                self._look_at(func, args, kwargs, inputs, output)
+        self._follow(inputs, output)
+        return output
+
+    def _look_at(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor], output: Any
+    ) -> None:
+        packet = func.overloadpacket
+        if packet in _MATRIX_PRODUCTS:
+            first, second = (args[index] for index in _MATRIX_PRODUCTS[packet])
+            self._count_matrices(first, second)
+        elif packet is _ATEN.convolution:
+            self._count_convolution(func, args)
+        elif packet in _ATTENTION:
+            self._count_attention(_by_name(func, args, kwargs))
+        elif packet is _ATEN.mul and len(inputs) == 2:
+            self._count_outer(inputs[0], inputs[1], output)
+        elif packet in _AVERAGES:
+            self._remember(func, _by_name(func, args, kwargs), output)
+        elif self._is_unknown(func, inputs):
+            self.miss(self._owner(), packet.__name__)
+
+    def _again(self) -> Any:
+        return _Again(self)
+
+    # What is a weight.
+
+    def _kind(self, x: Tensor) -> str:
+        storage = next((identity[0] for identity in _storages([x])), None)
+        return "weight" if storage in self._weights else "buffer" if storage in self._buffers else "activity"
+
+    def _follow(self, inputs: list[Tensor], output: Any) -> None:
+        """What is made of weights, and of buffers with them, is weights; what activity is written to is activity."""
+        kinds = {self._kind(x) for x in inputs}
+        storages = {identity[0] for identity in _storages(tensors_in(output))}
+        if kinds and "activity" not in kinds:
+            (self._weights if "weight" in kinds else self._buffers).update(storages)
+        elif kinds:
+            self._buffers -= storages
+            self._weights -= storages
+
+    def _activities(self, first: Tensor, second: Tensor) -> tuple[bool, bool]:
+        """Tell which operands are activity: none of weights alone; a buffer that meets weights may hold a state."""
+        kinds = self._kind(first), self._kind(second)
+        if "activity" in kinds:
+            return kinds[0] == "activity", kinds[1] == "activity"
+        if set(kinds) == {"weight", "buffer"} and not _in_a_reparametrization():
+            return kinds[0] == "buffer", kinds[1] == "buffer"
+        return False, False
+
+    def _place(self) -> tuple[nn.Module, int]:
+        """Find the innermost module whose forward is under way, and the place in the code from there on."""
+        frame, site = sys._getframe(1), 0
+        while frame.f_back is not None:
+            owner = frame.f_locals.get("self")
+            site = hash((site, frame.f_code, frame.f_lasti))
+            if isinstance(owner, nn.Module) and owner in self._owners:
+                return owner, site
+            frame = frame.f_back
+        return self.model, site
+
+    def _owner(self) -> nn.Module:
+        return self._place()[0]
+
+    # What products cost.
+
+    def _is_counted_by_hook(self) -> bool:
+        counted = self.counted_by_hook > 0
+        self.counted_by_hook -= counted
+        return counted
+
+    def _count(self, weighted: Tensor, total: Callable[[Tensor], Tensor]) -> None:
+        """Count activity that meets weights; ``total`` gives what weights of 1 make of an activity."""
+        x = self.averages.events(weighted)
+        known = self.averages.find(weighted)
+        if known is not None and known[1]:
+            self.miss(self._owner(), "")  # no more than: keep watching
+        magnitudes, dense = x.detach().abs().double(), int(total(torch.ones_like(x, dtype=torch.float64)))
+        if is_integer_valued(x):
+            self.count(*self._place(), (int(total(magnitudes)), 0, dense))
+        else:
+            self.count(*self._place(), (0, int(total((magnitudes != 0).double())), dense))
+
+    def _count_matrices(self, first: Tensor, second: Tensor) -> None:
+        active = self._activities(first, second)
+        if not any(active) or self._is_counted_by_hook():
+            return
+        first = first.unsqueeze(0) if first.dim() == 1 else first
+        second = second.unsqueeze(-1) if second.dim() == 1 else second
+        if all(active):
+            self.count(*self._place(), (0, _pairs(first, second), _pairs(torch.ones_like(first), second, dense=True)))
+        elif active[0]:
+            self._count(first, lambda x: x.sum() * second.shape[-1])
+        else:
+            self._count(second, lambda x: x.sum() * first.shape[-2])
+
+    def _count_convolution(self, func: Any, args: tuple[Any, ...]) -> None:
+        x, weight, _, *rest = args
+        active = self._activities(x, weight)
+        if not any(active) or self._is_counted_by_hook():
+            return
+
+        def convolve(x: Tensor, weight: Tensor) -> Tensor:
+            return func(x, weight, None, *rest).sum()  # type: ignore[no-any-return]
+
+        if all(active):
+            masks = [(operand != 0).double() for operand in (x, weight)]
+            ones = [torch.ones_like(mask) for mask in masks]
+            self.count(*self._place(), (0, int(convolve(*masks)), int(convolve(*ones))))
+        elif active[0]:
+            ones_like = torch.ones_like(weight, dtype=torch.float64)
+            self._count(x, lambda x: convolve(x.sum(0, keepdim=True), ones_like))
+        else:
+            self._count(weight, lambda weight: convolve(torch.ones_like(x, dtype=torch.float64), weight))
+
+    def _count_attention(self, given: dict[str, Any]) -> None:
+        query, key, value = (given[name] for name in ("query", "key", "value"))
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+        scale = given.get("scale")
+        scores = query.double() @ key.double().transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        bias = given.get("attn_bias", given.get("attn_mask"))
+        if given.get("is_causal"):
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        if bias is not None:
+            scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+        weights = scores.softmax(-1).to(query.dtype)
+        for first, second in ((query, key.transpose(-2, -1)), (weights, value)):
+            dense = _pairs(torch.ones_like(first), second, dense=True)
+            self.count(*self._place(), (0, _pairs(first, second), dense))
+
+    def _count_outer(self, first: Tensor, second: Tensor, output: Tensor) -> None:
+        """Count an element-wise product that spreads activity over weights: a matrix product before its sum."""
+        active = self._activities(first, second)
+        if active[0] == active[1] or output.numel() <= max(first.numel(), second.numel()):
+            return
+        x = first if active[0] else second
+        self._count(x, lambda x: x.sum() * (output.numel() // x.numel()))
+
+    def _is_unknown(self, func: Any, inputs: list[Tensor]) -> bool:
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten":
+            return bool(_MULTIPLIES.search(name)) and not name.startswith(_HARMLESS) and len(inputs) > 1
+        kinds = {self._kind(x) for x in inputs if x.is_floating_point()}
+        return func.namespace not in {"prims", "profiler", "c10d"} and kinds >= {"weight", "activity"}
+
+    def _remember(self, func: Any, given: dict[str, Any], output: Any) -> None:
+        x = given["self"]
+        owner = self._owner()
+        # An average pool that is a module has a hook of its own.
+        if isinstance(output, Tensor) and self._kind(x) == "activity" and not isinstance(owner, AVERAGE_POOLS):
+            size = _positions(x, output, given, _AVERAGES[func.overloadpacket])
+            if not self.averages.remember(x, output, size, hidden=True):
+                self.miss(owner, SEVERAL_SIZES)
+
+
+def _in_a_reparametrization() -> bool:
+    """Tell whether weights are being made, as spectral norm makes them of weights and buffers."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").startswith(("torch.nn.utils.", "torch.ao.")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+class _Again:
+    """A mode that goes on again within its own dispatch, without what else entering does."""
+
+    def __init__(self, mode: Products) -> None:
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        TorchDispatchMode.__enter__(self.mode)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        TorchDispatchMode.__exit__(self.mode, *exception)  # type: ignore[no-untyped-call]
+
+
+#: Modules that average over windows.
+AVERAGE_POOLS = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+)
+
+
+def averaged_over(pool: nn.Module, x: Tensor, output: Tensor) -> int | None:
+    """Count the positions that each output of an average pool is the mean of; None if that differs."""
+    return _positions(x, output, vars(pool), 1 + AVERAGE_POOLS.index(_first_of(AVERAGE_POOLS, pool)) % 3)
+
+
+def _first_of(classes: tuple[type[nn.Module], ...], module: nn.Module) -> type[nn.Module]:
+    return next(each for each in classes if isinstance(module, each))
+
+
+def _positions(x: Tensor, output: Tensor, given: Mapping[str, Any], spatial: int) -> int | None:
+    if "kernel_size" in given:
+        return _window(given, spatial)
+    if spatial:  # adaptive, not a plain mean
+        dims = range(-min(3, x.dim()), 0)
+        if any(x.shape[dim] % output.shape[dim] for dim in dims):
+            return None
+    return x.numel() // max(1, output.numel())
+
+
+def _window(given: Mapping[str, Any], spatial: int) -> int | None:
+    if given.get("divisor_override"):
+        return int(given["divisor_override"])
+    kernel, padding = given["kernel_size"], given["padding"]
+    pads = any(padding) if isinstance(padding, (tuple, list)) else padding > 0
+    if given["ceil_mode"] or (pads and not given["count_include_pad"]):
+        return None
+    sizes = [int(size) for size in kernel] if isinstance(kernel, (tuple, list)) else [int(kernel)]
+    return math.prod(sizes * spatial if len(sizes) == 1 else sizes)
+
+
+def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:
+    """Count the pairs that a matrix product multiplies: of non-zero operands, or all."""
+    if dense:
+        second = torch.ones_like(second)
+    left, right = (first != 0).sum(-2).double(), (second != 0).sum(-1).double()
+    return int((left * right).sum())
+
+
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
+    return defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs)
+
+
+_products: dict[Any, bool] = {}
+
+
+def _may_be_a_product(func: Any) -> bool:
+    if func not in _products:
+        packet = func.overloadpacket
+        _products[func] = (
+            packet in _MATRIX_PRODUCTS
+            or packet in _ATTENTION
+            or packet in _AVERAGES
+            or packet in (_ATEN.convolution, _ATEN.mul)
+            or func.namespace != "aten"
+            or _MULTIPLIES.search(packet.__name__) is not None
+        )
+    return _products[func]
+
+
+_composite: dict[Any, bool] = {}
+
+
+def _is_composite(func: Any) -> bool:
+    if func not in _composite:
+        _composite[func] = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return _composite[func]
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[Identity]:
+    return identities([tensor for tensor in tensors if tensor.layout is torch.strided])

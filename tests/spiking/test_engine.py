@@ -1,0 +1,561 @@
+"""Layer by layer against one step at a time: the same spikes, counts and gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import snntorch
+import torch
+from torch import nn
+
+from snnreg_plugins import SpikeRate, SpikeStatistics, SynapticOperations, to_norse, to_snntorch
+from snnreg_plugins.spiking import engine as engine_module
+from snnreg_plugins.spiking import firing
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import is_spiking_neuron
+from snnreg_plugins.watching.steps import Fold, current_fold
+from tests.helpers import soft_reset_neuron
+from tests.nets import NETS, make
+
+T = 6
+VARIED = ["mlp", "lenet_functional", "lenet_modules", "norm_on_input", "ends_in_relu", "reshapes", "three_dimensions"]
+without_kernels = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
+
+
+def neurons_of(network):
+    return {name: module for name, module in network.named_modules() if is_spiking_neuron(module)}
+
+
+@pytest.fixture
+def compiled_or_not(compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(firing, "kernels", lambda: None)
+        monkeypatch.setattr("snnreg_plugins.spiking.events.kernels", lambda: None)
+
+
+def exported(name, dtype=torch.float32, export=to_snntorch, **options):
+    net, _, x = make(name, dtype)
+    return export(net, x, timesteps=T, **options), x
+
+
+def both(network, run):
+    """What ``run()`` gives layer by layer, and one step at a time."""
+    found = []
+    for network.exact in (False, True):
+        found.append(run())
+    network.exact = False
+    return found
+
+
+def spikes_of(network, x):
+    """The spikes of each neuron layer, (T, B, ...)."""
+    parts = {name: [] for name in neurons_of(network)}  # of the batch: lists of steps
+
+    def record(name):
+        def hook(module, args, output):
+            fold = current_fold() or Fold(1, 0 if not parts[name] else len(parts[name][-1]))
+            if fold.first_step == 0:
+                parts[name].append([])
+            parts[name][-1].extend(output[0].detach().unflatten(0, (fold.steps, -1)))
+
+        return hook
+
+    with Hooks(fold_aware=True) as hooks:
+        for name, neuron in neurons_of(network).items():
+            hooks.after(neuron, record(name))
+        network(x)
+    return {name: torch.cat([torch.stack(steps) for steps in of_layer], 1) for name, of_layer in parts.items()}
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+@pytest.mark.parametrize("name", NETS)
+def test_spikes_are_those_of_one_step_at_a_time(name, export):
+    # In float64 a difference by rounding moves no spike of these networks.
+    network, x = exported(name, torch.float64, export)
+    with torch.no_grad():
+        folded, stepped = both(network, lambda: spikes_of(network, x))
+        scores = both(network, lambda: network(x, per_step=True))
+    for layer, spikes in stepped.items():
+        assert torch.equal(folded[layer], spikes), layer
+    torch.testing.assert_close(*scores)
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("name", VARIED)
+def test_spikes_in_float32(name, per_channel, beta):
+    network, x = exported(name, per_channel=per_channel, beta=beta)
+    with torch.no_grad():
+        folded, stepped = both(network, lambda: spikes_of(network, x))
+    different = sum(int((folded[layer] != spikes).sum()) for layer, spikes in stepped.items())
+    assert different <= 1e-4 * sum(spikes.numel() for spikes in stepped.values())
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 4, 2), (1, 1, 1, 1), (2, 3, 4, 5, 2)])
+def test_neurons_against_the_plain_reference(shape, constant, beta, dtype):
+    torch.manual_seed(0)
+    currents = torch.rand(1 if constant else T, *shape).mul(0.8).to(dtype)
+    threshold = torch.rand(shape[1], *[1] * (len(shape) - 2)).add(0.5).to(dtype)
+    dynamics = firing.Dynamics(threshold, torch.tensor(beta, dtype=dtype), torch.tensor(5.0, dtype=dtype))
+    v0 = 0.5 * threshold.expand(shape)
+    expected = torch.stack(soft_reset_neuron(list(currents.expand(T, *shape)), threshold, v0, dynamics.beta))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        if layout is torch.channels_last and len(shape) != 4:
+            continue
+        given = (currents[0] if constant else currents.flatten(0, 1)).clone()
+        given, v = (value.contiguous(memory_format=layout) for value in (given, v0.clone()))
+        kept = given.clone()
+        spikes = firing.Firing(dynamics)(given, v, T)
+        assert torch.equal(spikes.unflatten(0, (T, -1)), expected)
+        assert torch.equal(given, kept)  # was not to be written over
+        # In two parts, the second with the potentials of the first.
+        v, parts = v0.clone().contiguous(memory_format=layout), []
+        for first, last in ((0, 2), (2, T)):
+            part = currents[0] if constant else currents[first:last].flatten(0, 1)
+            parts.append(firing.Firing(dynamics)(part.contiguous(memory_format=layout), v, last - first))
+        assert torch.equal(torch.cat(parts), spikes)
+        again = firing.Firing(dynamics)(given, v0.clone().contiguous(memory_format=layout), T, overwrite=True)
+        assert torch.equal(again, spikes)
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_gradients_of_neurons_are_those_of_the_framework(export, beta, constant):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
+    network = export(net, torch.rand(8, 1, 6, 6), timesteps=T, per_channel=True, beta=beta, compensate_leak=False)
+    (neuron,) = neurons_of(network).values()
+    dynamics = network._neurons.describe(neuron)
+    # One sample, so that no sum has an order.
+    currents = torch.rand(1 if constant else T, 1, 3, 4, 4)
+    weights = torch.rand(T, 1, 3, 4, 4)
+    v0 = 0.5 * dynamics.threshold.expand(1, 3, 4, 4)
+    found = []
+    for stepped in (True, False):
+        leaf = currents.clone().requires_grad_()
+        if stepped:
+            state, outputs = v0, []
+            for step in range(T):
+                spikes, state = neuron(leaf[0 if constant else step], state)
+                outputs.append(spikes)
+            spikes = torch.stack(outputs)
+        else:
+            given = leaf[0] if constant else leaf.flatten(0, 1)
+            spikes, _ = firing.Firing(dynamics).with_gradient(given, v0, T)
+            spikes = spikes.unflatten(0, (T, -1))
+        (spikes * weights).sum().backward()
+        found.append((spikes.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    if constant:  # a sum over steps, in another order
+        torch.testing.assert_close(found[0][1], found[1][1])
+    else:
+        assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1].any()
+
+
+def gradients(network, x, **settings):
+    kept = {name: getattr(network, name) for name in settings}
+    for name, value in settings.items():
+        setattr(network, name, value)
+    network.zero_grad(set_to_none=True)
+    x = x.clone().requires_grad_()
+    network(x).square().sum().backward()
+    for name, value in kept.items():
+        setattr(network, name, value)
+    return {"input": x.grad} | {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_are_those_of_one_step_at_a_time(name):
+    network, x = exported(name, torch.float64)
+    expected = gradients(network, x, exact=True)
+    assert any(gradient.any() for gradient in expected.values())
+    assert_same(gradients(network, x), expected)
+    assert_same(gradients(network, x, checkpointing=True), expected)
+    assert_same(gradients(network, x, checkpointing=True, exact=True), expected)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 4, T, T + 3])
+def test_truncated_backpropagation(steps, exact):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    x = torch.rand(10, 3, dtype=torch.float64)
+    network = to_snntorch(net, x, timesteps=T)
+    found = gradients(network, x, truncation=steps, exact=exact)
+
+    # The same by hand: potentials are detached before every step that begins a part.
+    constants, states, total = network.encoder(x), (None,) * 2, 0
+    network.zero_grad(set_to_none=True)
+    for step in range(T):
+        if step % steps == 0:
+            states = tuple(None if state is None else state.detach() for state in states)
+        output, states = network.body(constants, states)
+        total = total + output
+    (total / T).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+    if steps < T:
+        assert not torch.equal(found["body.2.weight"], gradients(network, x)["body.2.weight"])
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_truncation_is_checked(value):
+    network, _ = exported("mlp")
+    with pytest.raises(ValueError, match="Expected argument `truncation` to be an integer of at least 1, but got"):
+        network.truncation = value
+    assert network.truncation is None
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_metrics_count_the_same(name):
+    network, x = exported(name, torch.float64)
+
+    def counted():
+        statistics = SpikeStatistics(network)
+        with torch.no_grad(), statistics, SynapticOperations(network) as operations, SpikeRate(network) as rate:
+            for batch in (x, x, x[:7], x):
+                network(batch)
+            found = [rate.compute(), rate.by_layer(), int(operations.samples), statistics.intervals().tolist()]
+            found += [{name: str(value) for name, value in statistics.compute().items()}]  # nan is nan
+            for quantity in operations.quantities:
+                found += [operations.total(quantity), operations.by_layer(quantity), operations.by_step(quantity)]
+            with operations.labelled(torch.arange(len(x)) % 3):
+                network(x)
+            return [*found, operations.by_label()]
+
+    folded, stepped = both(network, counted)
+    assert folded == stepped
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_metrics_count_each_step_of_a_checkpointed_batch(exact):
+    network, x = exported("lenet_modules", torch.float64)
+    found = []
+    for network.checkpointing, network.exact in ((False, True), (True, exact)):
+        with SynapticOperations(network) as operations, SpikeRate(network) as rate:
+            network(x).sum().backward()
+            found.append([operations.by_layer(), operations.by_step(), rate.compute(), int(operations.samples)])
+    assert found[0] == found[1]
+
+
+def test_threads_share_a_network_that_is_watched():
+    network, x = exported("lenet_modules", torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+
+    def run(_):
+        with torch.no_grad():
+            return [network(x) for _ in range(20)]
+
+    with SynapticOperations(network), ThreadPoolExecutor(4) as threads:
+        for scores in threads.map(run, range(4)):
+            torch.testing.assert_close(scores, [expected] * 20)
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
+def test_batches_are_split(monkeypatch):
+    network, x = exported("lenet_modules", torch.float64)
+    with torch.no_grad():
+        whole = network(x)
+        for elements in (1, 2000, 10**5, 2**30):
+            monkeypatch.setitem(engine_module._ELEMENTS, "cpu", elements)
+            for shape_is_known in (False, True):
+                if not shape_is_known:
+                    network._engine = None
+                torch.testing.assert_close(network(x), whole)
+                torch.testing.assert_close(network(x, per_step=True)[-1], whole)
+    expected = gradients(network, x, exact=True)
+    for elements in (1, 2000, 10**5):
+        monkeypatch.setitem(engine_module._ELEMENTS, "cpu", elements)
+        assert_same(gradients(network, x), expected)
+        assert_same(gradients(network, x, checkpointing=True), expected)
+
+
+def forgets(network, x):
+    """Whether each step calls the modules of the body."""
+    calls = []
+    handle = network.body.register_forward_hook(lambda *_: calls.append(None))
+    network(x)
+    handle.remove()
+    return len(calls) == network.timesteps
+
+
+def test_who_looks_on_sees_one_step_at_a_time():
+    network, x = exported("lenet_modules")
+    assert forgets(network, x)
+    neuron = next(iter(neurons_of(network).values()))
+    shapes = []
+    handle = neuron.register_forward_hook(lambda module, args, output: shapes.append(len(output[0])))
+    with torch.no_grad():
+        network(x)
+    assert shapes == [len(x)] * T
+    handle.remove()
+    shapes.clear()
+    with Hooks(before=[(neuron, lambda module, args: shapes.append(len(args[0])))]):
+        network(x)
+    assert shapes == [len(x)] * T
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_the_backward_pass_are_called(register):
+    network, x = exported("lenet_modules")
+    calls = []
+    layer = next(module for module in network.body.modules() if isinstance(module, nn.Linear))
+    handle = getattr(layer, register)(lambda *_: calls.append("own"))
+    network(x).sum().backward()
+    handle.remove()
+    with contextlib.ExitStack() as stack:
+        name = f"register_module{register.removeprefix('register')}"
+        hook = getattr(nn.modules.module, name)(lambda module, *_: calls.append("global") if module is layer else None)
+        stack.callback(hook.remove)
+        network(x).sum().backward()
+    assert calls == ["own"] * T + ["global"] * T
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_buffers_may_be_all_that_is_trained(export, exact):
+    network, x = exported("mlp", torch.float64, export)
+    trained = [buffer.requires_grad_() for name, buffer in network.named_buffers() if name.endswith("potential")]
+    expected = torch.autograd.grad(network(x).square().sum(), trained)
+    network.requires_grad_(False)
+    network.exact = exact
+    torch.testing.assert_close(torch.autograd.grad(network(x).square().sum(), trained), expected)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_derivatives_of_second_order(frozen):
+    network, x = exported("mlp", torch.float64)
+    network.requires_grad_(not frozen)
+    x.requires_grad_()
+
+    def second():
+        (gradient,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        # With a term that a penalty which is silently left out would leave.
+        return torch.autograd.grad(gradient.square().sum() + x.sum(), x)[0]
+
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again: set `exact = True`"):
+        second()
+    scores = network(x).square().sum()
+    once = torch.autograd.grad(scores, x, create_graph=True)  # which may be asked for in vain
+    network.exact = True
+    torch.testing.assert_close(once, torch.autograd.grad(network(x).square().sum(), x))
+    assert (second() - 1).any()
+
+
+def test_forward_derivatives_are_not_lost_in_silence():
+    network, x = exported("starts_with_relu")
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        network(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_export_with_batches_of_any_size():
+    network, x = exported("lenet_modules", torch.float64)
+    sizes = ({0: torch.export.Dim("samples", min=2, max=64)},)
+    with torch.no_grad():
+        program = torch.export.export(network, (x,), dynamic_shapes=sizes, strict=False).module()
+        for batch in (x, x[:7]):
+            torch.testing.assert_close(program(batch), network(batch))
+
+
+def test_currents_are_written_over_where_nothing_else_reads_them():
+    network, x = exported("lenet_modules")
+    network(x)
+    engine = network._engine
+    neurons = [node for node, kind, _ in engine.plan if kind == "neurons"]
+    assert [engine.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
+
+
+def test_modes_that_see_every_operation():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network, x = exported("mlp")
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    first, *others = (2 * len(x) * layer.weight.numel() for layer in layers)
+    assert counter.get_total_flops() == first + T * sum(others)
+
+
+class TernaryCell(nn.Module):
+    """A neuron that nobody knows."""
+
+    def forward(self, current, state):
+        v = state + current
+        spikes = (v > 1).to(v.dtype) - (v < -1).to(v.dtype)
+        return spikes, v - spikes
+
+
+def test_a_neuron_of_an_unknown_kind_is_called_step_by_step():
+    network, x = exported("mlp", torch.float64)
+    network(x)
+    name = next(iter(neurons_of(network)))
+    network.set_submodule(name, TernaryCell())
+    with torch.no_grad():
+        folded, stepped = both(network, lambda: network(x, per_step=True))
+    torch.testing.assert_close(folded, stepped)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("graded_spikes_factor", torch.tensor(2.0)), ("inhibition", True), ("reset_delay", False)]
+)
+def test_a_leaky_with_other_settings_is_called_step_by_step(setting, value):
+    network, x = exported("mlp", torch.float64)
+    neuron = next(iter(neurons_of(network).values()))
+    with torch.no_grad():
+        before = network(x)
+        setattr(neuron, setting, value)
+        folded, stepped = both(network, lambda: network(x, per_step=True))
+    torch.testing.assert_close(folded, stepped)
+    if setting != "reset_delay":  # which makes no difference to neurons that seldom spike
+        assert not torch.equal(folded[-1], before)
+
+
+class Leaky(snntorch.Leaky):
+    """Another neuron of the same name."""
+
+    def forward(self, *args):
+        spikes, potential = super().forward(*args)
+        return 2 * spikes, potential
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_a_neuron_with_a_forward_of_its_own(export):
+    network, x = exported("mlp", torch.float64, export)
+    with torch.no_grad():
+        before = network(x)
+        for neuron in neurons_of(network).values():
+            if export is to_snntorch:
+                neuron.__class__ = Leaky
+            else:
+                neuron.forward = lambda *args, forward=neuron.forward: (2 * forward(*args)[0], forward(*args)[1])
+        folded, stepped = both(network, lambda: network(x))
+    torch.testing.assert_close(folded, stepped)
+    assert not torch.equal(folded, before)
+
+
+def test_thresholds_that_are_trained():
+    network, x = exported("mlp", torch.float64)
+    for neuron in neurons_of(network).values():
+        neuron.threshold = nn.Parameter(neuron.threshold.clone())
+    found, expected = gradients(network, x), gradients(network, x, exact=True)
+    assert_same(found, expected)
+    assert any(name.endswith("threshold") and gradient.any() for name, gradient in found.items())
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, export):
+    network, x = exported("lenet_modules", torch.float32, export)
+    network, x = network.to(dtype), x.to(dtype)
+    with torch.no_grad():
+        folded, stepped = both(network, lambda: spikes_of(network, x))
+        scores = both(network, lambda: network(x))
+    assert scores[0].dtype == dtype
+    different = sum(int((folded[layer] != spikes).sum()) for layer, spikes in stepped.items())
+    assert different <= 0.02 * sum(spikes.numel() for spikes in stepped.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exported("lenet_modules")[0](x.float()).isfinite().all()
+
+
+def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    x = torch.rand(256, 256) * (torch.rand(256, 256) < 0.05)
+    network = to_snntorch(net, x, timesteps=T, coding="poisson")
+    layers = [module for module in network.body.modules() if isinstance(module, nn.Linear)]
+
+    def dtypes():
+        found = []
+        with Hooks(after=[(layer, lambda *call: found.append(call[2].dtype)) for layer in layers], fold_aware=True):
+            network(x)
+        return set(found)
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert both(network, dtypes) == [{torch.bfloat16}] * 2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, contextlib.nullcontext])
+def test_shapes_on_the_meta_device(mode):
+    network, x = exported("lenet_modules")
+    with mode():
+        folded, stepped = both(network.to("meta"), lambda: network(x.to("meta")))
+    assert folded.shape == stepped.shape == (len(x), 10)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
+def test_modes_of_gradients(mode):
+    network, x = exported("lenet_modules", torch.float64)
+    expected = network(x).detach()
+    with mode():
+        torch.testing.assert_close(network(x), expected)
+    network(x).sum().backward()  # and no tensor of inference is in the way
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_copies_plan_anew():
+    network, x = exported("lenet_modules", torch.float64)
+    with torch.no_grad():
+        expected = network(x)
+        for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            for parameter in copied.parameters():
+                parameter.zero_()
+            assert not torch.equal(copied(x), expected)
+        assert torch.equal(network(x), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_poisson_spikes_are_drawn_as_one_step_at_a_time_draws_them(seed):
+    network, x = exported("lenet_modules", torch.float64, coding="poisson")
+    scores = []
+    with torch.no_grad():
+        for network.exact in (False, True):
+            torch.manual_seed(seed)
+            scores.append(network(x, per_step=True))
+    torch.testing.assert_close(*scores)
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_compile(export):
+    network, x = exported("lenet_modules", torch.float64, export)
+    with torch.no_grad():
+        expected = network(x)
+        network.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(network(x), expected)
+        again = copy.deepcopy(network)  # without what was compiled
+        for parameter in again.parameters():
+            parameter.zero_()
+        assert not torch.equal(again(x), expected)
+    torch._dynamo.reset()
