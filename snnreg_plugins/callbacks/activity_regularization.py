@@ -17,7 +17,7 @@ from typing_extensions import override
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate, robust_maximum
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
 from snnreg_plugins.training.carried import Carry, Logged, Step, called_from
-from snnreg_plugins.watching.hooks import Hooks, forget_compiled
+from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
 from snnreg_plugins.watching.layers import synaptic_layers
 
 
@@ -141,7 +141,7 @@ class ActivityRegularization(Callback):
         self._watched = self._choose(synaptic_layers(pl_module))
         self._thresholds = {name: value.to(pl_module.device) for name, value in self._thresholds.items()}
         self._seen = False
-        forget_compiled()
+        notice_new_hooks()
         self._hooks = Hooks(before=[(layer, self._observe) for layer in self._watched])
 
     @override

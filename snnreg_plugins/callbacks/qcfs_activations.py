@@ -17,7 +17,7 @@ from typing_extensions import override
 from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.export.qcfs import QCFS, check
 from snnreg_plugins.export.refusals import where
-from snnreg_plugins.watching.hooks import forget_compiled
+from snnreg_plugins.watching.hooks import notice_new_hooks
 
 _FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
 _METHODS = ("relu", "relu_")
@@ -130,7 +130,7 @@ class QCFSActivations(Callback):
                     f"stay as they are:{''.join(functional)}"
                 )
             self._replace(model, {relus[name] for name in chosen if name in relus})
-            forget_compiled()
+            notice_new_hooks()
         return {name: module for name, module in model.named_modules() if isinstance(module, QCFS)}
 
     def _choose(self, names: list[str]) -> set[str]:

@@ -103,7 +103,7 @@ class SpikingValidation(Callback):
         #: The spiking network of the last validation.
         self.network: SpikingNetwork | None = None
         self._recent: deque[Tensor] = deque(maxlen=calibration_batches)
-        self._run: _Run | None = None
+        self._run: Measurement | None = None
         self._due = False
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class SpikingValidation(Callback):
         else:
             self._run.update(x, y)
 
-    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> _Run | None:
+    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> Measurement | None:
         dnn = trace(pl_module)
         seen = list(self._recent) or [x]
         try:
@@ -167,7 +167,7 @@ class SpikingValidation(Callback):
             # Of the first process's samples, in all.
             network.exit_margins = trainer.strategy.broadcast(exit_margins(network, seen, self.exit_agreement))
         self.network = network
-        return _Run(dnn, network, self.figures and trainer.is_global_zero)
+        return Measurement(dnn, network, self.figures and trainer.is_global_zero)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -201,7 +201,7 @@ class SpikingValidation(Callback):
         self._run = None
 
 
-class _Run:
+class Measurement:
     """Both networks with their metrics, over one validation."""
 
     def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork, figures: bool = False) -> None:
@@ -246,7 +246,7 @@ class _Spikes:
     """Spikes of each neuron, summed over samples and steps."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.hooks = Hooks(fold_aware=True)  # sums over samples and steps
+        self.hooks = Hooks(many_steps=True)  # sums over samples and steps
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         for name, layer in neuron_layers(network).items():

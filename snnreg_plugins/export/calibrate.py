@@ -84,7 +84,7 @@ def example(inputs: Iterator[Tensor], processes: Processes) -> tuple[Tensor, Ite
     raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
 
 
-def run(network: nn.Module, inputs: Tensor) -> None:
+def run_on_calibration(network: nn.Module, inputs: Tensor) -> None:
     """Run a network on calibration data.
 
     Raises:
@@ -163,7 +163,7 @@ class Statistics:
         """Run the network on the data of this process, whose first samples are added to ``kept``."""
         seen = _Seen()
         for batch in inputs:
-            run(network, batch)
+            run_on_calibration(network, batch)
             magnitudes = batch.detach().abs().float()
             if not magnitudes.isfinite().all():
                 raise ValueError("Expected argument `calibration` to hold finite inputs, but it has NaN or infinity.")

@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from snnreg_plugins._batches import Calibration, batches
 from snnreg_plugins.export.build import Coder, build
-from snnreg_plugins.export.calibrate import Statistics, Threshold, example, run, threshold_function
+from snnreg_plugins.export.calibrate import Statistics, Threshold, example, run_on_calibration, threshold_function
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.options import CORRECTIONS, Options
 from snnreg_plugins.export.processes import Processes, Sharded
@@ -65,7 +65,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         first, inputs = example(batches(share, device), processes)
         # Two samples: with one, squeeze() would take the batch away.
         samples = first.to(device).repeat_interleave(2, 0)
-        run(traced, samples)
+        run_on_calibration(traced, samples)
         ShapeProp(traced).propagate(samples)
         fold_batch_norms(traced)
         auto = options.threshold == "auto"
@@ -111,7 +111,7 @@ def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Ten
     with torch.inference_mode(False), torch.no_grad():
         # Any input gives the shapes.
         samples = torch.zeros((2, *conversion["input_shape"]), device=device, dtype=_dtype(traced))
-        run(traced, samples)
+        run_on_calibration(traced, samples)
         ShapeProp(traced).propagate(samples)
         fold_batch_norms(traced)
         levels = {

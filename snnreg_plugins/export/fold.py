@@ -14,7 +14,7 @@ from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUT
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:
-    """Fold the batch norms of a traced network that follow a synaptic layer into its weights, in place.
+    """CallSteps the batch norms of a traced network that follow a synaptic layer into its weights, in place.
 
     Pools may stand between. What is left is an affine map of channels, see :func:`gain_and_shift`.
 

@@ -30,7 +30,7 @@ class Dynamics(NamedTuple):
 Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 
 
-class NeuronKind(NamedTuple):
+class NeuronTraits(NamedTuple):
     """What to know of a framework's neurons; module-level functions, so that they pickle.
 
     Args:
@@ -42,7 +42,7 @@ class NeuronKind(NamedTuple):
     describe: Describe
 
 
-def keep(_: nn.Module) -> None:
+def release_nothing(_: nn.Module) -> None:
     """Release nothing: for neurons that keep no state in themselves."""
 
 
@@ -55,5 +55,5 @@ class Target(Protocol):
         """Make a neuron layer: ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``."""
 
     @property
-    def kind(self) -> NeuronKind:
+    def kind(self) -> NeuronTraits:
         """What to know of the neurons."""

@@ -8,7 +8,7 @@ import torch
 from norse.torch.module.snn import SNNCell
 from torch import Tensor, nn
 
-from snnreg_plugins.frameworks.base import Dynamics, NeuronKind, keep
+from snnreg_plugins.frameworks.base import Dynamics, NeuronTraits, release_nothing
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
 
 
@@ -85,9 +85,9 @@ class NorseTarget:
     name = "norse"
 
     @property
-    def kind(self) -> NeuronKind:
+    def kind(self) -> NeuronTraits:
         """What to know of the neurons."""
-        return NeuronKind(keep, describe)
+        return NeuronTraits(release_nothing, describe)
 
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins.frameworks.base import Dynamics, NeuronKind
+from snnreg_plugins.frameworks.base import Dynamics, NeuronTraits
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
 
 
@@ -17,9 +17,9 @@ class SnnTorchTarget:
     name = "snntorch"
 
     @property
-    def kind(self) -> NeuronKind:
+    def kind(self) -> NeuronTraits:
         """What to know of the neurons."""
-        return NeuronKind(release, describe)
+        return NeuronTraits(release, describe)
 
     def __init__(self, beta: float, surrogate_slope: float) -> None:
         self.beta = beta

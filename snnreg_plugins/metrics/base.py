@@ -41,7 +41,7 @@ class WatchingMetric(Metric):
 
     quantities: ClassVar[tuple[str, ...]]
     #: Whether the hooks know that a call may hold several time steps.
-    fold_aware: ClassVar[bool] = False
+    many_steps: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class WatchingMetric(Metric):
             self._attach(self._counter.hooks, layer)
 
     def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
-        return SampleCounter(model, layers, self._on_pass, batch_dim, fold_aware=self.fold_aware)
+        return SampleCounter(model, layers, self._on_pass, batch_dim, many_steps=self.many_steps)
 
     def _forget(self) -> None:
         """Forget all that is not yet written."""

@@ -27,7 +27,7 @@ from snnreg_plugins.watching.hooks import Hooks, uncompiled
 from snnreg_plugins.watching.layers import one_to_one_layers, synaptic_layers
 from snnreg_plugins.watching.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
 from snnreg_plugins.watching.samples import SampleCounter
-from snnreg_plugins.watching.steps import current_fold
+from snnreg_plugins.watching.steps import steps_of_call
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
@@ -88,7 +88,7 @@ class SynapticOperations(WatchingMetric):
     """
 
     quantities = ("sops", "effective_macs", "dense_macs")
-    fold_aware = True
+    many_steps = True
     plot_unit = "SOPs / sample"
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
@@ -116,7 +116,7 @@ class SynapticOperations(WatchingMetric):
             for row, module in enumerate(self._index)
             if (_is_derived(module) if row < len(layers) else _may_multiply(module))
         ]
-        return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others, self.fold_aware)
+        return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others, self.many_steps)
 
     def _watch(self) -> None:
         self._products = None
@@ -207,7 +207,7 @@ class SynapticOperations(WatchingMetric):
             if len(self._synapses) >= _SHAPES * len(self._index):  # inputs of ever new sizes
                 self._synapses.clear()
             self._synapses[key] = Synapses(layer, _fan_out(layer, key[1]))
-        fold = current_fold()
+        fold = steps_of_call()
         steps = self._synapses[key].count_steps(x, 1 if fold is None else fold.steps, real=self._real[index])
         macs = steps[-1][1]
         self._real[index] = macs > 0
@@ -302,7 +302,7 @@ class SynapticOperations(WatchingMetric):
         for label in self._labels:
             self._by_label.setdefault(label, [0] * (1 + len(self.quantities)))[0] += 1
         try:
-            with self._counter.hooks.unfolded():  # which samples a call holds is plain then
+            with self._counter.hooks.one_step_at_a_time():  # which samples a call holds is plain then
                 yield
         finally:
             self._labels = None

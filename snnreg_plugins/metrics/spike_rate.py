@@ -44,7 +44,7 @@ class SpikeRate(WatchingMetric):
     """
 
     quantities = ("spikes", "neuron_steps")
-    fold_aware = True  # a sum over samples and steps is the same
+    many_steps = True  # a sum over samples and steps is the same
     plot_unit = "Spikes / neuron / step"
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:

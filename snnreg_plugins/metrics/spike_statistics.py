@@ -12,7 +12,7 @@ from snnreg_plugins._pictures import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
 from snnreg_plugins.watching.layers import is_spiking_neuron, time_dim
-from snnreg_plugins.watching.steps import current_fold
+from snnreg_plugins.watching.steps import steps_of_call
 
 
 class SpikeStatistics(WatchingMetric):
@@ -53,7 +53,7 @@ class SpikeStatistics(WatchingMetric):
         tensor([0, 0, 2])
     """
 
-    fold_aware = True
+    many_steps = True
     quantities = ("spikes", "neuron_steps", "first_spikes", "first_steps", "intervals", "interval_steps")
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class SpikeStatistics(WatchingMetric):
         spikes = output[0] if isinstance(output, tuple) else output
         dim = time_dim(layer)
         spikes = spikes.detach() != 0
-        seen, fold = self._seen.setdefault(self._index[layer], []), current_fold()
+        seen, fold = self._seen.setdefault(self._index[layer], []), steps_of_call()
         if fold is None:
             seen.extend([part] for part in ([spikes] if dim is None else spikes.unbind(dim)))
         else:

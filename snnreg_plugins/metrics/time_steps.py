@@ -41,7 +41,7 @@ class TimeSteps(WatchingMetric):
     """
 
     quantities = ("steps",)
-    fold_aware = True  # it watches the network from the outside alone
+    many_steps = True  # it watches the network from the outside alone
     plot_unit = "Steps / sample"
 
     def __init__(self, network: nn.Module, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.export.simulate import channelwise
 from snnreg_plugins.functional.synapses import Synapses, fan_out, sample_shape
-from snnreg_plugins.spiking.layers import at_least_float32
+from snnreg_plugins.spiking.layers import for_summing
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
@@ -90,7 +90,7 @@ class Comparison:
         self._target = self.population.rectify(args[0])
 
     def _count(self, _: nn.Module, __: Any, output: tuple[Tensor, Any]) -> None:
-        self._spikes = self._spikes + at_least_float32(output[0])
+        self._spikes = self._spikes + for_summing(output[0])
 
     def add(self, inputs: Tensor, timesteps: int) -> None:
         """Add the batch that both networks have run on."""

@@ -19,7 +19,7 @@ from snnreg_plugins._pictures import BLUE, GREY, ORANGE, SKY, drawn, legend_belo
 from snnreg_plugins._text import in_short, new_table, span
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.reports.compare import CELLS, LEVELS, Comparison, Events, comparisons, reads
-from snnreg_plugins.reports.remedies import Case, advise
+from snnreg_plugins.reports.remedies import LayerError, advise
 from snnreg_plugins.reports.report import run_as
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
@@ -432,7 +432,7 @@ def _advice(worst: LayerDiagnosis | None, network: SpikingNetwork) -> tuple[str 
     if (worst.added or 0.0) <= _SMALL:
         return None, (), f"No layer loses much: none adds an error of more than {_SMALL:.0%} of its mean activation."
     given = {**network.conversion, "timesteps": network.timesteps, **asdict(worst)}
-    cause, why, remedies = advise(Case(**{name: given[name] for name in Case._fields if name in given}))
+    cause, why, remedies = advise(LayerError(**{name: given[name] for name in LayerError._fields if name in given}))
     tried = ", ".join(remedies[:-1]) + " or " * (len(remedies) > 1) + remedies[-1]
     all_of_it = "all" if worst.added == worst.error else f"{worst.added:.1%}"
     return (

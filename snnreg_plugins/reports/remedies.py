@@ -13,7 +13,7 @@ _SPREAD = 2.0
 _MOST = 3
 
 
-class Case(NamedTuple):
+class LayerError(NamedTuple):
     """A layer that loses much, and the options that its network was made with.
 
     Args:
@@ -68,65 +68,65 @@ _EXACT = ("max", "spike_norm", "learned")  # clip nothing on the calibration dat
 _FIXED = ("mmse", "learned")
 
 
-def _always(_: Case) -> bool:
+def _always(_: LayerError) -> bool:
     return True
 
 
-def _own_channels(case: Case) -> bool:
-    return not case.per_channel and case.threshold != "learned" and case.spread >= _SPREAD
+def _own_channels(error: LayerError) -> bool:
+    return not error.per_channel and error.threshold != "learned" and error.spread >= _SPREAD
 
 
-def _higher_percent(case: Case) -> bool:
+def _higher_percent(error: LayerError) -> bool:
     # It makes rounding worse.
-    return case.threshold == "percentile" and case.percent < 100 and case.clipping > case.rounding
+    return error.threshold == "percentile" and error.percent < 100 and error.clipping > error.rounding
 
 
-def _uncorrected(case: Case) -> bool:
-    return case.correction == "none"
+def _uncorrected(error: LayerError) -> bool:
+    return error.correction == "none"
 
 
 #: What a cause does; and what to try: when it applies, and what it is.
-CAUSES: dict[str, tuple[str, list[tuple[Callable[[Case], bool], str]]]] = {
+CAUSES: dict[str, tuple[str, list[tuple[Callable[[LayerError], bool], str]]]] = {
     "clipping": (
         "activations above what a spike is worth are clipped",
         [
-            (_higher_percent, "percent={case.higher}"),
-            (lambda case: case.threshold not in ("mmse", *_EXACT), 'threshold="mmse"'),
-            (lambda case: case.threshold == "mmse", "timesteps={case.twice}"),
-            (lambda case: case.threshold in _EXACT, "calibration data that hold such inputs"),
+            (_higher_percent, "percent={error.higher}"),
+            (lambda error: error.threshold not in ("mmse", *_EXACT), 'threshold="mmse"'),
+            (lambda error: error.threshold == "mmse", "timesteps={error.twice}"),
+            (lambda error: error.threshold in _EXACT, "calibration data that hold such inputs"),
         ],
     ),
     "rounding": (
-        "rates are multiples of 1/{case.timesteps}",
+        "rates are multiples of 1/{error.timesteps}",
         [
-            (lambda case: case.initial_potential != 0.5 and _uncorrected(case), "initial_potential=0.5"),
+            (lambda error: error.initial_potential != 0.5 and _uncorrected(error), "initial_potential=0.5"),
             (_own_channels, "per_channel=True"),
-            (_always, "timesteps={case.twice}"),
-            (lambda case: case.threshold not in _FIXED, 'threshold="mmse"'),
+            (_always, "timesteps={error.twice}"),
+            (lambda error: error.threshold not in _FIXED, 'threshold="mmse"'),
             (_uncorrected, 'correction="potential"'),
         ],
     ),
     "timing": (
         "spikes arrive unevenly",
         [
-            (lambda case: case.coding != "constant", 'coding="constant"'),
-            (lambda case: case.correction not in ("potential", "channel_potential"), 'correction="potential"'),
-            (_always, "timesteps={case.twice}"),
+            (lambda error: error.coding != "constant", 'coding="constant"'),
+            (lambda error: error.correction not in ("potential", "channel_potential"), 'correction="potential"'),
+            (_always, "timesteps={error.twice}"),
         ],
     ),
     "leak": (
         "potentials leak",
         [
             (_always, "beta=1.0"),
-            (lambda case: not case.compensate_leak, "compensate_leak=True"),
+            (lambda error: not error.compensate_leak, "compensate_leak=True"),
             (_uncorrected, 'correction="bias"'),
         ],
     ),
     "dead": (
-        "{case.dead:.1%} of its neurons never spike though the DNN's are active",
+        "{error.dead:.1%} of its neurons never spike though the DNN's are active",
         [
             (_own_channels, "per_channel=True"),
-            (_always, "timesteps={case.twice}"),
+            (_always, "timesteps={error.twice}"),
             (_uncorrected, 'correction="potential"'),
             (_always, "a weaker penalty in training"),
         ],
@@ -134,7 +134,7 @@ CAUSES: dict[str, tuple[str, list[tuple[Callable[[Case], bool], str]]]] = {
 }
 
 
-def advise(case: Case) -> tuple[str, str, tuple[str, ...]]:
+def advise(error: LayerError) -> tuple[str, str, tuple[str, ...]]:
     """Find out why a layer is off, and what to try.
 
     Returns:
@@ -142,17 +142,17 @@ def advise(case: Case) -> tuple[str, str, tuple[str, ...]]:
         at most three remedies, none of them set already.
 
     Example:
-        >>> advise(Case(0.3, 0.2, 0.0, 0.0, 0.0, 1.0, timesteps=8, threshold="percentile", percent=99.0))
+        >>> advise(LayerError(0.3, 0.2, 0.0, 0.0, 0.0, 1.0, timesteps=8, threshold="percentile", percent=99.0))
         ('clipping', 'activations above what a spike is worth are clipped', ('percent=99.9', 'threshold="mmse"'))
     """
-    parts = {"clipping": case.clipping, "rounding": case.rounding}
-    parts["leak" if case.beta < 1 else "timing"] = case.added - case.clipping - case.rounding
+    parts = {"clipping": error.clipping, "rounding": error.rounding}
+    parts["leak" if error.beta < 1 else "timing"] = error.added - error.clipping - error.rounding
     causes = sorted(parts, key=lambda name: parts[name], reverse=True)
     causes = [name for name in causes if parts[name] >= parts[causes[0]] / 2]
-    if causes[0] != "clipping" and case.missing > case.added / 2:
+    if causes[0] != "clipping" and error.missing > error.added / 2:
         causes = ["dead"]
-    why = " and ".join(CAUSES[name][0].format(case=case) for name in causes)
-    tables = [[text.format(case=case) for applies, text in CAUSES[name][1] if applies(case)] for name in causes]
+    why = " and ".join(CAUSES[name][0].format(error=error) for name in causes)
+    tables = [[text.format(error=error) for applies, text in CAUSES[name][1] if applies(error)] for name in causes]
     # The first of each cause, then the second ones; each once.
     remedies = [remedy for row in zip_longest(*tables) for remedy in row if remedy is not None]
     return causes[0], why, tuple(dict.fromkeys(remedies))[:_MOST]

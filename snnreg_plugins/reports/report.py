@@ -21,7 +21,7 @@ from snnreg_plugins.functional.synapses import Synapses, count_events, fan_out, 
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import neuron_layers, synaptic_layers
-from snnreg_plugins.watching.steps import Fold, current_fold
+from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -452,7 +452,7 @@ class _Counter:
 
     def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1, head: nn.Module | None = None) -> None:
         self.layers: dict[str, nn.Module] = {}
-        self.hooks = Hooks(fold_aware=True)
+        self.hooks = Hooks(many_steps=True)
         self._step = 0
         self.readout = 0  # values that the head reads of a sample
         self._synapses: dict[tuple[str, tuple[int, ...]], Synapses] = {}
@@ -483,8 +483,8 @@ class _Counter:
         for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
             self._counts[step, index, 3:] += torch.tensor((count_events(part), part.numel()))
 
-    def _fold(self) -> Fold:
-        return current_fold() or Fold(1, self._step)
+    def _fold(self) -> CallSteps:
+        return steps_of_call() or CallSteps(1, self._step)
 
     def _advance(self, *_: Any) -> None:
         self._step = (self._step + 1) % len(self._counts)

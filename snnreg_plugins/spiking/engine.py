@@ -28,8 +28,8 @@ from snnreg_plugins.spiking.layers import (
     SumPool,
     by_step,
 )
-from snnreg_plugins.watching.hooks import takes_folds
-from snnreg_plugins.watching.steps import Fold, folding
+from snnreg_plugins.watching.hooks import sees_many_steps
+from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
 _ELEMENTS = {"cpu": 2**21}  # for each thread
@@ -55,13 +55,13 @@ _FORWARDS = threading.RLock()
 _FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, OneToOne, Current)
 
 
-class Steps(NamedTuple):
+class AllSteps(NamedTuple):
     """A tensor of every time step: ``(steps * B, ...)``, one step after the other."""
 
     values: Tensor
 
 
-def walk(module: nn.Module) -> list[nn.Module]:
+def all_modules(module: nn.Module) -> list[nn.Module]:
     """List a module and all in it; ``module.modules()`` takes a while in a network that takes a millisecond."""
     found = [module]
     for part in found:
@@ -69,7 +69,7 @@ def walk(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def can_fold(parts: list[nn.Module], x: Any) -> bool:
+def can_hold_steps(parts: list[nn.Module], x: Any) -> bool:
     """Tell whether a network may be run layer by layer: nothing looks on that expects one step at a time.
 
     Args:
@@ -87,11 +87,11 @@ def can_fold(parts: list[nn.Module], x: Any) -> bool:
         and _get_current_dispatch_mode() is None
         and not (_module._global_forward_hooks or _module._global_forward_pre_hooks)
         and not (_module._global_backward_hooks or _module._global_backward_pre_hooks)
-        and all(map(takes_folds, parts))
+        and all(map(sees_many_steps, parts))
     )
 
 
-class Engine:
+class Plan:
     """How to run the time step of a network for many steps: each layer for all of them, then the next layer.
 
     Synaptic layers take the steps as further samples. Neurons go through the steps in one compiled loop, or with
@@ -105,7 +105,7 @@ class Engine:
     def __init__(self, body: fx.GraphModule, describe: Describe) -> None:
         self.body = body
         self.describe = describe
-        self.parts = walk(body)
+        self.parts = all_modules(body)
         self.modules = dict(body.named_modules(remove_duplicate=False))
         # Spikes that are drawn at random are drawn for a whole batch, as one step at a time draws them.
         self.draws = any(isinstance(module, PoissonCoder) for module in self.modules.values())
@@ -119,11 +119,11 @@ class Engine:
 
     def is_of(self, body: fx.GraphModule) -> bool:
         """Tell whether the body still has the modules that this was planned for."""
-        parts = walk(body)
+        parts = all_modules(body)
         return len(parts) == len(self.parts) and all(map(operator.is_, parts, self.parts))
 
     def _kind(self, node: fx.Node) -> str:
-        """Name the method of :class:`_Run` that computes a node."""
+        """Name the method of :class:`Chunk` that computes a node."""
         if node.op in ("placeholder", "get_attr", "output"):
             return node.op
         if node.op == "call_module":
@@ -154,13 +154,13 @@ class Engine:
         return source.op == "call_function" and source.target in _POINTWISE
 
 
-class LayerByLayer:
+class LayerwiseCall:
     """One call of a network: each layer for some steps, then the next layer.
 
     Neurons and weights do not change within a call, so what is found out about them serves for all of it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Plan) -> None:
         self.engine = engine
         self.largest = 1
         self._neurons: dict[str, Firing | None] = {}
@@ -188,20 +188,20 @@ class LayerByLayer:
     def begin(self, encoder: nn.Module, x: Tensor) -> Any:
         """Compute what is the same in all steps."""
         self.shape = tuple(x.shape[1:])
-        with folding(Fold(1, 0)):
+        with holding_steps(CallSteps(1, 0)):
             return encoder(x)
 
     def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
         """Run some steps: gives the outputs ``(steps, B, ...)``, and the states."""
-        run = _Run(self, constants, states, steps, first_step)
+        run = Chunk(self, constants, states, steps, first_step)
         for node, kind, unused in self.engine.plan:
             value = run.values[node] = getattr(run, kind)(node)
-            if isinstance(value, Steps):
+            if isinstance(value, AllSteps):
                 self.largest = max(self.largest, value.values.numel() // value.values.shape[0])
             for source in unused:
                 del run.values[source]
         output, states = run.outputs
-        if isinstance(output, Steps):
+        if isinstance(output, AllSteps):
             return by_step(output.values, steps), states
         return output.expand(steps, *output.shape), states
 
@@ -230,15 +230,15 @@ class LayerByLayer:
         return self._synapses[name]
 
 
-class _Run:
+class Chunk:
     """The values of one run of some steps."""
 
-    def __init__(self, call: LayerByLayer, constants: Any, states: Any, steps: int, first_step: int) -> None:
+    def __init__(self, call: LayerwiseCall, constants: Any, states: Any, steps: int, first_step: int) -> None:
         self.call = call
         self.engine = call.engine
         self.given = {"constants": constants, "states": states}
         self.steps = steps
-        self.fold = Fold(steps, first_step)
+        self.fold = CallSteps(steps, first_step)
         self.values: dict[fx.Node, Any] = {}
         self.outputs: Any = None
 
@@ -257,18 +257,18 @@ class _Run:
         state = self.values[node.args[0]]
         return self.engine.modules[node.target] if state is None else state
 
-    def neurons(self, node: Any) -> tuple[Steps, Any]:
+    def neurons(self, node: Any) -> tuple[AllSteps, Any]:
         current, state = (self.values[source] for source in node.args)
         module = self.engine.modules[node.target]
         firing = self.call.neurons(node.target)
         if firing is None:
             return self._in_turn(module, current, state)
-        currents = current.values if isinstance(current, Steps) else current
+        currents = current.values if isinstance(current, AllSteps) else current
         if is_compilable(currents) and currents.dim() == 4:
             # So that a spike adds weights to a run of outputs, and all layers from here on are laid out alike.
             currents = currents.contiguous(memory_format=torch.channels_last)
         if isinstance(state, InitialState):
-            sample = currents[: len(currents) // self.steps] if isinstance(current, Steps) else currents
+            sample = currents[: len(currents) // self.steps] if isinstance(current, AllSteps) else currents
             state = torch.empty_like(sample).copy_(state.potential.expand_as(sample))
         overwrite = self.engine.may_overwrite(node.args[0])
 
@@ -278,53 +278,55 @@ class _Run:
             return firing(currents, state, self.steps, overwrite), state
 
         spikes, state = self._call(module, run, currents)
-        return Steps(spikes), state
+        return AllSteps(spikes), state
 
-    def _in_turn(self, module: nn.Module, current: Any, state: Any) -> tuple[Steps, Any]:
+    def _in_turn(self, module: nn.Module, current: Any, state: Any) -> tuple[AllSteps, Any]:
         """Call a module that takes and gives a state, step by step."""
         outputs = []
         for step in range(self.steps):
             value = self._at(current, step)
             if isinstance(state, InitialState):
                 state = state(None, value)
-            with folding(Fold(1, self.fold.first_step + step)):
+            with holding_steps(CallSteps(1, self.fold.first_step + step)):
                 output, state = module(value, state)
             outputs.append(output)
-        return Steps(torch.cat(outputs)), state
+        return AllSteps(torch.cat(outputs)), state
 
-    def max_pool(self, node: Any) -> tuple[Steps, Any]:
+    def max_pool(self, node: Any) -> tuple[AllSteps, Any]:
         current, state = (self.values[source] for source in node.args)
         module = self.engine.modules[node.target]
         passed, state = module.over_steps(self._folded(current), self.steps, state)
-        return Steps(passed), state
+        return AllSteps(passed), state
 
     def samplewise(self, node: Any) -> Any:
         value, module = self.values[node.args[0]], self.engine.modules[node.target]
-        if not isinstance(value, Steps):
+        if not isinstance(value, AllSteps):
             if not isinstance(module, SYNAPTIC_LAYERS):
                 return module(value)
-            value = Steps(self._folded(value))  # its cost arises in every step
-        return Steps(self._call(module, self.call.synapses(node.target, value.values), value.values))
+            value = AllSteps(self._folded(value))  # its cost arises in every step
+        return AllSteps(self._call(module, self.call.synapses(node.target, value.values), value.values))
 
     def flatten(self, node: Any) -> Any:
         value = self.values[node.args[0]]
-        return Steps(value.values.flatten(node.args[1])) if isinstance(value, Steps) else value.flatten(node.args[1])
+        return (
+            AllSteps(value.values.flatten(node.args[1])) if isinstance(value, AllSteps) else value.flatten(node.args[1])
+        )
 
     def pointwise(self, node: Any) -> Any:
         operands = [self.values[operand] if isinstance(operand, fx.Node) else operand for operand in node.args]
-        if not any(isinstance(operand, Steps) for operand in operands):
+        if not any(isinstance(operand, AllSteps) for operand in operands):
             return node.target(*operands)
         if any(isinstance(operand, Tensor) for operand in operands):
-            unfolded = [by_step(o.values, self.steps) if isinstance(o, Steps) else o for o in operands]
-            return Steps(node.target(*unfolded).flatten(0, 1))
-        return Steps(node.target(*(o.values if isinstance(o, Steps) else o for o in operands)))
+            unfolded = [by_step(o.values, self.steps) if isinstance(o, AllSteps) else o for o in operands]
+            return AllSteps(node.target(*unfolded).flatten(0, 1))
+        return AllSteps(node.target(*(o.values if isinstance(o, AllSteps) else o for o in operands)))
 
-    def cat(self, node: Any) -> Steps:
-        return Steps(torch.cat([self._folded(self.values[source]) for source in node.args[0]], node.args[1]))
+    def cat(self, node: Any) -> AllSteps:
+        return AllSteps(torch.cat([self._folded(self.values[source]) for source in node.args[0]], node.args[1]))
 
     def item(self, node: Any) -> Any:
         value = self.values[node.args[0]]
-        return self.step_by_step(node) if isinstance(value, (Steps, Tensor)) else value[node.args[1]]
+        return self.step_by_step(node) if isinstance(value, (AllSteps, Tensor)) else value[node.args[1]]
 
     def step_by_step(self, node: Any) -> Any:
         """Compute what may not take steps for further samples, such as a view of a given size."""
@@ -333,13 +335,13 @@ class _Run:
             values = {source: self._at(self.values[source], step) for source in node.all_input_nodes}
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             if node.op == "call_module":
-                with folding(Fold(1, self.fold.first_step + step)):
+                with holding_steps(CallSteps(1, self.fold.first_step + step)):
                     results.append(self.engine.modules[node.target](*args, **kwargs))
             elif node.op == "call_method":
                 results.append(getattr(args[0], node.target)(*args[1:], **kwargs))
             else:
                 results.append(node.target(*args, **kwargs))
-            if not any(isinstance(self.values[source], Steps) for source in node.all_input_nodes):
+            if not any(isinstance(self.values[source], AllSteps) for source in node.all_input_nodes):
                 return results[0]
         return _joined(results)
 
@@ -353,7 +355,7 @@ class _Run:
             own = vars(module).get("forward")
             module.forward = compute
             try:
-                with folding(self.fold):
+                with holding_steps(self.fold):
                     return module(*args)
             finally:
                 del module.forward
@@ -362,11 +364,11 @@ class _Run:
 
     def _at(self, value: Any, step: int) -> Any:
         """Give what a step sees; contiguous, as `view` wants it."""
-        return by_step(value.values, self.steps)[step].contiguous() if isinstance(value, Steps) else value
+        return by_step(value.values, self.steps)[step].contiguous() if isinstance(value, AllSteps) else value
 
     def _folded(self, value: Any) -> Tensor:
         """Give a tensor of all steps."""
-        if isinstance(value, Steps):
+        if isinstance(value, AllSteps):
             return value.values
         folded: Tensor = value.expand(self.steps, *value.shape).flatten(0, 1)
         return folded
@@ -379,7 +381,7 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 def _joined(results: list[Any]) -> Any:
     """Put together what steps give: tensors, lists of them, or sizes, which are those of one step."""
     if isinstance(results[0], Tensor):
-        return Steps(torch.cat(results))
+        return AllSteps(torch.cat(results))
     if isinstance(results[0], (tuple, list)) and results[0] and isinstance(results[0][0], Tensor):
-        return [Steps(torch.cat(parts)) for parts in zip(*results, strict=True)]
+        return [AllSteps(torch.cat(parts)) for parts in zip(*results, strict=True)]
     return results[0]

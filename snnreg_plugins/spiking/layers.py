@@ -134,7 +134,7 @@ class SpikeMaxPool(nn.Module):
 
     def forward(self, spikes: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pool ``(B, C, *spatial)`` spikes; the state is the sums so far and their maxima, None at the first step."""
-        counts = at_least_float32(spikes)
+        counts = for_summing(spikes)
         if state is not None:
             counts = state[0] + counts
         highest: Tensor = self.pool(counts)
@@ -145,7 +145,7 @@ class SpikeMaxPool(nn.Module):
         self, spikes: Tensor, steps: int, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Pool the spikes of several steps, ``(steps * B, C, *spatial)``, one step after the other."""
-        counts = list(by_step(at_least_float32(spikes), steps).unbind())
+        counts = list(by_step(for_summing(spikes), steps).unbind())
         if state is not None:
             counts[0] = state[0] + counts[0]
         for step in range(1, steps):
@@ -198,7 +198,7 @@ class Current(nn.Module):
         return current + self.bias
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def for_summing(values: Tensor) -> Tensor:
     """Make sums over steps exact: bfloat16 counts to 256 only."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from snnreg_plugins.frameworks.base import NeuronKind
-from snnreg_plugins.spiking.engine import Engine, LayerByLayer, can_fold, walk
-from snnreg_plugins.spiking.layers import InitialState, at_least_float32
-from snnreg_plugins.watching.steps import Fold, folding
+from snnreg_plugins.frameworks.base import NeuronTraits
+from snnreg_plugins.spiking.engine import LayerwiseCall, Plan, all_modules, can_hold_steps
+from snnreg_plugins.spiking.layers import InitialState, for_summing
+from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Into how many parts a batch is split at least where its activations are computed twice.
 _PARTS = 8
@@ -74,7 +74,7 @@ class SpikingNetwork(nn.Module):
         body: fx.GraphModule,
         timesteps: int,
         states: int,
-        neurons: NeuronKind,
+        neurons: NeuronTraits,
         head: fx.GraphModule | None = None,
         conversion: Mapping[str, Any] | None = None,
     ) -> None:
@@ -89,10 +89,10 @@ class SpikingNetwork(nn.Module):
         self._truncation: int | None = None
         self._steps_taken: Tensor | None = None
         self._states = states
-        # Listed once: the compiler cannot walk modules that a step has just written to.
+        # Listed once: the compiler cannot all_modules modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
         self._neurons = neurons
-        self._engine: Engine | None = None
+        self._plan: Plan | None = None
 
     @property
     def timesteps(self) -> int:
@@ -228,15 +228,15 @@ class SpikingNetwork(nn.Module):
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
 
-    def _call_of(self, x: Tensor) -> LayerByLayer | _StepByStep:
+    def _call_of(self, x: Tensor) -> LayerwiseCall | _StepByStep:
         """Choose how to run the steps."""
-        if self.exact or torch.compiler.is_compiling() or not can_fold(walk(self)[1:], x):
+        if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], x):
             return _StepByStep(self.body, self._modules_of_step, self._neurons.release)
-        if self._engine is None or not self._engine.is_of(self.body):
-            self._engine = Engine(self.body, self._neurons.describe)
-        return LayerByLayer(self._engine)
+        if self._plan is None or not self._plan.is_of(self.body):
+            self._plan = Plan(self.body, self._neurons.describe)
+        return LayerwiseCall(self._plan)
 
-    def _simulate(self, run: LayerByLayer | _StepByStep, x: Tensor, steps: int, per_step: bool) -> Tensor:
+    def _simulate(self, run: LayerwiseCall | _StepByStep, x: Tensor, steps: int, per_step: bool) -> Tensor:
         """Give the mean of the outputs, ``(1, B, ...)``; with ``per_step`` that of the steps so far, ``(T, B, ...)``.
 
         Args:
@@ -254,14 +254,14 @@ class SpikingNetwork(nn.Module):
                 states = tree_map_only(Tensor, Tensor.detach, states)
                 outputs, states = run(constants, states, min(steps, self.timesteps - first), first)
                 for step, output in enumerate(outputs, start=first + 1):
-                    total = total + at_least_float32(output)
+                    total = total + for_summing(output)
                     if per_step or step == self.timesteps:
                         means.append((total / step).to(output.dtype))
         finally:
             run.end()
         return torch.stack(means)
 
-    def _until_sure(self, run: LayerByLayer | _StepByStep, x: Tensor) -> Tensor:
+    def _until_sure(self, run: LayerwiseCall | _StepByStep, x: Tensor) -> Tensor:
         """Give scores; simulate each sample until its margin is safe."""
         margins = self.exit_margins or ()
         left = torch.arange(len(x), device=x.device)
@@ -277,7 +277,7 @@ class SpikingNetwork(nn.Module):
                 )
             for step in range(1, self.timesteps + 1):
                 outputs, states = run(constants, states, 1, step - 1)
-                total = total + at_least_float32(outputs[0])
+                total = total + for_summing(outputs[0])
                 mean = (total / step).to(outputs.dtype)
                 if step == 1:
                     scores = mean.clone()
@@ -303,7 +303,7 @@ class SpikingNetwork(nn.Module):
         return scores
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), "_engine": None, "_steps_taken": None}
+        state = {**vars(self), "_plan": None, "_steps_taken": None}
         state.pop("_compiled_call_impl", None)  # it would call this network
         return state
 
@@ -325,14 +325,14 @@ class _StepByStep:
         return 2
 
     def begin(self, encoder: nn.Module, x: Tensor) -> Any:
-        with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, 0)):
+        with nullcontext() if torch.compiler.is_compiling() else holding_steps(CallSteps(1, 0)):
             return encoder(x)
 
     def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
         outputs = []
         for step in range(first_step, first_step + steps):
             # Where a batch runs in parts, calls do not tell the step.
-            with nullcontext() if torch.compiler.is_compiling() else folding(Fold(1, step)):
+            with nullcontext() if torch.compiler.is_compiling() else holding_steps(CallSteps(1, step)):
                 output, states = self.body(constants, states)
             outputs.append(output)
         return torch.stack(outputs), states

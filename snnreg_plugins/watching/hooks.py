@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 
-def forget_compiled() -> None:
+def notice_new_hooks() -> None:
     """Make compiled models notice new hooks: code compiled before ignores them silently."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -40,14 +40,14 @@ _WATCHED = (
     "fullgraph=True: leave that out, or call close() on the metric."
 )
 # Hooks that ask for it: those of the metrics.
-FOLD_AWARE: set[int] = set()
+SEES_MANY_STEPS: set[int] = set()
 
 
-def takes_folds(module: nn.Module) -> bool:
+def sees_many_steps(module: nn.Module) -> bool:
     """Tell whether all who watch a module know that a call may hold several steps."""
     return (
-        FOLD_AWARE.issuperset(module._forward_pre_hooks)
-        and FOLD_AWARE.issuperset(module._forward_hooks)
+        SEES_MANY_STEPS.issuperset(module._forward_pre_hooks)
+        and SEES_MANY_STEPS.issuperset(module._forward_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
@@ -59,7 +59,7 @@ class Hooks:
         before: What to call as ``hook(module, args)`` before a module's forward; a returned value replaces its
             arguments.
         after: What to call as ``hook(module, args, output)`` after it.
-        fold_aware: Whether they ask for :func:`current_fold`. Where others look on, a
+        many_steps: Whether they ask for :func:`steps_of_call`. Where others look on, a
             :class:`~snnreg_plugins.SpikingNetwork` takes one step at a time.
 
     Example:
@@ -75,10 +75,10 @@ class Hooks:
         self,
         before: list[tuple[nn.Module, Callable[..., Any]]] | None = None,
         after: list[tuple[nn.Module, Callable[..., Any]]] | None = None,
-        fold_aware: bool = False,
+        many_steps: bool = False,
     ) -> None:
         self._handles: list[RemovableHandle] = []
-        self.fold_aware = fold_aware
+        self.many_steps = many_steps
         for module, hook in before or ():
             self.before(module, hook)
         for module, hook in after or ():
@@ -103,23 +103,23 @@ class Hooks:
 
     def _keep(self, handle: RemovableHandle) -> None:
         self._handles.append(handle)
-        if self.fold_aware:
-            FOLD_AWARE.add(handle.id)
+        if self.many_steps:
+            SEES_MANY_STEPS.add(handle.id)
 
     @contextmanager
-    def unfolded(self) -> Iterator[None]:
+    def one_step_at_a_time(self) -> Iterator[None]:
         """Have networks take one step at a time."""
-        ids = {handle.id for handle in self._handles} & FOLD_AWARE
-        FOLD_AWARE.difference_update(ids)
+        ids = {handle.id for handle in self._handles} & SEES_MANY_STEPS
+        SEES_MANY_STEPS.difference_update(ids)
         try:
             yield
         finally:
-            FOLD_AWARE.update(ids)
+            SEES_MANY_STEPS.update(ids)
 
     def remove(self) -> None:
         """Take all hooks off; once is enough, twice is fine."""
         for handle in self._handles:
-            FOLD_AWARE.discard(handle.id)
+            SEES_MANY_STEPS.discard(handle.id)
             handle.remove()
         self._handles.clear()
 

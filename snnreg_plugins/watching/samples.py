@@ -37,7 +37,7 @@ class SampleCounter:
         on_begin: What to call with the outermost module at the beginning of every pass.
         on_leave: What to call with no argument when a pass ends in any way that can be noticed, before ``on_pass``.
         others: Further modules to watch from the outside, as those around layers are.
-        fold_aware: Whether the one who watches knows that a call may hold several steps.
+        many_steps: Whether the one who watches knows that a call may hold several steps.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class SampleCounter:
         on_begin: Callable[[nn.Module], None] | None = None,
         on_leave: Callable[[], None] | None = None,
         others: Iterable[nn.Module] = (),
-        fold_aware: bool = False,
+        many_steps: bool = False,
     ) -> None:
         self.on_pass = on_pass
         self.on_begin, self.on_leave = on_begin, on_leave
         self.batch_dim = batch_dim
-        self.hooks = Hooks(fold_aware=fold_aware)
+        self.hooks = Hooks(many_steps=many_steps)
         modules = {module: set(module.modules()) for module in model.modules()}
         self._neurons = {module for module in modules if derives(module, STATEFUL)}
         self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 
-class Fold(NamedTuple):
+class CallSteps(NamedTuple):
     """Which steps and samples a call of a module holds, where they are not all those of one step of a pass.
 
     A tensor then is ``(steps * samples, ...)``, one step after the other.
@@ -22,19 +22,19 @@ class Fold(NamedTuple):
     first_step: int
 
 
-_FOLD: ContextVar[Fold | None] = ContextVar("fold", default=None)
+_CALL_STEPS: ContextVar[CallSteps | None] = ContextVar("fold", default=None)
 
 
-def current_fold() -> Fold | None:
+def steps_of_call() -> CallSteps | None:
     """Tell, in a hook, what the call under way holds; None for one step of a whole batch."""
-    return _FOLD.get()
+    return _CALL_STEPS.get()
 
 
 @contextmanager
-def folding(fold: Fold) -> Iterator[None]:
+def holding_steps(fold: CallSteps) -> Iterator[None]:
     """Call modules on several steps at once."""
-    token = _FOLD.set(fold)
+    token = _CALL_STEPS.set(fold)
     try:
         yield
     finally:
-        _FOLD.reset(token)
+        _CALL_STEPS.reset(token)

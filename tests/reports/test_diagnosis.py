@@ -21,7 +21,7 @@ from snnreg_plugins.callbacks import ExportReport
 from snnreg_plugins.data import Digits
 from snnreg_plugins.modules import LeNet
 from snnreg_plugins.reports.diagnosis import SharedSynapses, diagnose
-from snnreg_plugins.reports.remedies import CAUSES, Case, advise
+from snnreg_plugins.reports.remedies import CAUSES, LayerError, advise
 from tests.export import test_architectures as architectures
 from tests.export.reference import recorded
 from tests.helpers import brute_force_operations, soft_reset_neuron
@@ -368,7 +368,7 @@ def test_remedies_are_options_that_are_not_set(cause):
         if (options.get("beta", 1) < 1) != (cause == "leak"):
             continue
         numbers = {"clipping": 0.0, "rounding": 0.0, "missing": 0.0} | blame
-        found, _, remedies = advise(Case(added=0.9, dead=0.5, spread=3.0, timesteps=8, **numbers, **options))
+        found, _, remedies = advise(LayerError(added=0.9, dead=0.5, spread=3.0, timesteps=8, **numbers, **options))
         assert found == cause
         assert 1 <= len(remedies) <= 3
         for remedy in remedies:
@@ -378,18 +378,18 @@ def test_remedies_are_options_that_are_not_set(cause):
 
 def test_two_causes_are_named_and_treated():
     options = {"threshold": "percentile", "percent": 99.0}
-    _, why, remedies = advise(Case(0.5, 0.2, 0.3, 0.0, 0.0, 1.0, 8, **options))
+    _, why, remedies = advise(LayerError(0.5, 0.2, 0.3, 0.0, 0.0, 1.0, 8, **options))
     assert why == "rates are multiples of 1/8 and activations above what a spike is worth are clipped"
     assert remedies == ("timesteps=16", 'threshold="mmse"', 'correction="potential"')
-    _, _, remedies = advise(Case(0.5, 0.3, 0.2, 0.0, 0.0, 1.0, 8, **options))
+    _, _, remedies = advise(LayerError(0.5, 0.3, 0.2, 0.0, 0.0, 1.0, 8, **options))
     assert remedies == ("percent=99.9", "timesteps=16", 'threshold="mmse"')
-    cause, why, _ = advise(Case(0.5, 0.1, 0.3, 0.0, 0.0, 1.0, 8, **options))
+    cause, why, _ = advise(LayerError(0.5, 0.1, 0.3, 0.0, 0.0, 1.0, 8, **options))
     assert (cause, why) == ("rounding", "rates are multiples of 1/8")
 
 
 def test_percent_goes_up_by_nines():
     found = [
-        advise(Case(0.5, 0.4, 0.1, 0.0, 0.0, 1.0, 8, threshold="percentile", percent=percent))[2][0]
+        advise(LayerError(0.5, 0.4, 0.1, 0.0, 0.0, 1.0, 8, threshold="percentile", percent=percent))[2][0]
         for percent in (90.0, 99.0, 99.9, 99.95, 100.0)
     ]
     assert found == ["percent=99", "percent=99.9", "percent=99.99", "percent=99.995", 'threshold="mmse"']

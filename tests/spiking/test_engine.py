@@ -17,7 +17,7 @@ from snnreg_plugins.spiking import engine as engine_module
 from snnreg_plugins.spiking import firing
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
-from snnreg_plugins.watching.steps import Fold, current_fold
+from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 from tests.helpers import soft_reset_neuron
 from tests.nets import NETS, make
 
@@ -59,14 +59,14 @@ def spikes_of(network, x):
 
     def record(name):
         def hook(module, args, output):
-            fold = current_fold() or Fold(1, 0 if not parts[name] else len(parts[name][-1]))
+            fold = steps_of_call() or CallSteps(1, 0 if not parts[name] else len(parts[name][-1]))
             if fold.first_step == 0:
                 parts[name].append([])
             parts[name][-1].extend(output[0].detach().unflatten(0, (fold.steps, -1)))
 
         return hook
 
-    with Hooks(fold_aware=True) as hooks:
+    with Hooks(many_steps=True) as hooks:
         for name, neuron in neurons_of(network).items():
             hooks.after(neuron, record(name))
         network(x)
@@ -293,7 +293,7 @@ def test_batches_are_split(monkeypatch):
             monkeypatch.setitem(engine_module._ELEMENTS, "cpu", elements)
             for shape_is_known in (False, True):
                 if not shape_is_known:
-                    network._engine = None
+                    network._plan = None
                 torch.testing.assert_close(network(x), whole)
                 torch.testing.assert_close(network(x, per_step=True)[-1], whole)
     expected = gradients(network, x, exact=True)
@@ -393,7 +393,7 @@ def test_export_with_batches_of_any_size():
 def test_currents_are_written_over_where_nothing_else_reads_them():
     network, x = exported("lenet_modules")
     network(x)
-    engine = network._engine
+    engine = network._plan
     neurons = [node for node, kind, _ in engine.plan if kind == "neurons"]
     assert [engine.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
 
@@ -499,7 +499,7 @@ def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
 
     def dtypes():
         found = []
-        with Hooks(after=[(layer, lambda *call: found.append(call[2].dtype)) for layer in layers], fold_aware=True):
+        with Hooks(after=[(layer, lambda *call: found.append(call[2].dtype)) for layer in layers], many_steps=True):
             network(x)
         return set(found)
 
