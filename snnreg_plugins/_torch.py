@@ -1,0 +1,98 @@
+"""The one door to what torch does not offer in public; each function says what breaks without it.
+
+Nothing private is touched when this is imported, so that an upgrade of torch which takes one of these away breaks what
+needs it, and the test of it, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def children(module: nn.Module) -> Iterable[nn.Module | None]:
+    """Give the modules right in a module, None where one is left out.
+
+    Without it, use ``module.children()``, which takes a while in a network that takes a millisecond.
+    """
+    return module._modules.values()
+
+
+def hooks_before(module: nn.Module) -> list[Callable[..., Any]]:
+    """List the forward pre-hooks of a module, in the order that they run in.
+
+    Without it, a spiking network cannot tell who looks on, and has to take one step at a time.
+    """
+    return list(module._forward_pre_hooks.values())
+
+
+def hooks_after(module: nn.Module) -> list[Callable[..., Any]]:
+    """List the forward hooks of a module, in the order that they run in; see :func:`hooks_before`."""
+    return list(module._forward_hooks.values())
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Tell whether someone looks on at the backward pass of a module.
+
+    Without it, such hooks see one call of a spiking layer instead of one in each step.
+    """
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def has_hooks_on_all() -> bool:
+    """Tell whether there are hooks on all modules, ``torch.nn.modules.module.register_module_forward_hook`` and alike.
+
+    Without it, such hooks see nothing of layers that a spiking network computes in its own way.
+    """
+    all_of = torch.nn.modules.module
+    return bool(
+        all_of._global_forward_hooks
+        or all_of._global_forward_pre_hooks
+        or all_of._global_backward_hooks
+        or all_of._global_backward_pre_hooks
+    )
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` is under way, such as vmap or grad, of parameters too.
+
+    Without it, compiled loops read the memory of tensors that have none, or lose their derivatives.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_forward_ad() -> bool:
+    """Tell whether forward-mode derivatives are taken, within ``torch.autograd.forward_ad.dual_level()``.
+
+    Without it, compiled loops lose them without a word.
+    """
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_dispatch_mode_on() -> bool:
+    """Tell whether a mode sees every operation, such as ``FlopCounterMode`` or one for fake tensors.
+
+    Without it, compiled loops are not seen by it, and read the memory of fake tensors.
+    """
+    from torch.utils import _python_dispatch
+
+    return _python_dispatch._get_current_dispatch_mode() is not None
+
+
+def is_in_backward() -> bool:
+    """Tell whether a backward pass is under way, where checkpointing calls modules again.
+
+    Without it, recomputed passes are counted twice.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
+def break_graph(why: str) -> None:
+    """Leave the graph that is being compiled; with ``fullgraph=True`` an error that says why.
+
+    Without it, ``torch.compiler.disable`` does the same, and the error says less.
+    """
+    torch._dynamo.graph_break(msg=why)

@@ -1,0 +1,126 @@
+"""What is used of torch though it is not public: each test says what an upgrade took away, and what that breaks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from snnreg_plugins import _torch
+
+
+@contextmanager
+def there(name: str) -> Iterator[None]:
+    """Say what breaks where a function of ``_torch`` does no longer work."""
+    what, *breaks = inspect.getdoc(getattr(_torch, name)).split("\n\n")
+    try:
+        yield
+    except (AssertionError, AttributeError, ImportError, TypeError) as error:
+        pytest.fail(
+            f"torch {torch.__version__} has changed what snnreg_plugins._torch.{name} relies on ({error}). "
+            f"It is to: {what} {' '.join(breaks)}"
+        )
+
+
+def test_children():
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    module.register_module("none", None)
+    with there("children"):
+        assert list(_torch.children(module)) == [module[0], module[1], None]
+
+
+def test_hooks_in_the_order_they_run_in():
+    layer = nn.Linear(2, 2)
+    with there("hooks_before"):
+        assert _torch.hooks_before(layer) == []
+        first, second = (lambda *_: None for _ in range(2))
+        layer.register_forward_pre_hook(second)
+        layer.register_forward_pre_hook(first, prepend=True)
+        assert _torch.hooks_before(layer) == [first, second]
+    with there("hooks_after"):
+        assert _torch.hooks_after(layer) == []
+        layer.register_forward_hook(second)
+        layer.register_forward_hook(first, prepend=True, with_kwargs=True, always_call=True)
+        assert _torch.hooks_after(layer) == [first, second]
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks(register):
+    layer = nn.Linear(2, 2)
+    with there("has_backward_hooks"):
+        assert not _torch.has_backward_hooks(layer)
+        handle = getattr(layer, register)(lambda *_: None)
+        assert _torch.has_backward_hooks(layer)
+        handle.remove()
+        assert not _torch.has_backward_hooks(layer)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_on_all_modules(kind):
+    with there("has_hooks_on_all"):
+        assert not _torch.has_hooks_on_all()
+        handle = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
+        try:
+            assert _torch.has_hooks_on_all()
+        finally:
+            handle.remove()
+        assert not _torch.has_hooks_on_all()
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, torch.func.functionalize])
+def test_transforms(transform):
+    seen = []
+
+    def function(x):
+        seen.append(_torch.is_transformed())
+        return x.sum()
+
+    with there("is_transformed"):
+        function(torch.ones(3))
+        transform(function)(torch.ones(3))
+        assert seen == [False, True]
+
+
+def test_forward_derivatives():
+    with there("is_forward_ad"):
+        assert not _torch.is_forward_ad()
+        with torch.autograd.forward_ad.dual_level():
+            assert _torch.is_forward_ad()
+        assert not _torch.is_forward_ad()
+
+
+def test_modes_that_see_every_operation():
+    with there("is_dispatch_mode_on"):
+        assert not _torch.is_dispatch_mode_on()
+        with FlopCounterMode(display=False):
+            assert _torch.is_dispatch_mode_on()
+        assert not _torch.is_dispatch_mode_on()
+
+
+def test_the_backward_pass():
+    seen = []
+    with there("is_in_backward"):
+        x = torch.ones(2, requires_grad=True)
+        x.register_hook(lambda _: seen.append(_torch.is_in_backward()))
+        x.sum().backward()
+        assert seen == [True]
+        assert not _torch.is_in_backward()
+
+
+def test_a_graph_that_breaks():
+    def function(x):
+        _torch.break_graph("for a reason of ours")
+        return 2 * x
+
+    with there("break_graph"):
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(function, backend="eager")(torch.ones(2)), 2 * torch.ones(2))
+        torch.compiler.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="for a reason of ours"):
+            torch.compile(function, backend="eager", fullgraph=True)(torch.ones(2))
+        torch.compiler.reset()
