@@ -1,8 +1,9 @@
-"""Input tensors out of whatever gives batches."""
+"""Inputs, or inputs with their targets, out of whatever gives batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -12,27 +13,86 @@ from torch.utils.data import Dataset, IterableDataset
 #: A tensor of inputs, or any iterable of batches or (input, target) pairs, such as a DataLoader.
 Calibration: TypeAlias = Tensor | Iterable[Any]
 CHUNK = 256
+_INPUTS = "to be a tensor, or to give tensors or (input, target) pairs"
+_PAIRS = "to give (input, target) pairs of tensors, as a DataLoader does"
 
 
-def batches(calibration: Calibration, device: torch.device | str) -> Iterator[Tensor]:
-    """Walk the input tensors of calibration data; empty ones are left out.
+def inputs_of(
+    data: Calibration, device: torch.device | str | None = None, argument: str = "calibration"
+) -> Iterator[Tensor]:
+    """Walk the inputs of some data, batch by batch; empty batches are left out.
+
+    Args:
+        data: A tensor ``(N, ...)``, which is walked in batches of 256, or an iterable of tensors ``(B, ...)``, or of
+            tuples or lists that start with one.
+        device: Where to bring them, if anywhere.
+        argument: Name of the argument, for errors.
 
     Raises:
-        TypeError: If it gives something else than tensors, or tuples or lists that start with one.
+        TypeError: At the first batch, if it is or gives something else.
+
+    Example:
+        >>> pairs = [(torch.zeros(5, 2), torch.zeros(5)), (torch.zeros(3, 2), torch.zeros(3))]
+        >>> [len(inputs) for inputs in inputs_of(pairs)]
+        [5, 3]
     """
-    expected = "Expected argument `calibration` to be a tensor, or to give tensors or (input, target) pairs, but got"
-    data: Any = calibration
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(f"{expected} a dataset, which gives single samples. Wrap it in a DataLoader.")
-    if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
-        raise TypeError(f"{expected} {data!r}.")
-    if isinstance(data, Tensor):
+    expected = f"Expected argument `{argument}` {_INPUTS}, but got"
+    if isinstance(data, Tensor) and data.dim():
         data = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-    for batch in data:
+    for batch in _batches(data, expected):
         inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(inputs, Tensor):
             raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
         if inputs.dim() == 0:
             raise TypeError(f"{expected} a batch that is a single number.")
         if len(inputs):
-            yield inputs.to(device)
+            yield inputs if device is None else inputs.to(device)
+
+
+def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk inputs with their targets, batch by batch; empty batches are left out.
+
+    Args:
+        data: Anything that gives pairs of tensors, as tuples or lists.
+        argument: Name of the argument, for errors.
+
+    Raises:
+        TypeError: At the first batch, if it gives something else.
+
+    Example:
+        >>> pairs = [[torch.zeros(5, 2), torch.zeros(5)]]
+        >>> [(inputs.shape, targets.shape) for inputs, targets in pairs_of(pairs)]
+        [(torch.Size([5, 2]), torch.Size([5]))]
+    """
+    expected = f"Expected argument `{argument}` {_PAIRS}, but got"
+    for batch in _batches(data, expected):
+        if not isinstance(batch, (tuple, list)):
+            raise TypeError(f"{expected} a batch of type {type(batch).__name__}.")
+        if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+            raise TypeError(f"{expected} a batch of {', '.join(type(part).__name__ for part in batch) or 'nothing'}.")
+        if batch[0].dim() == 0:
+            raise TypeError(f"{expected} a batch that is a single number.")
+        if len(batch[0]):
+            yield batch[0], batch[1]
+
+
+def _batches(data: Any, expected: str) -> Iterable[Any]:
+    """Refuse what gives no batches."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(f"{expected} a dataset, which gives single samples. Wrap it in a DataLoader.")
+    if hasattr(data, "train_dataloader"):
+        raise TypeError(
+            f"{expected} {type(data).__name__}, which is no loader itself: pass its `train_dataloader()` or "
+            "`test_dataloader()`."
+        )
+    single = isinstance(data, Tensor) and data.dim() == 0
+    if single or isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise TypeError(f"{expected} {reprlib.repr(data)}.")
+    # Two batches have as many dimensions; images and their labels have not.
+    parts = list(data) if isinstance(data, (tuple, list)) and len(data) == 2 else []
+    if all(isinstance(part, Tensor) for part in parts) and len({part.dim() for part in parts}) == 2:
+        raise TypeError(
+            f"{expected} tensors of {parts[0].dim()} and {parts[1].dim()} dimensions. If they are inputs and their "
+            "targets, pass [(inputs, targets)]."
+        )
+    return data

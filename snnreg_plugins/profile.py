@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._files import read_batch, write_json
+from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins._text import in_joules, in_short, new_table
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, energy, energy_table, require_timesteps
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
@@ -264,7 +265,7 @@ def profile(
             "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d), but "
             f"{type(model).__name__} has none."
         )
-    device = next((parameter.device for parameter in model.parameters()), inputs.device)
+    device = device_of(model, inputs.device)
     with torch.no_grad(), counter, _at_rest(model):
         try:
             _run(model, inputs.to(device), timesteps)
@@ -371,16 +372,12 @@ def _run(model: nn.Module, inputs: Tensor, timesteps: int | None) -> None:
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode with fresh states, and leave neither of them behind."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        _reset(model)
-        yield
-    finally:
-        _reset(model)
-        for module, mode in modes.items():
-            module.training = mode
+    with eval_and_back(model):
+        try:
+            _reset(model)
+            yield
+        finally:
+            _reset(model)
 
 
 def _reset(model: nn.Module) -> None:

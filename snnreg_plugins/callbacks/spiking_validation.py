@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack, override
 
+from snnreg_plugins._models import device_of
 from snnreg_plugins._pictures import histograms_figure, layers_figure
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
@@ -206,7 +207,7 @@ class Measurement:
 
     def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork, figures: bool = False) -> None:
         self.dnn, self.snn = dnn, snn
-        device = next(snn.parameters()).device
+        device = device_of(snn)
         self.correct = {"dnn": MeanMetric().to(device), "snn": MeanMetric().to(device)}
         self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
         self.rate = SpikeRate(snn).to(device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from snnreg_plugins._models import device_of
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift, scale_inputs
 from snnreg_plugins.export.forms import ADAPTIVE_AVERAGE_POOLS, ADAPTIVE_MAX_POOLS, AVERAGE_POOLS, MAX_POOLS, is_value
@@ -560,7 +561,7 @@ def _name(node: fx.Node) -> str:
 def _sample(node: fx.Node) -> Tensor:
     """Two empty samples of a node's shape."""
     meta = node.meta["tensor_meta"]
-    device = next(node.graph.owning_module.parameters()).device  # type: ignore[union-attr]
+    device = device_of(node.graph.owning_module)  # type: ignore[arg-type]
     return torch.empty(meta.shape, dtype=meta.dtype, device=device)
 
 

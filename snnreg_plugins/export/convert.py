@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from snnreg_plugins._batches import Calibration, batches
+from snnreg_plugins._batches import Calibration, inputs_of
+from snnreg_plugins._models import device_of, dtype_of
 from snnreg_plugins.export.build import Coder, build
 from snnreg_plugins.export.calibrate import Statistics, Threshold, example, run_on_calibration, threshold_function
 from snnreg_plugins.export.fold import fold_batch_norms
@@ -53,7 +54,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
     processes = Processes(calibration)
     share = calibration.calibration if isinstance(calibration, Sharded) else calibration
     traced = trace(model, options.until)
-    device = _device(traced)
+    device = device_of(traced)
     with (
         # Weights of the result are to be trained, also when it is made in validation; this turns gradients on.
         torch.inference_mode(False),
@@ -62,7 +63,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         torch.random.fork_rng(devices=[]),  # a DataLoader draws a seed
     ):
         _require_finite(traced)
-        first, inputs = example(batches(share, device), processes)
+        first, inputs = example(inputs_of(share, device), processes)
         # Two samples: with one, squeeze() would take the batch away.
         samples = first.to(device).repeat_interleave(2, 0)
         run_on_calibration(traced, samples)
@@ -107,10 +108,10 @@ def restore(model: nn.Module, conversion: dict[str, Any], tensors: dict[str, Ten
     # How thresholds were chosen makes no difference to the structure, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
     traced = trace(model, options.until)
-    device = _device(traced)
+    device = device_of(traced)
     with torch.inference_mode(False), torch.no_grad():
         # Any input gives the shapes.
-        samples = torch.zeros((2, *conversion["input_shape"]), device=device, dtype=_dtype(traced))
+        samples = torch.zeros((2, *conversion["input_shape"]), device=device, dtype=dtype_of(traced))
         run_on_calibration(traced, samples)
         ShapeProp(traced).propagate(samples)
         fold_batch_norms(traced)
@@ -151,7 +152,7 @@ def _assign(network: SpikingNetwork, tensors: dict[str, Tensor]) -> None:
             module._buffers[last] = value.to(module._buffers[last].device)  # type: ignore[union-attr]
         elif last in module._parameters:
             before = module._parameters[last]
-            device = _device(network) if before is None else before.device
+            device = device_of(network) if before is None else before.device
             module._parameters[last] = nn.Parameter(value.to(device))
         else:
             raise ValueError(f"The network has no {name!r}.")
@@ -222,16 +223,16 @@ class _Converter:
             raise ValueError(f"Expected inputs that are not all 0 to code by {options.coding!r}.")
         if options.coding == "neurons":
             kinds = _both_signs() if self.statistics.smallest_input < 0 else _both_signs()[:1]
-            level = torch.tensor(largest, device=_device(self.traced))
+            level = torch.tensor(largest, device=device_of(self.traced))
             own = Balance(level, level, options.initial_potential * level, torch.zeros_like(level))
             coder = Coder(populations=tuple(kinds))
             return coder, _Code(options, None, {f"input{kind.suffix}": own for kind in kinds}, 1.0, coder.populations)
         if options.coding == "poisson":
-            poisson = PoissonCoder(largest).to(_device(self.traced), _dtype(self.traced))
+            poisson = PoissonCoder(largest).to(device_of(self.traced), dtype_of(self.traced))
             return Coder(largest, poisson), _Code(options, poisson, {}, largest)
         # A spike carries on average what the input is over all steps.
         worth = self.statistics.mean_input * options.timesteps
-        latency = LatencyCoder(largest, options.timesteps).to(_device(self.traced), _dtype(self.traced))
+        latency = LatencyCoder(largest, options.timesteps).to(device_of(self.traced), dtype_of(self.traced))
         return Coder(worth, latency), _Code(options, latency, {}, worth)
 
     def choose(self, options: Options) -> SpikingNetwork:
@@ -309,11 +310,3 @@ def _require_finite(network: nn.Module) -> None:
 
 def _both_signs() -> list[Population]:
     return [Population("", 1, 1.0, torch.inf), Population("_negative", -1, -1.0, torch.inf)]
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next((parameter.dtype for parameter in network.parameters()), torch.float32)
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

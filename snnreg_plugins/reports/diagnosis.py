@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
 
-from snnreg_plugins._batches import Calibration
+from snnreg_plugins._batches import Calibration, inputs_of
 from snnreg_plugins._files import write_json
+from snnreg_plugins._models import device_of
 from snnreg_plugins._pictures import BLUE, GREY, ORANGE, SKY, drawn, legend_below
 from snnreg_plugins._text import in_short, new_table, span
 from snnreg_plugins.export.trace import trace
@@ -347,8 +347,8 @@ def diagnose(
         events.watch(hooks)
         with torch.no_grad(), run_as(network, timesteps):
             for inputs in _inputs(data, limit_samples):
-                traced(inputs.to(_device(traced)))
-                network(inputs.to(_device(network)))
+                traced(inputs.to(device_of(traced)))
+                network(inputs.to(device_of(network)))
                 for comparison in compared.values():
                     comparison.add(inputs, timesteps)
                 samples += len(inputs)
@@ -443,39 +443,21 @@ def _advice(worst: LayerDiagnosis | None, network: SpikingNetwork) -> tuple[str 
     )
 
 
-def _inputs(data: Any, limit: int | None) -> Iterator[Tensor]:
+def _inputs(data: Calibration, limit: int | None) -> Iterator[Tensor]:
     """Walk the first inputs in small batches."""
-    expected = "Expected argument `data` to be a tensor, or to give tensors or (input, target) pairs, but got"
-    if isinstance(data, Tensor):
-        data = [data]
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        raise TypeError(f"{expected} a dataset, which gives single samples. Wrap it in a DataLoader.")
-    if not isinstance(data, Iterable):
-        loader = ", which is none itself: pass its `test_dataloader()`" if hasattr(data, "test_dataloader") else ""
-        raise TypeError(f"{expected} {type(data).__name__}{loader}.")
     shape, left = None, limit
-    for batch in data:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(inputs, Tensor) or inputs.dim() == 0:
-            raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
-        inputs = inputs[:left]
-        if not len(inputs):
-            continue
+    for inputs in inputs_of(data, argument="data"):
         shape = inputs.shape[1:] if shape is None else shape
         if inputs.shape[1:] != shape:
             raise ValueError(
                 f"Expected argument `data` to hold inputs of one shape, but got {tuple(shape)} and "
                 f"{tuple(inputs.shape[1:])}."
             )
-        yield from inputs.split(_CHUNK)  # type: ignore[no-untyped-call]
+        yield from inputs[:left].split(_CHUNK)  # type: ignore[no-untyped-call]
         if left is not None:
-            left -= len(inputs)
+            left -= min(left, len(inputs))
             if left == 0:
                 return
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _by_layer(axes: Axes, layers: int) -> None:

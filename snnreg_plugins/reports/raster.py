@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._files import read_json, write_json
+from snnreg_plugins._models import device_of
 from snnreg_plugins.reports.report import run_as
 from snnreg_plugins.spiking.network import SpikingNetwork, require_timesteps
 from snnreg_plugins.watching.hooks import Hooks
@@ -141,7 +142,7 @@ def record(
         nonlocal step
         step += 1
 
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    device = device_of(network)
     devices = [device] if device.type == "cuda" else []
     with Hooks() as hooks, torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
         for name, module in found.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from snnreg_plugins._batches import pairs_of
 from snnreg_plugins._files import read_json, write_json
+from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins._pictures import BLUE, GREY, ORANGE, drawn, legend_below
 from snnreg_plugins._text import in_joules, in_short, new_table, span
 from snnreg_plugins.export.trace import trace
@@ -405,9 +407,9 @@ def report(
         run_as(network, longest),
     ):
         for inputs, targets in _pairs(data, progress):
-            scores = traced(inputs.to(_device(traced))).cpu()
+            scores = traced(inputs.to(device_of(traced))).cpu()
             labels = _labels(targets, scores)
-            running = network(inputs.to(_device(network)), per_step=True).cpu()
+            running = network(inputs.to(device_of(network)), per_step=True).cpu()
             correct += int((scores.argmax(1) == labels).sum())
             correct_at += (running.argmax(2) == labels).sum(1)
             readout = of_snn.readout or running[0, 0].numel()
@@ -565,35 +567,23 @@ def _ascending(steps: Sequence[int]) -> list[int]:
 @contextmanager
 def run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
     """Let a network run for some time steps in eval mode, and be as it was afterwards."""
-    modes, before = {module: module.training for module in network.modules()}, network.timesteps
+    before = network.timesteps
     try:
-        for module in modes:
-            module.training = False
         network.timesteps = timesteps
-        yield
+        with eval_and_back(network):
+            yield
     finally:
         network.timesteps = before
-        for module, mode in modes.items():
-            module.training = mode
 
 
-def _pairs(data: Any, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk the batches that hold a sample."""
-    expected = "Expected argument `data` to give (input, target) pairs of tensors, as a DataLoader does, but got"
-    if not isinstance(data, Iterable):
-        loader = ", which is none itself: pass its `test_dataloader()`" if hasattr(data, "test_dataloader") else ""
-        raise TypeError(f"{expected} {type(data).__name__}{loader}.")
+    pairs = pairs_of(data)
     if progress:
         from rich.progress import track
 
-        data = track(data, "Measuring DNN and SNN")
-    for batch in data:
-        if not isinstance(batch, (tuple, list)):
-            raise TypeError(f"{expected} a batch of type {type(batch).__name__}.")
-        if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-            raise TypeError(f"{expected} a batch of {', '.join(type(part).__name__ for part in batch) or 'nothing'}.")
-        if len(batch[0]):
-            yield batch[0], batch[1]
+        pairs = iter(track(pairs, "Measuring DNN and SNN", total=len(data) if isinstance(data, Sized) else None))
+    return pairs
 
 
 def _labels(targets: Tensor, scores: Tensor) -> Tensor:
@@ -614,10 +604,6 @@ def _labels(targets: Tensor, scores: Tensor) -> Tensor:
             f"scores, but got {low if low < 0 else high}."
         )
     return targets.cpu()
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnreg_plugins._batches import Calibration, batches
+from snnreg_plugins._batches import Calibration, inputs_of
+from snnreg_plugins._checks import as_number
+from snnreg_plugins._models import device_of
 from snnreg_plugins.spiking.network import SpikingNetwork, margin
 
 
@@ -41,12 +43,11 @@ def exit_margins(network: SpikingNetwork, calibration: Calibration, agreement: f
         >>> bool(1 <= steps.compute() <= 8)
         True
     """
-    if not 0 < agreement <= 1:
-        raise ValueError(f"Expected argument `agreement` to be in (0, 1], but got {agreement}.")
-    device = next(network.parameters()).device
+    agreement = as_number("agreement", agreement, "(0, 1]")
+    device = device_of(network)
     margins, agrees = [], []
     with torch.no_grad():
-        for batch in batches(calibration, device):
+        for batch in inputs_of(calibration, device):
             running = network(batch, per_step=True)
             margins.append(torch.stack([margin(scores) for scores in running]))
             agrees.append(running.argmax(2) == running[-1].argmax(1))

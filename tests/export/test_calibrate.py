@@ -94,7 +94,11 @@ def test_calibration_data_is_left_as_it_was():
         (TensorDataset(torch.zeros(3, 6)), TypeError, "a dataset, which gives single samples. Wrap it in a DataLoader"),
         (torch.rand(3, 7), ValueError, r"inputs of the model, but the model fails on samples of shape \(7,\)"),
         (torch.ones(3, 6, dtype=torch.int64), ValueError, "samples of shape .* and torch.int64"),
-        ((torch.rand(3, 6), torch.arange(3)), ValueError, r"samples of shape \(\) and torch.int64"),
+        (
+            (torch.rand(3, 6), torch.arange(3)),
+            TypeError,
+            r"tensors of 2 and 1 dimensions. If .* pass \[\(inputs, targets\)",
+        ),
         (torch.rand(3, 6).double(), ValueError, "samples of shape .* and torch.float64"),
     ],
 )

@@ -448,8 +448,8 @@ def test_leaves_no_trace():
     ("wrong", "error", "message"),
     [
         ([], ValueError, "`data` to hold at least one sample"),
-        (Digits(), TypeError, r"`data` .* but got Digits, .* pass its `test_dataloader\(\)`"),
-        (7, TypeError, "`data` .* but got int"),
+        (Digits(), TypeError, r"`data` .* but got Digits, .* pass .*`test_dataloader\(\)`"),
+        (7, TypeError, "`data` .* but got 7"),
         ([{"image": 1}], TypeError, "`data` .* but got a batch of type dict"),
         (torch.utils.data.TensorDataset(torch.rand(3, 1, 4, 4)), TypeError, "DataLoader"),
         (

@@ -231,8 +231,8 @@ X, Y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     [
         ([], ValueError, "`data` to hold at least one sample"),
         ([(X[:0], Y[:0])], ValueError, "`data` to hold at least one sample"),
-        (Digits(), TypeError, r"`data` .* but got Digits, .* pass its `test_dataloader\(\)`"),
-        (7, TypeError, "`data` .* but got int"),
+        (Digits(), TypeError, r"`data` .* but got Digits, .* pass .*`test_dataloader\(\)`"),
+        (7, TypeError, "`data` .* but got 7"),
         (X, TypeError, "`data` .* but got a batch of type Tensor"),
         ([{"image": X, "label": Y}], TypeError, "`data` .* but got a batch of type dict"),
         ([(X,)], TypeError, "`data` .* but got a batch of Tensor"),

@@ -1,0 +1,71 @@
+"""What everybody asks of a module: where it lies, what it computes in, and to look at it in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(module: nn.Module, otherwise: torch.device | str = "cpu") -> torch.device:
+    """Device of the first parameter of a module, or of its first buffer.
+
+    Args:
+        module: Any module.
+        otherwise: The answer for a module with neither.
+
+    Example:
+        >>> device_of(nn.Linear(2, 3)), device_of(nn.ReLU())
+        (device(type='cpu'), device(type='cpu'))
+    """
+    return next((tensor.device for tensor in _tensors(module)), torch.device(otherwise))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Type of the first floating parameter of a module, or of its first floating buffer; else torch's default.
+
+    Example:
+        >>> dtype_of(nn.Linear(2, 3).double()), dtype_of(nn.ReLU())
+        (torch.float64, torch.float32)
+    """
+    return next((tensor.dtype for tensor in _tensors(module) if tensor.is_floating_point()), torch.get_default_dtype())
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """The first name of every module within a model, itself included, whose name is empty.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> names_of(model)[model[1]]
+        '1'
+    """
+    return {module: name for name, module in model.named_modules()}
+
+
+@contextmanager
+def eval_and_back(module: nn.Module) -> Iterator[None]:
+    """Have a module and all within it in eval mode, and each in its own mode afterwards.
+
+    Example:
+        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with eval_and_back(model):
+        ...     print(model[0].training)
+        False
+        >>> model[0].training, model[1].training
+        (True, False)
+    """
+    modes = {part: part.training for part in module.modules()}
+    try:
+        for part in modes:
+            part.training = False  # directly: `eval()` may be overridden
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
