@@ -6,10 +6,12 @@ needs it, and the test of it, and nothing else.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 
@@ -96,3 +98,26 @@ def break_graph(why: str) -> None:
     Without it, ``torch.compiler.disable`` does the same, and the error says less.
     """
     torch._dynamo.graph_break(msg=why)
+
+
+def is_in_checkpoint_forward() -> bool:
+    """Tell whether reentrant checkpointing runs a region for the first time, without gradients.
+
+    Without it, a penalty on activity within such a region does not know how many calls share its mean, and is lost.
+    """
+    return _is_running(torch.utils.checkpoint.CheckpointFunction.forward)
+
+
+def is_in_checkpoint_backward() -> bool:
+    """Tell whether reentrant checkpointing runs a region for the second time, on inputs that look like leaves.
+
+    Without it, what the region reads is taken for the network's own input, and its penalty is lost.
+    """
+    return _is_running(torch.utils.checkpoint.CheckpointFunction.backward)
+
+
+def _is_running(function: Any) -> bool:
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from snnreg_plugins import _torch
@@ -124,3 +125,18 @@ def test_a_graph_that_breaks():
         with pytest.raises(torch._dynamo.exc.Unsupported, match="for a reason of ours"):
             torch.compile(function, backend="eager", fullgraph=True)(torch.ones(2))
         torch.compiler.reset()
+
+
+def test_reentrant_checkpointing():
+    seen = []
+
+    def region(x):
+        seen.append((_torch.is_in_checkpoint_forward(), _torch.is_in_checkpoint_backward()))
+        return x.square()
+
+    with there("is_in_checkpoint_forward"), there("is_in_checkpoint_backward"):
+        region(torch.ones(2))
+        checkpoint(region, torch.ones(2, requires_grad=True), use_reentrant=True).sum().backward()
+        assert seen == [(False, False), (True, False), (False, True)]
+        checkpoint(region, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
+        assert seen[3:] == [(False, False)] * 2

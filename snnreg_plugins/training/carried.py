@@ -1,8 +1,13 @@
-"""A penalty's gradient, carried into a backward pass that somebody else runs."""
+"""A penalty's gradient, carried into a backward pass that somebody else runs.
+
+There are two ways for one gradient, as neither serves everywhere. :class:`Carry` rides on the activity, so that it is
+exact where checkpointing computes the activity again, within the backward pass; but a scale that is held in Python
+would be baked into compiled code. So a call in a compiled region keeps its value in the graph, and
+:meth:`Step.compiled_penalty` is added to the loss that goes into the backward pass.
+"""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,51 +16,55 @@ from torch import Tensor
 
 
 @dataclass
-class Record:
-    """One call of a layer in a forward pass."""
+class Call:
+    """One call of a layer in a forward pass, and its penalty."""
 
     name: str
     group: str  # calls of one group share a mean
-    amount: float  # how much the call counts in it
-    strength: float
+    amount: float  # how much the call counts in it: its samples, or the synapses that they reach
+    strength: float  # of the layer
     value: Tensor  # in a graph only if compiled
     compiled: bool
 
 
 @dataclass
 class Step:
-    """What the forward passes up to a backward pass saw, and the scale that the backward pass runs with."""
+    r"""What the forward passes up to a backward pass saw, and the scale that the backward pass runs with.
 
-    records: list[Record] = field(default_factory=list)
+    The penalty is
+
+    .. math:: \sum_c s_c \frac{a_c}{\sum_{d \in \text{group of } c} a_d} v_c
+
+    over calls c with strength s, amount a and value v.
+    """
+
+    calls: list[Call] = field(default_factory=list)
     scale: float = 0.0  # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean
     ran_without_scale: bool = False
     _amounts: dict[str, float] | None = None
 
-    def record(self, name: str, group: str, amount: float, strength: float, value: Tensor, compiled: bool) -> None:
-        self.records.append(Record(name, group, amount, strength, value if compiled else value.detach(), compiled))
-
-    def amounts(self) -> dict[str, float]:
-        """What all calls of each group count together; asked for when the forward pass is over."""
+    def slope(self, call: Call) -> float:
+        """Derivative of the penalty by the value of one call; asked for when the forward pass is over."""
         if self._amounts is None:
             self._amounts = {}
-            for record in self.records:
-                self._amounts[record.group] = self._amounts.get(record.group, 0.0) + record.amount
-        return self._amounts
+            for seen in self.calls:
+                self._amounts[seen.group] = self._amounts.get(seen.group, 0.0) + seen.amount
+        # A group that the forward pass did not see is the network's own input, repeated by checkpointing.
+        return call.strength * call.amount / self._amounts.get(call.group, float("inf"))
 
-    def factor(self, group: str, amount: float) -> float:
-        """Derivative of the scaled loss by the penalty of one call."""
+    def carried_slope(self, call: Call) -> float:
+        """Derivative of the scaled loss by the value of one call, in the backward pass that is under way."""
         if self.scale == 0.0:
             self.ran_without_scale = True
             return 0.0
-        # A group that the forward pass did not see is the network's own input, repeated by checkpointing.
-        return self.scale * amount / self.amounts().get(group, float("inf"))
+        return self.scale * self.slope(call)
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
         terms = [
-            self.scale * record.strength * record.amount / self.amounts()[record.group] * record.value
-            for record in self.records
-            if record.compiled and record.value.requires_grad
+            self.scale * self.slope(call) * call.value
+            for call in self.calls
+            if call.compiled and call.value.requires_grad
         ]
         return torch.stack(terms).sum() if terms else None
 
@@ -69,14 +78,13 @@ class Logged:
 
     def add(self, step: Step, factor: float) -> None:
         """Add each layer's mean over its calls, and the penalty as it is added to the loss."""
-        calls: dict[str, float] = {}
-        for record in step.records:
-            calls[record.name] = calls.get(record.name, 0.0) + record.amount
-        for record in step.records:
-            value = record.value.detach()
-            share = record.amount / step.amounts()[record.group]
-            self._add(f"penalty/{record.name}", value, record.amount / calls[record.name])
-            self._add("penalty/total", value, factor * record.strength * share)
+        amounts: dict[str, float] = {}
+        for call in step.calls:
+            amounts[call.name] = amounts.get(call.name, 0.0) + call.amount
+        for call in step.calls:
+            value = call.value.detach()
+            self._add(f"penalty/{call.name}", value, call.amount / amounts[call.name])
+            self._add("penalty/total", value, factor * step.slope(call))
         self.batches += 1
 
     def _add(self, name: str, value: Tensor, share: float) -> None:
@@ -93,25 +101,11 @@ class Carry(torch.autograd.Function):
     """Identity on an activity that gives a penalty its gradient when the activity gets its own."""
 
     @staticmethod
-    def forward(ctx: Any, activity: Tensor, value: Tensor, step: Step, group: str, amount: float) -> Tensor:
-        ctx.step, ctx.group, ctx.amount = step, group, amount
-        ctx.save_for_backward(value.detach())  # for its type and device alone
+    def forward(ctx: Any, activity: Tensor, value: Tensor, step: Step, call: Call) -> Tensor:
+        ctx.step, ctx.call = step, call
         return activity.view_as(activity)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        (value,) = ctx.saved_tensors
-        factor = ctx.step.factor(ctx.group, ctx.amount)
-        return grads[0], torch.full_like(value, factor), None, None, None
-
-
-def called_from(function: Any) -> bool:
-    """Tell whether ``function`` is running.
-
-    Reentrant checkpointing leaves no other trace: its first forward runs without gradients, and its second on inputs
-    that look like leaves.
-    """
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not function.__code__:
-        frame = frame.f_back
-    return frame is not None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        slope = torch.full_like(ctx.call.value, ctx.step.carried_slope(ctx.call))
+        return grads[0], slope, None, None

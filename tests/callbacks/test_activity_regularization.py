@@ -250,12 +250,36 @@ def test_logs_the_penalty_of_each_layer_and_in_total():
     assert "penalty/net.fc2" not in logged
 
 
-def test_hooks_come_off_after_training_and_after_a_crash():
-    class Crash(Module):
-        def training_step(self, batch, batch_idx):
-            super().training_step(batch, batch_idx)
-            raise KeyError("boom")
+class Crash(Module):
+    """Ends its training within the second step."""
 
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step:
+            raise KeyError("boom")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("first", [Module, Crash])
+def test_a_second_fit_starts_anew(first):
+    def fitted(*modules):
+        callback = ActivityRegularization("expected_rate", 0.3, "fan_out")
+        for module in modules:
+            with contextlib.suppress(KeyError):
+                result, trainer = fit(module, [callback])
+        return result, trainer.callback_metrics, callback.state_dict()["thresholds"]
+
+    other = start(dict(shared=True))
+    with torch.no_grad():
+        other.conv1.weight.mul_(9)
+        other.fc3 = torch.nn.Linear(12, 7)  # another fan-out under the same name
+    expected, logged, thresholds = fitted(Module(start({})))
+    again, logged_again, thresholds_again = fitted(first(other), Module(start({})))
+    assert torch.equal(again, expected)
+    assert logged_again == logged
+    assert thresholds_again == thresholds
+
+
+def test_hooks_come_off_after_training_and_after_a_crash():
     for module in (Module(start({})), Crash(start({}))):
         with contextlib.suppress(KeyError):
             fit(module, [ActivityRegularization()])

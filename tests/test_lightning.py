@@ -1,0 +1,40 @@
+"""What is used of Lightning though it is not public: each test says what an upgrade took away, and what that breaks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from snnreg_plugins import _lightning
+
+
+@contextmanager
+def there(name: str) -> Iterator[None]:
+    """Say what breaks where a function of ``_lightning`` does no longer work."""
+    what, *breaks = inspect.getdoc(getattr(_lightning, name)).split("\n\n")
+    try:
+        yield
+    except (AssertionError, AttributeError, ImportError, TypeError) as error:
+        pytest.fail(
+            f"lightning {lightning.__version__} has changed what snnreg_plugins._lightning.{name} relies on ({error}). "
+            f"It is to: {what} {' '.join(breaks)}"
+        )
+
+
+def trainer(**options):
+    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+
+
+def test_what_the_loss_is_multiplied_by():
+    with there("loss_scale"):
+        assert _lightning.loss_scale(trainer()) == 1
+        assert _lightning.loss_scale(trainer(precision="bf16-mixed")) == 1
+        half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        assert _lightning.loss_scale(trainer(plugins=[half])) == 2**10
