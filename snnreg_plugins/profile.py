@@ -31,7 +31,7 @@ from snnreg_plugins.functional.synapses import (
 )
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
+from snnreg_plugins.watching.layers import forget_states, is_spiking_neuron, leaks, neuron_layers, synaptic_layers
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 
 #: Name of the energy model with memory access, beside the names of tables.
 LEMAIRE = "lemaire"
-# What forgets a neuron's state, by package.
-_RESETS = {"snntorch": "reset_mem", "spikingjelly": "reset", "sinabs": "reset_states"}
-# Neurons without a leak, by the beginning of their class's name; others tell by a `beta` of 1.
-_NO_LEAK = ("IF", "IAF", "SoftResetIF")
 
 
 @dataclass(frozen=True)
@@ -374,19 +370,10 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
     """Run a model in eval mode with fresh states, and leave neither of them behind."""
     with eval_and_back(model):
         try:
-            _reset(model)
+            forget_states(model)
             yield
         finally:
-            _reset(model)
-
-
-def _reset(model: nn.Module) -> None:
-    for module in model.modules():
-        packages = [base.__module__.partition(".")[0] for base in type(module).__mro__]
-        names = [_RESETS[package] for package in packages if package in _RESETS]
-        reset = getattr(module, names[0], None) if names else None
-        if callable(reset):
-            reset()
+            forget_states(model)
 
 
 def _profile(
@@ -484,15 +471,8 @@ def _lemaire(layer: SynapticLayer, counter: _Counter, seen: _Seen, samples: int,
         events_out=sum(counter.seen[name].spikes for name in seen.neurons) / samples,
         sops=seen.sops / samples,
         effective_macs=seen.effective_macs / samples,
-        leaky=any(_leaks(counter.neurons[name]) for name in seen.neurons),
+        leaky=any(leaks(counter.neurons[name]) for name in seen.neurons),
     )
-
-
-def _leaks(neuron: nn.Module) -> bool:
-    beta = getattr(neuron, "beta", None)
-    if isinstance(beta, (float, int, Tensor)):
-        return bool((torch.as_tensor(beta) != 1).any())
-    return not type(neuron).__name__.startswith(_NO_LEAK)
 
 
 def _rate(value: float | None) -> str:

@@ -150,7 +150,7 @@ class _Builder:
         encoder = self._module(self.once, f"{name}Encoder")
         body = self._module(self.step, f"{name}Step")
         head = None if self.cut is None else self._module(self.last, f"{name}Head")
-        network = SpikingNetwork(encoder, body, timesteps, len(self.states), self.target.kind, head, conversion)
+        network = SpikingNetwork(encoder, body, timesteps, len(self.states), self.target.neurons, head, conversion)
         return network.train()  # as any new module; nothing in it depends on the mode
 
     def _module(self, graph: fx.Graph, name: str) -> fx.GraphModule:

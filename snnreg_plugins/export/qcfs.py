@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins.watching.layers import ActivityLayer
+
 # The least λ that is divided by. A learned λ may be pushed below zero, where the formula makes no sense.
 SMALLEST = 1e-6
 _MOMENTUM = 0.9  # share of the old in the running mean of what is observed
@@ -51,7 +53,7 @@ def clip_floor_shift(x: Tensor, threshold: Tensor, levels: int) -> Tensor:
     return y
 
 
-class QCFS(nn.Module):
+class QCFS(ActivityLayer):
     r"""Quantization-clip-floor-shift activation with a learned threshold; a ReLU until it is activated.
 
     .. math:: y = \lambda \cdot \mathrm{clip}\left(\frac{1}{L} \left\lfloor \frac{x L}{\lambda} + \frac{1}{2}

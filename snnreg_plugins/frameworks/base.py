@@ -1,10 +1,12 @@
-"""What a framework must say of its neurons."""
+"""What is to be said of a framework: how its neurons are recognised, and how those of an export are made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,30 +32,93 @@ class Dynamics(NamedTuple):
 Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 
 
-class NeuronTraits(NamedTuple):
-    """What to know of a framework's neurons; module-level functions, so that they pickle.
-
-    Args:
-        release: What to call on every module after steps, to let go of states it kept.
-        describe: From a neuron to its dynamics.
-    """
-
-    release: Callable[[nn.Module], None]
-    describe: Describe
-
-
 def release_nothing(_: nn.Module) -> None:
     """Release nothing: for neurons that keep no state in themselves."""
 
 
-class Target(Protocol):
-    """A framework: how to make its neurons, and how to make them let go of kept states."""
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons that an export to a framework is made of; module-level functions, so that networks pickle.
+
+    Args:
+        name: Name of the framework.
+        make: From threshold, beta and surrogate slope, as in :class:`Dynamics`, to a neuron layer of these dynamics:
+            ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``, with ``threshold`` for an
+            attribute. It shares no memory with them.
+        describe: From a module to its dynamics; None unless it does just what ``make`` makes.
+        release: What to call on every module after steps, to let go of states it kept.
+    """
 
     name: str
+    make: Callable[[Tensor, Tensor, Tensor], nn.Module]
+    describe: Describe
+    release: Callable[[nn.Module], None] = release_nothing
 
-    def neuron(self, threshold: Tensor) -> nn.Module:
-        """Make a neuron layer: ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``."""
+    def describe_constant(self, module: nn.Module) -> Dynamics | None:
+        """Give the dynamics of a neuron whose threshold and beta are not trained; None for any other module."""
+        dynamics = self.describe(module)
+        trained = dynamics is not None and (dynamics.threshold.requires_grad or dynamics.beta.requires_grad)
+        return None if trained else dynamics
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an export puts in the place of activations.
+
+    Args:
+        neurons: Those of the framework.
+        beta: Decay of the potential per step.
+        surrogate_slope: Slope of the surrogate gradient, in 1 / λ.
+    """
+
+    neurons: Neurons
+    beta: float
+    surrogate_slope: float
 
     @property
-    def kind(self) -> NeuronTraits:
-        """What to know of the neurons."""
+    def name(self) -> str:
+        """Name of the framework."""
+        return self.neurons.name
+
+    def neuron(self, threshold: Tensor) -> nn.Module:
+        """Make a neuron layer of a threshold, which may differ from place to place."""
+        beta = torch.tensor(self.beta, dtype=threshold.dtype, device=threshold.device)
+        return self.neurons.make(threshold, beta, self.surrogate_slope / threshold)
+
+
+def one_step(_: nn.Module) -> None:
+    """Tell that a neuron takes one time step at a call."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework, told by its own names: nothing is imported to recognise its neurons.
+
+    Args:
+        name: Its name, which is that of its package.
+        stateful: Names of the classes from which all of its modules derive that keep a state over time steps.
+        non_spiking: Of these, classes that give no spikes.
+        one_to_one: Classes of synapses, each of which has one target.
+        without_leak: Classes of neurons that keep their whole potential.
+        time_dim: From a neuron to the dimension of time in its output; None if it takes one step at a call.
+        forget: Name of the method by which a module forgets its state; empty if it keeps none in itself.
+        load: Imports the framework, and gives the neurons of an export to it; None if there is no export to it.
+    """
+
+    name: str
+    stateful: Set[str]
+    non_spiking: Set[str] = frozenset()
+    one_to_one: Set[str] = frozenset()
+    without_leak: Set[str] = frozenset()
+    time_dim: Callable[[nn.Module], int | None] = one_step
+    forget: str = ""
+    load: Callable[[], Neurons] | None = None
+
+    def has(self, module: nn.Module, names: Set[str]) -> bool:
+        """Tell whether a module is of one of these classes of the framework, or derives from one."""
+        return any(base.__name__ in names and package_of(base) == self.name for base in type(module).__mro__)
+
+
+def package_of(kind: type) -> str:
+    """Give the name of the package that a class is from."""
+    return kind.__module__.partition(".")[0]

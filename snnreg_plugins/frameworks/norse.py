@@ -8,7 +8,7 @@ import torch
 from norse.torch.module.snn import SNNCell
 from torch import Tensor, nn
 
-from snnreg_plugins.frameworks.base import Dynamics, NeuronTraits, release_nothing
+from snnreg_plugins.frameworks.base import Dynamics, Neurons
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
 
 
@@ -17,17 +17,17 @@ class SoftResetParameters(nn.Module):
 
     Args:
         threshold: λ, a scalar or shaped to broadcast over a sample.
-        beta: Decay of the potential per step.
+        beta: Decay of the potential per step; shaped alike.
         surrogate: From the potential above threshold to spikes.
     """
 
     threshold: Tensor
     beta: Tensor
 
-    def __init__(self, threshold: Tensor, beta: float, surrogate: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, threshold: Tensor, beta: float | Tensor, surrogate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.register_buffer("threshold", threshold)
-        self.register_buffer("beta", torch.tensor(beta, dtype=threshold.dtype, device=threshold.device))
+        self.register_buffer("beta", torch.as_tensor(beta, dtype=threshold.dtype, device=threshold.device))
         self.surrogate = surrogate
 
 
@@ -79,30 +79,16 @@ class SoftResetCell(SNNCell):  # type: ignore[misc]
         return threshold
 
 
-class NorseTarget:
-    """Norse neurons."""
-
-    name = "norse"
-
-    @property
-    def kind(self) -> NeuronTraits:
-        """What to know of the neurons."""
-        return NeuronTraits(release_nothing, describe)
-
-    def __init__(self, beta: float, surrogate_slope: float) -> None:
-        self.beta = beta
-        self.surrogate_slope = surrogate_slope
-
-    def neuron(self, threshold: Tensor) -> nn.Module:
-        """Make a neuron layer."""
-        surrogate = FastSigmoid(self.surrogate_slope / threshold)
-        return SoftResetCell(SoftResetParameters(threshold.clone(), self.beta, surrogate))
+def make(threshold: Tensor, beta: Tensor, slope: Tensor) -> nn.Module:
+    """Make a :class:`SoftResetCell` of these dynamics."""
+    return SoftResetCell(SoftResetParameters(threshold.clone(), beta.clone(), FastSigmoid(slope.clone())))
 
 
 def describe(module: nn.Module) -> Dynamics | None:
     """Give the dynamics of a :class:`SoftResetCell`; None for any other module."""
     if type(module) is not SoftResetCell or type(module.p.surrogate) is not FastSigmoid:
         return None
-    p = module.p
-    trained = p.threshold.requires_grad or p.beta.requires_grad
-    return None if trained else Dynamics(p.threshold, p.beta, p.surrogate.slope)
+    return Dynamics(module.p.threshold, module.p.beta, module.p.surrogate.slope)
+
+
+NEURONS = Neurons("norse", make, describe)

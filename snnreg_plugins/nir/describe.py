@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.refusals import ConversionError
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.base import Dynamics
+from snnreg_plugins.frameworks.registry import framework_of
 from snnreg_plugins.functional.synapses import OneToOne
 from snnreg_plugins.nir.hdf5 import NAME, Tree
 from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
@@ -236,7 +237,7 @@ class Description:
 
     def _neuron(self, node: fx.Node, module: Any, source: _Value) -> tuple[_Value, _State]:
         name, initial = str(node.target), self.values[node.args[1]]  # type: ignore[index]
-        threshold, beta, slope = _parameters(name, module)
+        threshold, beta, slope = _dynamics(name, module)
         if not isinstance(initial, _Initial) or initial.state != self.states:
             raise RefusalError(name, "its state does not start from an initial potential", _SAVE)
         shape = source.shape
@@ -356,7 +357,7 @@ class Description:
 _CHECK = "Check `input_shape`"
 
 
-_SAVE = "Keep the network in a file of `snnreg_plugins.export.files.save_network` instead"
+_SAVE = "Keep the network in a file of `snnreg_plugins.save_network` instead"
 
 
 _REMEDIES = {
@@ -474,21 +475,13 @@ def _merged(shape: Shape, flat: Shape) -> tuple[int, int] | None:
     return None
 
 
-def _parameters(name: str, module: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Read threshold, beta and surrogate slope of a neuron layer."""
-    snntorch, norse = sys.modules.get("snntorch"), sys.modules.get("snnreg_plugins.frameworks.norse")
-    if norse is not None and type(module) is norse.SoftResetCell:
-        plain, beta, surrogate = True, module.p.beta, module.p.surrogate
-    elif snntorch is not None and type(module) is snntorch.Leaky:
-        beta, surrogate = module.beta, module.spike_grad
-        unusual = (module.init_hidden, module.inhibition, module.state_quant, not module.reset_delay)
-        factor, reset = module.graded_spikes_factor, module.reset_mechanism_val
-        plain = not any(unusual) and bool((factor == 1).all()) and int(reset) == 0
-    else:
-        plain = False
-    if not plain or type(surrogate) is not FastSigmoid:
+def _dynamics(name: str, module: nn.Module) -> Dynamics:
+    """Read what the neurons of a layer do."""
+    framework = framework_of(module)
+    dynamics = framework.load().describe(module) if framework is not None and framework.load is not None else None
+    if dynamics is None:
         raise RefusalError(name, "its neurons are not those that this package makes", _SAVE)
-    return module.threshold, beta, surrogate.slope
+    return dynamics
 
 
 # Modules as nodes: each function takes the shape that comes in and the most values that a field may have, and gives the

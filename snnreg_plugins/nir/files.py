@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from snnreg_plugins._files import atomic
 from snnreg_plugins.export.refusals import ConversionError
+from snnreg_plugins.frameworks.registry import exported_to
 from snnreg_plugins.nir.describe import ELEMENTS, FORMAT, Description
 from snnreg_plugins.nir.hdf5 import import_h5py, opened
 from snnreg_plugins.nir.rebuild import rebuild
@@ -88,7 +88,7 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
     with atomic(path) as temporary:
         nir.write(temporary, whole, compression=None)
         try:
-            _read(temporary, "snntorch" if "snntorch" in sys.modules else "norse")
+            _read(temporary, network.neurons.name)
         except ValueError as error:
             raise ConversionError(
                 f"Cannot write this network to NIR, as it would not come back the same: {error.__cause__}"
@@ -130,8 +130,8 @@ def from_nir(path: str | os.PathLike[str], target: str = "snntorch") -> SpikingN
         >>> from_nir(path).timesteps
         4
     """
-    if target not in ("snntorch", "norse"):
-        raise ValueError(f"Expected argument `target` to be 'snntorch' or 'norse', but got {target!r}.")
+    if target not in exported_to():
+        raise ValueError(f"Expected argument `target` to be one of {exported_to()}, but got {target!r}.")
     return _read(path, target)
 
 

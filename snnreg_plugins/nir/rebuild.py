@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.copies import add_submodule
-from snnreg_plugins.frameworks.registry import target_of
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.registry import neurons_of
 from snnreg_plugins.functional.synapses import OneToOne
 from snnreg_plugins.nir.describe import (
     ARITHMETIC,
@@ -124,7 +123,7 @@ class _Builder:
         self.once.output(tuple(self.exports))
         conversion = metadata.plain("conversion")
         encoder, body = (fx.GraphModule(self.root, part) for part in (self.once, self.step))
-        kind = target_of(self.target, 1.0, 1.0).kind
+        kind = neurons_of(self.target)
         self.network = SpikingNetwork(encoder, body, timesteps, len(self.states), kind, None, conversion)
 
     def _ordered(self, nodes: Tree, edges: list[tuple[str, str]]) -> list[str]:
@@ -271,11 +270,11 @@ class _Builder:
         )
         if not bool((slope > 0).all()):
             raise ValueError("has a surrogate slope that is not positive.")
-        cell: Any = target_of(self.target, 1.0, 1.0).neuron(threshold)
-        if self.target == "snntorch":
-            cell.beta, cell.spike_grad = beta, FastSigmoid(slope)
-        else:
-            cell.p.beta, cell.p.surrogate = beta, FastSigmoid(slope)
+        if not bool((threshold > 0).all()):
+            raise ValueError("has a threshold that is not positive.")
+        if not bool(((beta >= 0) & (beta <= 1)).all()):
+            raise ValueError("has a beta that is not in [0, 1].")
+        cell = neurons_of(self.target).make(threshold, beta, slope)
         name = self._named(metadata.string("module"), cell)
         initial = self._named(metadata.string("initial"), InitialState(potential, level))
         return self._stateful(name, source, self.step.call_module(initial, (self._state(), source)))

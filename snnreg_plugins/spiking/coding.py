@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from snnreg_plugins.watching.layers import ActivityLayer
 
 #: Ways to give the input to the network.
 CODINGS = ("constant", "poisson", "latency", "neurons")
 
 
-class PoissonCoder(nn.Module):
+class PoissonCoder(ActivityLayer):
     r"""Spikes at random, as often as the input is large (rate coding).
 
     .. math:: s_t \sim \text{sign}(x) \, \text{Bernoulli}(\min(|x| / x_{\max}, 1))
@@ -40,7 +42,7 @@ class PoissonCoder(nn.Module):
         return f"largest={float(self.largest):.4g}"
 
 
-class LatencyCoder(nn.Module):
+class LatencyCoder(ActivityLayer):
     r"""One spike for each input, the sooner the larger it is (time to first spike).
 
     .. math:: t = \left\lfloor (T - 1) (1 - |x| / x_{\max}) \right\rceil

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from snnreg_plugins.frameworks.base import NeuronTraits
+from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.engine import LayerwiseCall, Plan, all_modules, can_hold_steps
 from snnreg_plugins.spiking.layers import InitialState, for_summing
 from snnreg_plugins.watching.steps import CallSteps, holding_steps
@@ -46,11 +46,12 @@ class SpikingNetwork(nn.Module):
             integer counts of them.
         timesteps: Number of time steps T; may be set later.
         states: Number of states that the body passes on.
-        neurons: The framework of its neurons.
+        neurons: How neurons of its framework are made, described and released.
         head: What is computed once, from the mean of the outputs, where only a part of the DNN spikes.
         conversion: How the network was made; plain data.
 
     Attributes:
+        neurons: As given.
         conversion: How the network was made: the options of the export, with what ``"auto"`` chose.
         exact: Take one step at a time, each through the modules as their framework runs them. Derivatives of second
             order need it. May be set.
@@ -74,7 +75,7 @@ class SpikingNetwork(nn.Module):
         body: fx.GraphModule,
         timesteps: int,
         states: int,
-        neurons: NeuronTraits,
+        neurons: Neurons,
         head: fx.GraphModule | None = None,
         conversion: Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,7 +92,7 @@ class SpikingNetwork(nn.Module):
         self._states = states
         # Listed once: the compiler cannot all_modules modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
-        self._neurons = neurons
+        self.neurons = neurons
         self._plan: Plan | None = None
 
     @property
@@ -231,9 +232,9 @@ class SpikingNetwork(nn.Module):
     def _call_of(self, x: Tensor) -> LayerwiseCall | _StepByStep:
         """Choose how to run the steps."""
         if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], x):
-            return _StepByStep(self.body, self._modules_of_step, self._neurons.release)
+            return _StepByStep(self.body, self._modules_of_step, self.neurons.release)
         if self._plan is None or not self._plan.is_of(self.body):
-            self._plan = Plan(self.body, self._neurons.describe)
+            self._plan = Plan(self.body, self.neurons.describe_constant)
         return LayerwiseCall(self._plan)
 
     def _simulate(self, run: LayerwiseCall | _StepByStep, x: Tensor, steps: int, per_step: bool) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from snnreg_plugins.frameworks.registry import framework_of
 from snnreg_plugins.functional.synapses import is_synaptic
 
 _ACTIVATIONS = (
@@ -21,31 +23,47 @@ _ACTIVATIONS = (
     nn.Hardtanh,
     nn.Hardswish,
 )
-# Classes by package. Names, so that no framework has to be imported to recognise its own.
-STATEFUL = {
-    "snntorch": {"SpikingNeuron", "LeakyParallel"},
-    "norse": {"SNNCell", "SNNRecurrentCell", "SNN", "SNNRecurrent", "CobaLIFCell", "LIFCorrelation", "LILinearCell"},
-    "spikingjelly": {"BaseNode"},
-    "sinabs": {"StatefulLayer"},
-}
-_OWN = {"snnreg_plugins": {"QCFS", "PoissonCoder", "LatencyCoder"}}
-_TIME_FIRST = {"snntorch": {"LeakyParallel"}, "norse": {"SNN", "SNNRecurrent"}}
-_SQUEEZED = {"sinabs": {"SqueezeMixin"}}
-_ONE_TO_ONE = {"snntorch": {"RecurrentOneToOne"}}
-_NON_SPIKING = {"norse": {"LI", "LICell", "LIBoxCell", "LILinearCell"}, "sinabs": {"ExpLeak"}}
+
+
+class ActivityLayer(nn.Module):
+    """A module of this package that emits activity, as the activations of torch and spiking neurons do."""
+
+
+def is_stateful(module: nn.Module) -> bool:
+    """Tell whether ``module`` is of a known framework and keeps a state over time steps, spiking or not."""
+    framework = framework_of(module)
+    return framework is not None and framework.has(module, framework.stateful)
 
 
 def is_spiking_neuron(module: nn.Module) -> bool:
     """Tell whether ``module`` is a spiking neuron of snnTorch, Norse, SpikingJelly or sinabs."""
-    return derives(module, STATEFUL) and not derives(module, _NON_SPIKING)
+    framework = framework_of(module)
+    return framework is not None and is_stateful(module) and not framework.has(module, framework.non_spiking)
 
 
 def time_dim(neuron: nn.Module) -> int | None:
     """Return the dimension of time in the output of a neuron that takes all steps at once; None if it takes one."""
-    if derives(neuron, _TIME_FIRST) or getattr(neuron, "step_mode", "s") == "m":
-        return 0
-    # Those of sinabs that squeeze time into the batch know one of the sizes.
-    return 1 if derives(neuron, {"sinabs": {"StatefulLayer"}}) and not derives(neuron, _SQUEEZED) else None
+    framework = framework_of(neuron)
+    return None if framework is None else framework.time_dim(neuron)
+
+
+def leaks(neuron: nn.Module) -> bool:
+    """Tell whether the potential of a neuron decays: by its dynamics, its ``beta``, or else its class."""
+    framework = framework_of(neuron)
+    dynamics = framework.load().describe(neuron) if framework is not None and framework.load is not None else None
+    beta = getattr(neuron, "beta", None) if dynamics is None else dynamics.beta
+    if isinstance(beta, (float, int, Tensor)):
+        return bool((torch.as_tensor(beta) != 1).any())
+    return framework is None or not framework.has(neuron, framework.without_leak)
+
+
+def forget_states(model: nn.Module) -> None:
+    """Let all neurons of a model forget the states that they keep in themselves."""
+    for module in model.modules():
+        framework = framework_of(module)
+        forget = getattr(module, framework.forget, None) if framework is not None and framework.forget else None
+        if callable(forget):
+            forget()
 
 
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -55,7 +73,7 @@ def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def one_to_one_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the layers that weigh each spike for one target alone, inside recurrent neurons of snnTorch, by name."""
-    return {name: module for name, module in model.named_modules() if derives(module, _ONE_TO_ONE)}
+    return {name: module for name, module in model.named_modules() if _is_one_to_one(module)}
 
 
 def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -63,11 +81,10 @@ def neuron_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if is_spiking_neuron(module) or isinstance(module, _ACTIVATIONS) or derives(module, _OWN)
+        if is_spiking_neuron(module) or isinstance(module, (*_ACTIVATIONS, ActivityLayer))
     }
 
 
-def derives(module: nn.Module, classes: dict[str, set[str]]) -> bool:
-    """Tell whether a module is of one of these classes, given as names by package."""
-    bases = type(module).__mro__
-    return any(base.__name__ in classes.get(base.__module__.partition(".")[0], ()) for base in bases)
+def _is_one_to_one(module: nn.Module) -> bool:
+    framework = framework_of(module)
+    return framework is not None and framework.has(module, framework.one_to_one)

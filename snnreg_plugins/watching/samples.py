@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import STATEFUL, derives
+from snnreg_plugins.watching.layers import is_stateful
 
 Identity: TypeAlias = tuple[StorageWeakRef, int]
 
@@ -56,7 +56,7 @@ class SampleCounter:
         self.batch_dim = batch_dim
         self.hooks = Hooks(many_steps=many_steps)
         modules = {module: set(module.modules()) for module in model.modules()}
-        self._neurons = {module for module in modules if derives(module, STATEFUL)}
+        self._neurons = {module for module in modules if is_stateful(module)}
         self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}
         leaves, alone = set(layers.values()) - self._neurons, set(others)
         for module, parts in modules.items():

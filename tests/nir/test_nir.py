@@ -347,7 +347,7 @@ def test_one_error_says_what_to_install(path, monkeypatch):
 
 
 def test_wrong_arguments(path):
-    with pytest.raises(ValueError, match="Expected argument `target` to be 'snntorch' or 'norse', but got 'brian'"):
+    with pytest.raises(ValueError, match=r"`target` to be one of \['norse', 'snntorch'\], but got 'brian'"):
         from_nir(path, "brian")
     with pytest.raises(FileNotFoundError, match="Expected argument `path` to name a file"):
         from_nir(path)
@@ -476,6 +476,8 @@ HOSTILE = {
         scaled(OUT + "threshold", lambda t: t * 2), "'nodes/out/v_threshold' contradicts"),
     "standard field beside metadata": (scaled("nodes/out/r", lambda r: r * 2), "'nodes/out/r' contradicts"),
     "negative slope": (scaled(OUT + "slope", lambda s: -s), "'out'.*slope"),
+    "threshold of zero": (scaled(OUT + "threshold", lambda t: t * 0), "'out'.*threshold that is not positive"),
+    "negative threshold": (scaled(OUT + "threshold", lambda t: -t), "'out'.*threshold that is not positive"),
     "beta of two": (scaled(OUT + "beta", lambda b: b * 2), "'out'.*beta"),
     "edge to nowhere": (edges(lambda pairs: [*pairs, ("conv", "nowhere")]), "edge names 'nowhere'"),
     "loop": (edges(lambda pairs: [*pairs, ("out", "conv")]), "feeds back.*recurrent"),

@@ -144,7 +144,7 @@ def test_gradients_of_neurons_are_those_of_the_framework(export, beta, constant)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
     network = export(net, torch.rand(8, 1, 6, 6), timesteps=T, per_channel=True, beta=beta, compensate_leak=False)
     (neuron,) = neurons_of(network).values()
-    dynamics = network._neurons.describe(neuron)
+    dynamics = network.neurons.describe(neuron)
     # One sample, so that no sum has an order.
     currents = torch.rand(1 if constant else T, 1, 3, 4, 4)
     weights = torch.rand(T, 1, 3, 4, 4)
