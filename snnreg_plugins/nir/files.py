@@ -15,7 +15,8 @@ from typing import Any
 from snnreg_plugins._files import atomic
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.registry import exported_to
-from snnreg_plugins.nir.describe import ELEMENTS, FORMAT, Description
+from snnreg_plugins.nir.describe import FORMAT, Description
+from snnreg_plugins.nir.fields import ELEMENTS
 from snnreg_plugins.nir.hdf5 import import_h5py, opened
 from snnreg_plugins.nir.rebuild import rebuild
 from snnreg_plugins.spiking.network import SpikingNetwork

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import operator
 import re
-from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -16,23 +13,13 @@ from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.frameworks.registry import neurons_of
-from snnreg_plugins.functional.synapses import OneToOne
-from snnreg_plugins.nir.describe import (
-    ARITHMETIC,
-    DTYPES,
-    ELEMENTS,
-    LEAVES,
-    Description,
-    RefusalError,
-    Shape,
-    is_module_name,
-)
+from snnreg_plugins.nir.describe import ARITHMETIC, Description, RefusalError
+from snnreg_plugins.nir.fields import DTYPES, Fields, is_module_name
 from snnreg_plugins.nir.hdf5 import Tree
+from snnreg_plugins.nir.nodes import KINDS
 from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
-from snnreg_plugins.spiking.layers import ChannelAffine, Current, InitialState, SumOver, SumPool
+from snnreg_plugins.spiking.layers import InitialState
 from snnreg_plugins.spiking.network import SpikingNetwork
-
-_LARGEST_INT = 2**31 - 1
 
 
 def rebuild(tree: Tree, target: str, size: int) -> SpikingNetwork:
@@ -95,7 +82,7 @@ class _Builder:
     """
 
     def __init__(self, graph: Tree, target: str) -> None:
-        metadata = _Fields(graph["metadata"], "the graph")
+        metadata = Fields(graph["metadata"], "the graph")
         timesteps, dtype = metadata.integer("timesteps", 1), metadata.string("dtype")
         if dtype not in DTYPES:
             raise ValueError(f"the graph has dtype {dtype!r}, which is none of {sorted(DTYPES)}.")
@@ -114,7 +101,7 @@ class _Builder:
         for name in self._ordered(graph["nodes"], graph["edges"]):
             node = graph["nodes"][name]
             try:
-                self._node(name, _Fields(node, f"node {name!r}"))
+                self._node(name, Fields(node, f"node {name!r}"))
             except ValueError as error:
                 text = str(error)
                 raise ValueError(text if repr(name) in text else f"node {name!r}: {text}") from error
@@ -141,13 +128,13 @@ class _Builder:
             raise ValueError(
                 f"node {error.args[1][0]!r} feeds back ({loop}); recurrent networks are not read."
             ) from None
-        kinds = [_Fields(node, f"node {name!r}").kind() for name, node in nodes.items()]
+        kinds = [Fields(node, f"node {name!r}").kind() for name, node in nodes.items()]
         if kinds.count("input") + kinds.count("poisson") + kinds.count("latency") != 1 or kinds.count("output") != 1:
             raise ValueError("the graph has not one input and one output.")
         for name in nodes:
             if not self.sources[name] and not (name == "input"):
                 raise ValueError(f"node {name!r} reads nothing.")
-        orders = {name: _Fields(node["metadata"], f"node {name!r}").integer("order", 1)
+        orders = {name: Fields(node["metadata"], f"node {name!r}").integer("order", 1)
                   for name, node in nodes.items() if name != "input"}  # fmt: skip
         order = sorted(nodes, key=lambda name: orders.get(name, 0))
         places = {name: place for place, name in enumerate(order)}
@@ -158,7 +145,7 @@ class _Builder:
 
     # Graphs
 
-    def _node(self, name: str, node: _Fields) -> None:
+    def _node(self, name: str, node: Fields) -> None:
         kind, metadata = node.kind(), node.metadata()
         if kind in ("input", "poisson", "latency"):
             self.input_shape = node.shape("shape")
@@ -181,13 +168,13 @@ class _Builder:
             self.values[name] = graph.call_function(torch.flatten, args)
         elif kind in ARITHMETIC.values():
             self.values[name] = self._arithmetic(kind, metadata, source, graph)
-        elif kind in _LAYERS:
-            module = _LAYERS[kind](node, metadata, self.dtype)
+        elif kind in KINDS:
+            module = KINDS[kind].rebuild(node, metadata, self.dtype)
             self.values[name] = graph.call_module(self._named(metadata.string("module"), module), (source,))
         else:
             raise ValueError(f"is of the unknown kind {kind[:200]!r}.")
 
-    def _read(self, name: str, metadata: _Fields) -> fx.Node:
+    def _read(self, name: str, metadata: Fields) -> fx.Node:
         """Sum up what a node reads, in the order that it says."""
         sources = self.sources[name]
         steps = [0] if len(sources) == 1 else metadata.numbers("sum")
@@ -250,7 +237,7 @@ class _Builder:
 
     # Nodes
 
-    def _input(self, kind: str, metadata: _Fields) -> fx.Node:
+    def _input(self, kind: str, metadata: Fields) -> fx.Node:
         if kind == "input":
             return self.x
         largest = metadata.number("largest")
@@ -262,7 +249,7 @@ class _Builder:
         coder = coder.to(self.dtype)
         return self._stateful(self._named(metadata.string("module"), coder), self._in(self.x, self.step), self._state())
 
-    def _neuron(self, metadata: _Fields, source: fx.Node) -> fx.Node:
+    def _neuron(self, metadata: Fields, source: fx.Node) -> fx.Node:
         if source.graph is not self.step:
             raise ValueError("is computed once, but has a state.")
         threshold, beta, slope, potential, level = (
@@ -279,7 +266,7 @@ class _Builder:
         initial = self._named(metadata.string("initial"), InitialState(potential, level))
         return self._stateful(name, source, self.step.call_module(initial, (self._state(), source)))
 
-    def _arithmetic(self, kind: str, metadata: _Fields, source: fx.Node, graph: fx.Graph) -> fx.Node:
+    def _arithmetic(self, kind: str, metadata: Fields, source: fx.Node, graph: fx.Graph) -> fx.Node:
         operand: Any = metadata.number("operand") if "attribute" not in metadata else None
         if operand is None:
             name, values = metadata.string("attribute"), metadata.tensor("operand", self.dtype)
@@ -289,178 +276,3 @@ class _Builder:
         function = {name: function for function, name in ARITHMETIC.items()}[kind]
         args = (operand, source) if metadata.integer("swapped", 0, 1) else (source, operand)
         return graph.call_function(function, args)
-
-
-class _Fields:
-    """The fields of a node, or its metadata: each is what is asked for, or a ValueError says what is wrong."""
-
-    def __init__(self, values: Any, owner: str) -> None:
-        if not isinstance(values, dict):
-            raise ValueError(f"{owner} is no group.")
-        self.values, self.owner = values, owner
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.values
-
-    def _get(self, name: str, kind: type, what: str) -> Any:
-        if name not in self.values:
-            raise ValueError(f"{self.owner} has no {name!r}.")
-        if not isinstance(self.values[name], kind):
-            raise ValueError(f"{self.owner} has a {name!r} that is no {what}.")
-        return self.values[name]
-
-    def metadata(self) -> _Fields:
-        return _Fields(self._get("metadata", dict, "group"), self.owner)
-
-    def kind(self) -> str:
-        """Read the kind of a node of a type that NIR has."""
-        if (kind := self.string("type")) not in _TYPES:
-            raise ValueError(f"{self.owner} is of type {kind[:200]!r}, but only {sorted(_TYPES)} are read.")
-        return self.metadata().string("kind")
-
-    def string(self, name: str) -> str:
-        return str(self._get(name, str, "string"))
-
-    def plain(self, name: str) -> dict[str, Any]:
-        """Read a dictionary of plain data."""
-        try:
-            found = json.loads(self.string(name))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.owner} has a {name!r} that is no JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.owner} has a {name!r} that is no dictionary.")
-        return found
-
-    def array(self, name: str) -> Any:
-        return self._get(name, np.ndarray, "array")
-
-    def number(self, name: str) -> float:
-        array = self.array(name)
-        if array.shape != () or array.dtype != np.float64:
-            raise ValueError(
-                f"{self.owner} has a {name!r} that is no number, but {array.dtype} of shape {array.shape}."
-            )
-        return float(array)
-
-    def numbers(self, name: str, least: int = -1) -> list[int]:
-        """Read a row of integers."""
-        array = self.array(name)
-        if array.ndim != 1 or array.dtype != np.int64 or not 0 < array.size <= 2 * LEAVES:
-            raise ValueError(f"{self.owner} has a {name!r} that is no row of integers, but of shape {array.shape}.")
-        if array.min() < least or array.max() > _LARGEST_INT:
-            raise ValueError(f"{self.owner} has a {name!r} that is not in {least} to {_LARGEST_INT}.")
-        return [int(value) for value in array]
-
-    def integer(self, name: str, least: int, most: int = _LARGEST_INT) -> int:
-        array = self.array(name)
-        if array.shape != () or array.dtype != np.int64 or not least <= array <= most:
-            what = int(array) if array.shape == () and array.dtype == np.int64 else f"{array.dtype} of {array.shape}"
-            raise ValueError(
-                f"{self.owner} has a {name!r} of {what}, but it should be an integer in {least} to {most}."
-            )
-        return int(array)
-
-    def integers(self, name: str, least: int, dims: int) -> tuple[int, ...]:
-        """Read one integer for each of ``dims`` dimensions: in one dimension, just an integer."""
-        values = [self.integer(name, least)] if dims == 1 and self.array(name).ndim == 0 else self.numbers(name, least)
-        if len(values) != dims:
-            raise ValueError(f"{self.owner} has a {name!r} of {len(values)} integers, but it should be {dims}.")
-        return tuple(values)
-
-    def shape(self, name: str) -> Shape:
-        shape = tuple(self.numbers(name, 1))
-        if math.prod(shape) > ELEMENTS:
-            raise ValueError(f"{self.owner} has a {name!r} of {shape}, which is more than {ELEMENTS} values.")
-        return shape
-
-    def tensor(self, name: str, dtype: torch.dtype, dims: int | None = None) -> Tensor:
-        """Read a tensor, of the dtype that all have."""
-        array, stored = self.array(name), torch.float32 if dtype == torch.bfloat16 else dtype
-        values = torch.from_numpy(array.copy())
-        if values.dtype != stored or (dims is not None and values.dim() != dims) or not values.numel():
-            raise ValueError(f"{self.owner} has a {name!r} of {array.dtype} and shape {array.shape}, which is not fit.")
-        return values.to(dtype)
-
-
-def _read_linear(node: _Fields, metadata: _Fields, dtype: torch.dtype) -> nn.Module:
-    weight = node.tensor("weight", dtype, 2)
-    outputs, inputs = weight.shape
-    has_bias = bool(metadata.integer("has_bias", 0, 1))
-    layer = nn.Linear(inputs, outputs, bias=has_bias, device="meta")
-    layer.weight = nn.Parameter(weight)
-    if has_bias:
-        layer.bias = nn.Parameter(_sized(node.tensor("bias", dtype, 1), outputs, "bias"))
-    return layer
-
-
-def _read_conv(node: _Fields, metadata: _Fields, dtype: torch.dtype) -> nn.Module:
-    dims = {"Conv1d": 1, "Conv2d": 2}.get(node.string("type"))
-    if dims is None:
-        raise ValueError(f"is a convolution, but of type {node.string('type')!r}.")
-    weight = node.tensor("weight", dtype, 2 + dims)
-    groups = node.integer("groups", 1)
-    same = isinstance(node.values.get("padding"), str)
-    options: Any = {
-        "stride": node.integers("stride", 1, dims),
-        "padding": node.string("padding") if same else node.integers("padding", 0, dims),
-        "dilation": node.integers("dilation", 1, dims),
-        "groups": groups,
-        "bias": bool(metadata.integer("has_bias", 0, 1)),
-    }
-    if same and options["padding"] != "same":
-        raise ValueError(f"has a padding of {options['padding'][:200]!r}.")
-    if weight.shape[1] * groups > _LARGEST_INT:
-        raise ValueError(f"has {groups} groups.")
-    sizes: Any = tuple(weight.shape[2:])
-    layer: Any = (nn.Conv1d, nn.Conv2d)[dims - 1](
-        weight.shape[1] * groups, len(weight), sizes, device="meta", **options
-    )
-    layer.weight = nn.Parameter(weight)
-    if options["bias"]:
-        layer.bias = nn.Parameter(_sized(node.tensor("bias", dtype, 1), len(weight), "bias"))
-    return layer  # type: ignore[no-any-return]
-
-
-def _sized(values: Tensor, size: int, name: str) -> Tensor:
-    if len(values) != size:
-        raise ValueError(f"has a {name!r} of {len(values)} values, but it should be {size}.")
-    return values
-
-
-def _read_pool(metadata: _Fields, fields: _Fields) -> Any:
-    dims = fields.array("kernel_size").size
-    pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d}.get(dims)
-    if pool is None:
-        raise ValueError(f"pools over {dims} dimensions.")
-    window = (fields.integers(name, name != "padding", dims) for name in ("kernel_size", "stride", "padding"))
-    return pool(*window, ceil_mode=bool(metadata.integer("ceil_mode", 0, 1)))
-
-
-def _read_sum_over(_: _Fields, metadata: _Fields, __: torch.dtype) -> nn.Module:
-    return SumOver(tuple(metadata.numbers("dims", 2)), bool(metadata.integer("keepdim", 0, 1)))
-
-
-_LAYERS: dict[str, Callable[[_Fields, _Fields, torch.dtype], nn.Module]] = {
-    "linear": _read_linear,
-    "conv": _read_conv,
-    "synapse": lambda _, metadata, dtype: OneToOne(metadata.tensor("weight", dtype)),
-    "current": lambda _, metadata, dtype: Current(metadata.tensor("bias", dtype)),
-    "affine": lambda _, metadata, dtype: ChannelAffine(
-        metadata.tensor("weight", dtype, 1), metadata.tensor("bias", dtype, 1)
-    ),
-    "sum_pool": lambda _, metadata, dtype: SumPool(_read_pool(metadata, metadata)),
-    "sum_over": _read_sum_over,
-    "avg_pool": lambda node, metadata, dtype: _read_pool(metadata, node),
-    "flatten_module": lambda node, metadata, dtype: nn.Flatten(
-        node.integer("start_dim", 0) + 1, _behind_batch(node.integer("end_dim", -1))
-    ),
-}
-
-
-_TYPES = {
-    "Input", "Output", "Affine", "Conv1d", "Conv2d", "Scale", "SumPool2d", "AvgPool2d", "Flatten", "IF", "LIF"
-}  # fmt: skip
-
-
-def _behind_batch(dim: int) -> int:
-    return dim if dim < 0 else dim + 1

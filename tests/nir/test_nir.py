@@ -20,7 +20,7 @@ from torch import nn
 from snnreg_plugins import ConversionError, SynapticOperations, from_nir, to_nir, to_norse, to_snntorch
 from snnreg_plugins.frameworks.norse import SoftResetCell, SoftResetParameters
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
-from snnreg_plugins.nir.describe import _affine
+from snnreg_plugins.nir.nodes import elementwise
 from tests import nets
 from tests.export.test_architectures import NETS, inputs, negated, randomize
 from tests.export.test_norse import spikes
@@ -261,7 +261,7 @@ def test_a_bias_for_each_row_is_none_for_each_channel(path):
     to_nir(network, path, input_shape=(1, 6, 6))
     with h5py.File(path) as file:
         assert (file["node/nodes/1/v_threshold"][0, :, 0] == np.arange(1.0, 5.0)).all()
-    kind, fields = _affine(torch.ones(()), torch.arange(4.0).reshape(1, 4, 1), (4, 4, 3), 1000)
+    kind, fields = elementwise(torch.ones(()), torch.arange(4.0).reshape(1, 4, 1), (4, 4, 3), 1000)
     x = torch.rand(4, 4, 3)
     found = (torch.from_numpy(fields["weight"]) @ x.unsqueeze(-1)).squeeze(-1) + torch.from_numpy(fields["bias"])
     assert kind == "Affine"
