@@ -11,9 +11,10 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
+from snnreg_plugins.export.input_code import Inputs
 from snnreg_plugins.export.processes import Processes
-from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.export.refusals import where
 from snnreg_plugins.functional.thresholds import ActivationHistogram, local, maximum, mmse, percentile
 from snnreg_plugins.watching.hooks import Hooks
@@ -99,6 +100,16 @@ def run_on_calibration(network: nn.Module, inputs: Tensor) -> None:
         ) from error
 
 
+def propagate_shapes(network: fx.GraphModule, inputs: Tensor) -> None:
+    """Leave the shape of each node's tensor in ``node.meta["tensor_meta"]``.
+
+    Raises:
+        ValueError: If the inputs do not fit the network.
+    """
+    run_on_calibration(network, inputs)
+    ShapeProp(network).propagate(inputs)
+
+
 @dataclass
 class _Seen:
     """What one process saw: inputs, and channels and range of each histogram."""
@@ -139,23 +150,22 @@ class Statistics:
     ) -> None:
         self.device = device
         self.places = {str(node.target): where(node) for node in network.graph.nodes}
-        self.populations: dict[str, Population] = {}
         self.histograms: dict[str, ActivationHistogram] = {}
         modules = dict(network.named_modules())
-        neural = [
-            str(node.target)
+        neural = {
+            str(node.target): node.meta["populations"]
             for node in network.graph.nodes
-            if node.op == "call_module" and isinstance(modules[node.target], RECTIFIERS) and not node.meta["head"]
-        ]
-        for name in neural:
-            self.populations |= {name + each.suffix: each for each in populations(modules[name]) or ()}
+            if "populations" in node.meta and not node.meta["head"]
+        }
+        self.layers = {key: name for name, kinds in neural.items() for key in kinds}
+        self.populations = {key: kind for kinds in neural.values() for key, kind in kinds.items()}
         kept: list[Tensor] = []
         with Hooks(after=[(modules[name], partial(self._observe, name, per_channel)) for name in neural]):
             seen = processes.gather(partial(self._see, network, inputs, samples, kept))
-        self.largest_input = max(each.largest for each in seen)
-        self.smallest_input = min(each.smallest for each in seen)
+        largest, smallest = max(each.largest for each in seen), min(each.smallest for each in seen)
         total, active = sum(each.total for each in seen), sum(each.active for each in seen)
-        self.mean_input = float(Fraction(total, max(1, active) << _FRACTION))  # of those that are not 0
+        mean = float(Fraction(total, max(1, active) << _FRACTION))
+        self.inputs = Inputs(max(largest, -smallest), mean, signed=smallest < 0)
         self._reduce([each.histograms for each in seen], processes)
         self.samples = _first(kept, samples, processes).to(device) if samples else None
 
@@ -192,8 +202,9 @@ class Statistics:
     def _observe(
         self, name: str, per_channel: bool, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        for population in populations(module) or ():
-            key = name + population.suffix
+        for key, population in self.populations.items():
+            if self.layers[key] != name:
+                continue
             if key not in self.histograms:
                 channels = output.shape[1] if per_channel else 1
                 self.histograms[key] = ActivationHistogram(channels, device=self.device)
@@ -219,13 +230,13 @@ class Statistics:
         return {name: self._level(name, threshold, per_channel) for name in self.histograms}
 
     def _level(self, name: str, threshold: Threshold | None, per_channel: bool) -> Tensor:
-        histogram, limit = self.histograms[name], self.populations[name].limit
+        histogram, limit, place = self.histograms[name], self.populations[name].limit, self.places[self.layers[name]]
         if self.populations[name].learned or (threshold is None and limit < float("inf")):
             return torch.tensor(limit, device=histogram.largest.device)
         if threshold is None:
             raise ValueError(
-                f"Layer {name!r}{self.places.get(name, '')} has learned no threshold. Train with QCFSActivations, or "
-                'choose another `threshold`, such as "percentile".'
+                f"Layer {self.layers[name]!r}{place} has learned no threshold. Train with QCFSActivations, or choose "
+                'another `threshold`, such as "percentile".'
             )
         level = threshold(histogram, False)
         if not level > 0:
@@ -234,7 +245,7 @@ class Statistics:
             if self.populations[name].sign < 0:
                 return torch.tensor(1.0, device=level.device)  # no input is ever negative: it fires on nothing
             raise SilentLayerError(
-                f"Layer {name!r}{self.places[name]} is silent on all calibration data, so it has no threshold. Check "
+                f"Layer {self.layers[name]!r}{place} is silent on all calibration data, so it has no threshold. Check "
                 "that the network is trained and the calibration data is what it was trained on; a weaker penalty "
                 "keeps layers alive."
             )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snnreg_plugins._files import atomic, read_tensors
-from snnreg_plugins.export.convert import restore
+from snnreg_plugins._models import device_of, dtype_of
+from snnreg_plugins.export.build import build
+from snnreg_plugins.export.calibrate import propagate_shapes
+from snnreg_plugins.export.fold import fold_batch_norms
+from snnreg_plugins.export.input_code import CODES
+from snnreg_plugins.export.options import Options, code_settings
+from snnreg_plugins.export.structure import Structure
+from snnreg_plugins.export.trace import trace
+from snnreg_plugins.frameworks.registry import target_of
 from snnreg_plugins.spiking.network import SpikingNetwork
 
-_FORMAT = "snnreg_plugins spiking network 2"
+_FORMAT = "snnreg_plugins spiking network 3"
+_BEFORE = "snnreg_plugins spiking network 2"
 
 
 def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
@@ -23,7 +35,8 @@ def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
     """
     content = {
         "format": _FORMAT,
-        "conversion": {**network.conversion, "timesteps": network.timesteps},
+        "conversion": network.conversion,
+        "timesteps": network.timesteps,
         "state_dict": network.state_dict(),
     }
     with atomic(path) as temporary:
@@ -35,8 +48,8 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
 
     Args:
         path: The file. Only tensors and plain data are read from it; no code is run.
-        model: What was exported (the DNN, or the LightningModule around it), with any weights: the file has none of
-            its structure.
+        model: What was exported (the DNN, or the LightningModule around it), with any weights: the file has all that
+            the network computes with, but not the code of the DNN.
 
     Returns:
         The network, equal to the one written.
@@ -56,9 +69,68 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
         True
     """
     content = read_tensors(path, "path")
+    if content.get("format") == _BEFORE:
+        raise ValueError(
+            f"{os.fspath(path)!r} was written by version 0.1, which did not write down which parts the network has. "
+            "Export the DNN again with to_snntorch() or to_norse(), and save_network() the result."
+        )
     if content.get("format") != _FORMAT:
         raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
     try:
-        return restore(model, content["conversion"], content["state_dict"])
+        network = _made_again(model, content["conversion"], content["state_dict"])
+        network.timesteps = content["timesteps"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {error}") from error
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {reason}") from error
+    return network
+
+
+def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingNetwork:
+    """Build a network around the DNN that it was made from, of the parts that were written down.
+
+    Args:
+        model: The DNN, with any weights.
+        conversion: How the network was made.
+        tensors: The network's ``state_dict()``.
+
+    Raises:
+        KeyError: If ``conversion`` lacks something.
+        ValueError: If ``tensors`` are not those of the network.
+    """
+    given = {field.name: conversion[field.name] for field in fields(Options)}
+    # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
+    options = Options(**{**given, "threshold": "max", "correction": "none"})
+    structure = Structure(conversion["structure"])
+    traced = trace(model, options.until)
+    with torch.inference_mode(False), torch.no_grad():
+        # Any input gives the shapes.
+        samples = torch.zeros((2, *conversion["input_shape"]), device=device_of(traced), dtype=dtype_of(traced))
+        propagate_shapes(traced, samples)
+        fold_batch_norms(traced, structure)
+        settings = code_settings(options, traced, samples)
+        code = CODES[options.coding].made_again(structure.decide(settings.name, "code", dict), settings)
+        target = target_of(conversion["framework"], options.beta, options.surrogate_slope)
+        kept = {name: value for name, value in conversion.items() if name != "structure"}
+        network = build(traced, {}, target, options.timesteps, code, structure, kept)
+        _assign(network, tensors)
+    return network
+
+
+def _assign(network: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in the place of a network's own, which must have the same names and shapes."""
+    own = network.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name not in own:
+            raise ValueError(f"The network has no {name!r}.")
+        if name not in tensors:
+            raise ValueError(f"{name!r} is missing.")
+        if tensors[name].shape != own[name].shape:
+            shapes = tuple(own[name].shape), tuple(tensors[name].shape)
+            raise ValueError(f"{name!r} is of shape {shapes[1]}, but the network has it of shape {shapes[0]}.")
+        path, _, last = name.rpartition(".")
+        module = network.get_submodule(path)
+        value = tensors[name].to(own[name].device, copy=True)
+        if last in module._buffers:
+            module._buffers[last] = value
+        else:
+            module._parameters[last] = nn.Parameter(value)

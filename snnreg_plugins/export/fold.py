@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,16 +11,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnreg_plugins.export.forms import AVERAGE_POOLS, MAX_POOLS
 from snnreg_plugins.export.refusals import refusal
+from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
 
-def fold_batch_norms(traced: fx.GraphModule) -> None:
-    """CallSteps the batch norms of a traced network that follow a synaptic layer into its weights, in place.
+def fold_batch_norms(traced: fx.GraphModule, structure: Structure) -> None:
+    """Fold the batch norms of a traced network that follow a synaptic layer into its weights, in place.
 
     Pools may stand between. What is left is an affine map of channels, see :func:`gain_and_shift`.
 
     Args:
         traced: A network of :func:`~snnreg_plugins.export.trace.trace`, in which ``ShapeProp`` has left shapes.
+        structure: Into which layer each is folded: is decided here, or read.
 
     Raises:
         ConversionError: If a batch norm has no statistics.
@@ -33,20 +36,27 @@ def fold_batch_norms(traced: fx.GraphModule) -> None:
             name = str(node.target)
             raise refusal(node, "batch norm without running statistics", name, "use track_running_stats=True")
         gain, shift = gain_and_shift(norm)
-        source = node.args[0]
-        layer = modules.get(str(source.target))
-        while len(source.users) == 1 and _commutes(layer, gain):
-            source = source.args[0]
-            layer = modules.get(str(source.target))
-        # Channels are dimension 1, also behind a Linear, which has its features in the last.
-        same_channels = not isinstance(layer, nn.Linear) or len(source.meta["tensor_meta"].shape) == 2
-        if layer is not None and is_synaptic(layer) and same_channels and len(source.users) == 1:
-            scale_outputs(layer, gain, shift)
+        into = structure.decide(node.name, "folded into", partial(_layer_before, node, modules, gain))
+        if into is not None:
+            scale_outputs(modules[into], gain, shift)
             node.replace_all_uses_with(node.args[0])
             node.args[0].meta["cut"] = node.args[0].meta.get("cut") or node.meta.get("cut")
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
+
+
+def _layer_before(norm: Any, modules: dict[str, nn.Module], gain: Tensor) -> str | None:
+    """Find the synaptic layer whose weights can take in a batch norm; pools may stand between."""
+    source = norm.args[0]
+    layer = modules.get(str(source.target))
+    while len(source.users) == 1 and _commutes(layer, gain):
+        source = source.args[0]
+        layer = modules.get(str(source.target))
+    # Channels are dimension 1, also behind a Linear, which has its features in the last.
+    same_channels = not isinstance(layer, nn.Linear) or len(source.meta["tensor_meta"].shape) == 2
+    fits = layer is not None and is_synaptic(layer) and same_channels and len(source.users) == 1
+    return str(source.target) if fits else None
 
 
 def _commutes(layer: Any, gain: Tensor) -> bool:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor, fx
 from typing_extensions import TypedDict
 
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
+from snnreg_plugins.export.input_code import CODES, CodeSettings
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
-from snnreg_plugins.spiking.coding import CODINGS
 from snnreg_plugins.spiking.network import require_timesteps
 
 #: Corrections of what thresholds leave, by name.
@@ -81,7 +82,7 @@ class Options:
             raise ValueError(
                 f"Expected argument `initial_potential` to be in [0, 1), but got {self.initial_potential}."
             )
-        for name, value, allowed in (("correction", self.correction, CORRECTIONS), ("coding", self.coding, CODINGS)):
+        for name, value, allowed in (("correction", self.correction, CORRECTIONS), ("coding", self.coding, CODES)):
             if value not in list(allowed):  # a list: it may be no string
                 raise ValueError(f"Expected argument `{name}` to be one of {sorted(allowed)}, but got {value!r}.")
         if not 0 < self.beta <= 1:
@@ -93,3 +94,15 @@ class Options:
         """Give the options as plain data; a function by its name."""
         threshold = self.threshold if isinstance(self.threshold, str) else getattr(self.threshold, "__name__", "custom")
         return {**vars(self), "threshold": threshold}
+
+
+def code_settings(options: Options, traced: fx.GraphModule, like: Tensor) -> CodeSettings:
+    """Give what a code of the input goes by.
+
+    Args:
+        options: The options.
+        traced: A network of :func:`~snnreg_plugins.export.trace.trace`.
+        like: A tensor of the network's type, where the network is.
+    """
+    (name,) = (node.meta["name"] for node in traced.graph.nodes if node.op == "placeholder")
+    return CodeSettings(name, options.timesteps, options.beta, options.initial_potential, like)

@@ -13,6 +13,9 @@ from snnreg_plugins.export.qcfs import QCFS, SMALLEST
 #: The activation modules that become neurons.
 RECTIFIERS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, QCFS)  # Hardtanh: ReLU6 too
 
+#: What is added to a layer's name for its populations of neurons, and for where these start.
+ENDINGS = ("", "_initial", "_negative", "_negative_initial")
+
 
 @dataclass(frozen=True)
 class Population:
@@ -50,9 +53,9 @@ def populations(activation: nn.Module) -> list[Population] | None:
     """
     module: Any = activation
     if isinstance(module, nn.LeakyReLU):
-        return _both(-module.negative_slope)
+        return both_signs(-module.negative_slope)
     if isinstance(module, nn.PReLU):
-        return _both(-module.weight.detach() if module.weight.numel() > 1 else -float(module.weight.detach()))
+        return both_signs(-module.weight.detach() if module.weight.numel() > 1 else -float(module.weight.detach()))
     if isinstance(module, nn.Hardtanh):
         if not module.min_val <= 0 < module.max_val:
             return None
@@ -64,5 +67,6 @@ def populations(activation: nn.Module) -> list[Population] | None:
     return [Population("", 1, 1.0, torch.inf)]
 
 
-def _both(gain: float | Tensor) -> list[Population]:
+def both_signs(gain: float | Tensor) -> list[Population]:
+    """Give one population for positive input, of gain 1, and one of some gain for negative input."""
     return [Population("", 1, 1.0, torch.inf), Population("_negative", -1, gain, torch.inf)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.forms import ADAPTIVE_MAX_POOLS, MAX_POOLS
-from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+from snnreg_plugins.export.rectifiers import RECTIFIERS, Population
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Simulation:
         inputs: Tensor,
         balances: dict[str, Balance],
         adjustments: list[Adjustment],
-        code: Callable[[Tensor], list[Tensor]] | None = None,
+        code: Callable[[Tensor], list[Tensor] | None] = lambda inputs: None,
     ) -> dict[str, Balance]:
         """Adjust all balances, in the order in which the layers run.
 
@@ -114,7 +114,7 @@ class Simulation:
             inputs: Samples, ``(B, ...)``.
             balances: Those to begin with, by population.
             adjustments: What to do at each population, one after the other.
-            code: From inputs to what goes in at each step; the inputs themselves if None.
+            code: From inputs to what goes in at each step; None for the inputs themselves.
 
         Returns:
             The balances, by population.
@@ -129,12 +129,13 @@ class Simulation:
             exact[node] = inputs if node.op == "placeholder" else self._compute(node, exact)
             module = self.modules.get(str(node.target)) if node.op == "call_module" else None
             if node.op == "placeholder":
-                if code is not None:
-                    steps[node] = code(inputs)
+                coded = code(inputs)
+                if coded is not None:
+                    steps[node] = coded
             elif isinstance(module, RECTIFIERS):
                 source = node.args[0]
                 currents = steps.get(source, [exact[source]] * self.timesteps)
-                steps[node] = self._fire(str(node.target), module, currents, exact[source], balances, adjustments)
+                steps[node] = self._fire(node.meta["populations"], currents, exact[source], balances, adjustments)
             elif any(source in steps for source in node.all_input_nodes):
                 at = [
                     {source: steps[source][t] if source in steps else exact[source] for source in node.all_input_nodes}
@@ -152,16 +153,14 @@ class Simulation:
 
     def _fire(
         self,
-        name: str,
-        module: nn.Module,
+        populations: dict[str, Population],
         currents: list[Tensor],
         exact: Tensor,
         balances: dict[str, Balance],
         adjustments: list[Adjustment],
     ) -> list[Tensor]:
         total: list[Tensor] = []
-        for population in populations(module) or ():
-            key = name + population.suffix
+        for key, population in populations.items():
             signed = currents if population.sign > 0 else [-current for current in currents]
             neurons = Neurons(population, signed, population.rectify(exact), self.beta, self.per_channel)
             for adjustment in adjustments:

@@ -21,8 +21,9 @@ from snnreg_plugins.export.forms import (
     is_value,
     moves_values,
 )
+from snnreg_plugins.export.names import Names
 from snnreg_plugins.export.qcfs import QCFS
-from snnreg_plugins.export.rectifiers import RECTIFIERS, populations
+from snnreg_plugins.export.rectifiers import ENDINGS, RECTIFIERS, Population, populations
 from snnreg_plugins.export.refusals import ConversionError, is_users, refusal
 from snnreg_plugins.functional.synapses import is_synaptic
 from snnreg_plugins.spiking.network import SpikingNetwork
@@ -37,7 +38,8 @@ def trace(model: nn.Module, until: str | None = None) -> fx.GraphModule:
     Args:
         model: A network, a LightningModule with ``forward(x)``, or either wrapped by ``torch.compile`` or DDP.
         until: The last layer to convert, by name, or a block of layers. What depends on it may compute anything; its
-            nodes have ``node.meta["head"]``, and the layer's node has ``node.meta["cut"]``.
+            nodes have ``node.meta["head"]``, and the layer's node has ``node.meta["cut"]``. The node of an activation
+            has ``node.meta["populations"]``, by the name that their neurons get; the input ``node.meta["name"]``.
 
     Raises:
         TypeError: If ``model`` is no module.
@@ -112,6 +114,10 @@ def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Grap
     named = dict(model.named_modules())
     own = nn.Module()  # holds the new modules at the user's names
     names: list[str] = []
+    users = {_users_name(node) for node in graph.nodes if node.op == "call_module"}
+    free = Names(users)
+    constants, constant_names = free.free("constants"), Names()
+    held: dict[str, str] = {}
     block = [node for node in graph.nodes if node.op == "call_module" and f"{node.target}.".startswith(f"{until}.")]
     cut = block[-1] if block and until not in [str(node.target) for node in block] else None
     for node in list(graph.nodes):
@@ -119,16 +125,19 @@ def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Grap
         node.meta["head"] = head
         name, module = "", None
         if node.op == "call_module":
-            layer, name = named[node.target], str(node.target).replace("._orig_mod", "")
+            layer, name = named[node.target], _users_name(node)
             if isinstance(layer, DROPPED):
                 _skip(graph, node, node is cut)
                 continue
             module = bare_copy(layer) if head else _layer(node, layer, name)
         elif node.op == "get_attr":
-            constant = str(node.target).replace(".", "_")
-            value = operator.attrgetter(str(node.target))(model)
-            add_submodule(own, "constants", nn.Module()).register_buffer(constant, value.detach().clone())
-            node.target = f"constants.{constant}"
+            if str(node.target) not in held:
+                held[str(node.target)] = constant_names.free(str(node.target).replace(".", "_"))
+                value = operator.attrgetter(str(node.target))(model).detach().clone()
+                add_submodule(own, constants, nn.Module()).register_buffer(held[str(node.target)], value)
+            node.target = f"{constants}.{held[str(node.target)]}"
+        elif node.op == "placeholder":
+            node.meta["name"] = free.free("input", ENDINGS[1:])
         elif node.op in ("call_function", "call_method") and node.target in DROPOUT_FUNCTIONS:
             _skip(graph, node, node is cut)
             continue
@@ -142,10 +151,10 @@ def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Grap
             )
         if module is not None:
             # A module called twice becomes two: each has a state and a scale of its own.
-            unique, number = name, 1
-            while unique in names or any(other.startswith(f"{unique}.") for other in names):
-                unique, number = f"{name}_{number}", number + 1
+            unique = name if node.op == "call_module" and name not in names else free.free(name)
             names.append(unique)
+            if isinstance(module, RECTIFIERS) and not head:
+                node.meta["populations"] = _named(unique, module, free)
             add_submodule(own, unique, module)
             args = (node.args, node.kwargs) if head and node.op == "call_module" else ((_input(node),), {})
             node.op, node.target, (node.args, node.kwargs) = "call_module", unique, args
@@ -156,6 +165,20 @@ def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Grap
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced.eval()
+
+
+def _users_name(node: fx.Node) -> str:
+    return str(node.target).replace("._orig_mod", "")
+
+
+def _named(name: str, activation: nn.Module, free: Names) -> dict[str, Population]:
+    """Name the populations of an activation such that they and where they start have names of their own."""
+    found = {}
+    for population in populations(activation) or ():
+        own = not population.suffix and free.is_free(f"{name}_initial")
+        found[name if own else free.free(name + population.suffix, ("_initial",))] = population
+        free.taken.add(f"{name}_initial")
+    return found
 
 
 def _layer(node: fx.Node, layer: nn.Module, name: str) -> nn.Module:

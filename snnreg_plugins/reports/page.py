@@ -85,6 +85,8 @@ def _page_of(folder: Path) -> str:
     settings: dict[str, Settings] = {}
     if network.is_file():
         conversion = read_tensors(network, "run").get("conversion", {})
+        if isinstance(conversion, dict):
+            conversion.pop("structure", None)  # as long as the network is deep, and no setting
         settings["Export (spiking.pt)"] = _flat(conversion)
     for name in ("report.yaml", "config.yaml"):
         if (folder / name).is_file():

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from snnreg_plugins.watching.layers import ActivityLayer
 
-#: Ways to give the input to the network.
-CODINGS = ("constant", "poisson", "latency", "neurons")
-
 
 class PoissonCoder(ActivityLayer):
     r"""Spikes at random, as often as the input is large (rate coding).

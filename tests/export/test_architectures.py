@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -16,14 +18,14 @@ T = 12
 
 
 def randomize(model, seed=0):
-    """Give batch norms statistics that leave no symmetry, some gains negative."""
+    """Give batch norms statistics that leave no symmetry, and gains of the sign that they have."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.3, 3)
             with torch.no_grad():
-                module.weight.uniform_(0.5, 1.5)
+                module.weight.copy_(torch.empty_like(module.weight).uniform_(0.5, 1.5) * module.weight.sign())
                 module.bias.normal_(0, 0.3)
     return model.double().eval()
 
@@ -50,11 +52,11 @@ def block(forward, *, features=64, **modules):
         "flatten": nn.Flatten(),
         "last": nn.Linear(features, 3),
     } | modules
-    return lambda: net(lambda m, x: m.last(m.flatten(forward(m, m.relu(m.first(x))))), **modules)
+    return lambda: net(lambda m, x: m.last(m.flatten(forward(m, m.relu(m.first(x))))), **copy.deepcopy(modules))
 
 
 def sequential(*layers):
-    return lambda: randomize(nn.Sequential(*layers))
+    return lambda: randomize(nn.Sequential(*copy.deepcopy(layers)))
 
 
 RELU = nn.ReLU

@@ -233,9 +233,9 @@ def test_names_are_those_of_the_model():
 def test_copies_of_a_reused_layer_get_names_that_are_free():
     net, _, x = make("reused_weights")
     network = to_snntorch(net, x, timesteps=T)
-    # The user's fc_1 is the last layer, but two copies of fc come before it.
+    # The user's fc_1 is the last layer, and keeps its name though two copies of fc come before it.
     assert [name for name, _ in network.named_modules() if ".fc" in name] == [
-        "encoder.fc", "body.fc_1", "body.fc_2", "body.fc_1_1",
+        "encoder.fc", "body.fc_2", "body.fc_3", "body.fc_1",
     ]  # fmt: skip
 
 

@@ -162,8 +162,8 @@ def test_the_mean_input_is_that_of_inputs_that_are_not_0():
     x = exact_inputs(SAMPLES)
     traced = trace(exact_network(), None)
     found = Statistics(traced, x.split(7), False, 0, torch.device("cpu"), Processes(x))
-    assert found.mean_input == float(x.double().abs().sum()) / int(x.count_nonzero())
-    assert (found.largest_input, found.smallest_input) == (float(x.max()), float(x.min()))
+    assert found.inputs.mean == float(x.double().abs().sum()) / int(x.count_nonzero())
+    assert (found.inputs.largest, found.inputs.signed) == (float(x.abs().max()), bool((x < 0).any()))
     assert found.samples is None
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn import functional as F
 
-from snnreg_plugins import ConversionError, SynapticOperations, to_snntorch
+from snnreg_plugins import ConversionError, SynapticOperations, load_network, save_network, to_snntorch
 from tests.nets import Chain, FunctionalLeNet, make
 
 T = 4
@@ -463,3 +463,63 @@ def test_unused_arguments_of_forward_are_no_inputs():
 
     x = torch.rand(20, 6)
     assert to_snntorch(Optional(), x, timesteps=T)(x).shape == (20, 3)
+
+
+def renamed(names):
+    """One network, whose layers have the names that are given."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Linear(6, 6), nn.LeakyReLU(0.1), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3),
+    ]  # fmt: skip
+
+    def forward(m, x):
+        a, act, b, relu, c, last_relu, d = (getattr(m, name) for name in names)
+        x = (act(a(x)) - m.shift) * 0.5
+        x = relu(a(b(x)))
+        return d(last_relu(x + F.relu(c(x)))) + x[:, :3]
+
+    model = Chain(forward, **dict(zip(names, layers, strict=True)))
+    model.register_buffer("shift", torch.tensor(0.1))
+    return model.double()
+
+
+PLAIN = ("a", "act", "b", "r", "c", "s", "d")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "act", "b", "relu", "a_1", "relu_1", "a_1_1"),
+        ("a", "act", "act_negative", "act_initial", "act_negative_initial", "relu", "relu_current"),
+        ("input", "input_initial", "input_synapse", "constants", "input_1", "output_scale", "output_shift"),
+        ("relu", "add", "mul", "sub", "add_synapse", "relu_synapse", "s_synapse"),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_names_of_layers_make_no_difference(names, tmp_path):
+    x = torch.rand(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.2
+    for options in ({"beta": 0.9}, {"correction": "bias", "coding": "neurons"}, {"coding": "latency"}):
+        expected = to_snntorch(renamed(PLAIN), x, timesteps=6, **options)
+        network = to_snntorch(renamed(names), x, timesteps=6, **options)
+        assert torch.equal(network(x), expected(x))
+        assert len(list(network.parameters())) == len(list(expected.parameters()))
+        # Layers that are called keep their names.
+        kept = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        assert {name.partition(".")[2] for name in kept} >= {names[index] for index in (0, 2, 4, 6)}
+        save_network(network, tmp_path / "spiking.pt")
+        assert torch.equal(load_network(tmp_path / "spiking.pt", renamed(names))(x), expected(x))
+
+
+def test_until_is_the_users_layer_and_no_copy_of_another():
+    a, b, c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(m, x):
+        for _ in range(2):
+            x = m.act(m.a(x))
+        return m.c(m.act_1(m.b(x)))
+
+    model = Chain(forward, a=a, act=nn.ReLU(), b=b, act_1=nn.ReLU(), c=c)
+    network = to_snntorch(model, torch.rand(20, 6), timesteps=6, until="act_1")
+    assert list(network.levels) == ["act", "act_2", "act_1"]
+    assert [name for name, _ in network.head.named_parameters()] == ["c.weight", "c.bias"]

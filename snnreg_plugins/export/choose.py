@@ -1,0 +1,82 @@
+"""Which options ``threshold="auto"`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snnreg_plugins.export.options import Options
+from snnreg_plugins.spiking.network import SpikingNetwork
+
+#: What is tried: cheap in spikes first.
+CANDIDATES: tuple[dict[str, Any], ...] = tuple(
+    {"threshold": threshold, "percent": percent, "per_channel": per_channel, "correction": correction}
+    for per_channel, (threshold, percent), correction in product(
+        (False, True),
+        (("max", 99.9), ("percentile", 99.9), ("percentile", 99.0), ("mmse", 99.9), ("local", 99.9)),
+        ("none", "potential"),
+    )
+)
+_BATCH = 128
+
+
+class Tried(NamedTuple):
+    """How a candidate did.
+
+    Args:
+        options: The candidate.
+        agreement: How well it stands for the DNN on each sample, ``(B,)``.
+        sops: Synaptic operations per sample.
+    """
+
+    options: Options
+    agreement: Tensor
+    sops: float
+
+
+def choose(
+    options: Options, convert: Callable[[Options, Tensor], SpikingNetwork], dnn: nn.Module, samples: Tensor
+) -> Options:
+    """Take the candidate that agrees best with the DNN on samples that it was not adjusted on; see :func:`cheapest`.
+
+    Args:
+        options: All other options.
+        convert: From options, and samples to adjust on, to a network.
+        dnn: The DNN.
+        samples: Samples of calibration data, ``(B, ...)``; one half to adjust on, and one that is held out.
+    """
+    from snnreg_plugins.metrics import SynapticOperations  # which knows more than an export needs
+
+    half = max(1, len(samples) // 2)
+    adjusted, held_out = samples[:half], samples[half:] if len(samples) > 1 else samples
+    parts = torch.split(held_out, _BATCH)
+    scores = torch.cat([dnn(part) for part in parts])
+    found = []
+    for candidate in CANDIDATES:
+        tried = replace(options, **candidate)
+        network = convert(tried, adjusted)
+        # Of this process alone: others run the same samples, or none.
+        with SynapticOperations(network, sync_on_compute=False) as operations:
+            outputs = torch.cat([network(part) for part in parts])
+            found.append(Tried(tried, agreement(outputs, scores), float(operations.total("sops"))))
+    return cheapest(found).options
+
+
+def cheapest(found: list[Tried]) -> Tried:
+    """Of those that are within a standard error of the best one, give the first with the fewest operations."""
+    best = max(found, key=lambda one: float(one.agreement.mean())).agreement
+    noise = float(best.float().std(correction=0)) / len(best) ** 0.5
+    good = [one for one in found if float(one.agreement.mean()) >= float(best.mean()) - noise]
+    return min(good, key=lambda one: one.sops)
+
+
+def agreement(outputs: Tensor, scores: Tensor) -> Tensor:
+    """Tell per sample how well outputs stand for the DNN's: by class, or where there is none, by distance."""
+    if scores.dim() == 2 and scores.shape[1] > 1:
+        return (outputs.argmax(1) == scores.argmax(1)).double()
+    return -(outputs - scores).double().square().flatten(1).mean(1)
