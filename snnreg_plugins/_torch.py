@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.multiprocessing.reductions
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import Node
 
 
 def children(module: nn.Module) -> Iterable[nn.Module | None]:
@@ -121,3 +123,42 @@ def _is_running(function: Any) -> bool:
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
     return frame is not None
+
+
+def view_base(tensor: Tensor) -> Tensor:
+    """Give the tensor that a tensor is a view of, itself if it is none.
+
+    Without it, views of trained parameters count as activations, and are rounded where few bits are kept.
+    """
+    return tensor if tensor._base is None else tensor._base
+
+
+def version_of(tensor: Tensor) -> int:
+    """Give how often a tensor was changed in place.
+
+    Without it, a tensor that is kept for the backward pass may be given back changed, and one that was changed may be
+    taken for the one that was kept.
+    """
+    return tensor._version
+
+
+def storage_address(storage: UntypedStorage) -> int:
+    """Give a number that no other storage has while :func:`hold_address` of this one is held.
+
+    The address of its memory will not do, which is used again when the memory is let go. Without it, memory that is
+    shared is kept twice.
+    """
+    return int(storage._cdata)
+
+
+def hold_address(storage: UntypedStorage) -> object:
+    """Keep the address of a storage from being used again, but not its memory; see :func:`storage_address`."""
+    return torch.multiprocessing.reductions.StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def is_of_leaf(node: Node) -> bool:
+    """Tell whether a node of a graph collects the gradient of a leaf, such as a parameter.
+
+    Without it, casts of weights count as activations, and are rounded where few bits are kept.
+    """
+    return node.name() == "torch::autograd::AccumulateGrad"

@@ -140,3 +140,37 @@ def test_reentrant_checkpointing():
         assert seen == [(False, False), (True, False), (False, True)]
         checkpoint(region, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
         assert seen[3:] == [(False, False)] * 2
+
+
+def test_views_and_changes_of_tensors():
+    weight = nn.Parameter(torch.ones(2, 3))
+    with there("view_base"):
+        assert _torch.view_base(weight.t()) is weight
+        assert _torch.view_base(weight) is weight
+        assert _torch.view_base(y := weight + 1) is y
+    with there("version_of"):
+        x = torch.ones(2)
+        before = _torch.version_of(x)
+        x[:1].add_(1)
+        assert _torch.version_of(x) == before + 1
+        assert _torch.version_of(x.detach()) == before + 1
+
+
+def test_the_address_of_a_storage():
+    with there("storage_address"), there("hold_address"):
+        x = torch.ones(2)
+        address = _torch.storage_address(x.untyped_storage())
+        assert _torch.storage_address(x[1:].detach().untyped_storage()) == address
+        held = _torch.hold_address(x.untyped_storage())
+        del x
+        others = [torch.ones(2) for _ in range(50)]
+        assert address not in {_torch.storage_address(other.untyped_storage()) for other in others}
+        del held
+
+
+def test_nodes_of_leaves():
+    weight = nn.Parameter(torch.ones(2, 3))
+    with there("is_of_leaf"):
+        node = weight.t().grad_fn
+        assert not _torch.is_of_leaf(node)
+        assert _torch.is_of_leaf(node.next_functions[0][0])

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from snnreg_plugins.training.compression import Savings, compressed_activations, require_bits
+from snnreg_plugins._checks import as_integer, one_of
+from snnreg_plugins.training.compression import BITS, Savings, compressed_activations
 
 
 class CompressedActivations(Callback):
@@ -65,9 +66,8 @@ class CompressedActivations(Callback):
     """
 
     def __init__(self, bits: Literal[32, 16, 8] = 32, min_numel: int = 1024) -> None:
-        require_bits(bits, min_numel)
-        self.bits: Literal[32, 16, 8] = bits
-        self.min_numel = min_numel
+        self.bits: Literal[32, 16, 8] = one_of("bits", bits, BITS)
+        self.min_numel = as_integer("min_numel", min_numel)
         self._savings = Savings()
         self._wrapper: Callable[..., Any] | None = None  # in place of the module's training_step, for one step
         self._own: Callable[..., Any] | None = None  # what the module had in that place
@@ -81,6 +81,10 @@ class CompressedActivations(Callback):
     def stored_bytes(self) -> int:
         """Bytes that the last training step kept for its backward pass."""
         return self._savings.stored_bytes
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._savings = Savings()
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

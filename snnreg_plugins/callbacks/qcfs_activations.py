@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import nn
 from typing_extensions import override
 
-from snnreg_plugins.export import SpikingNetwork
+from snnreg_plugins._checks import as_integer, as_number
 from snnreg_plugins.export.qcfs import QCFS, check
-from snnreg_plugins.export.refusals import where
-from snnreg_plugins.watching.hooks import notice_new_hooks
-
-_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_)
-_METHODS = ("relu", "relu_")
+from snnreg_plugins.training.quantized import average_observed, exchange_relus, quantized
 
 
 class QCFSActivations(Callback):
@@ -75,19 +68,15 @@ class QCFSActivations(Callback):
         layers: str | list[str] | None = None,
     ) -> None:
         check(levels, percent)
-        if start_epoch < 0 or (isinstance(start_epoch, float) and start_epoch >= 1):
-            raise ValueError(
-                "Expected argument `start_epoch` to be a whole number of at least 0 or a share in [0, 1), but got "
-                f"{start_epoch}."
-            )
-        if calibration_batches < 1:
-            raise ValueError(
-                f"Expected argument `calibration_batches` to be at least 1, but got {calibration_batches}."
-            )
-        self.levels = levels
-        self.start_epoch = start_epoch
-        self.percent = percent
-        self.calibration_batches = calibration_batches
+        self.levels = as_integer("levels", levels)
+        # A number of epochs, or a share of them.
+        self.start_epoch = (
+            as_number("start_epoch", start_epoch, "[0, 1)")
+            if isinstance(start_epoch, float)
+            else as_integer("start_epoch", start_epoch, at_least=0)
+        )
+        self.percent = as_number("percent", percent, "(0, 100]")
+        self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.layers = [layers] if isinstance(layers, str) else layers
         self._batches = 0  # that were observed
         self._waiting: list[QCFS] = []  # not active yet
@@ -111,49 +100,7 @@ class QCFSActivations(Callback):
         Raises:
             ValueError: If there is none to exchange, or a pattern of ``layers`` matches none.
         """
-        if any(isinstance(module, SpikingNetwork) for module in model.modules()):
-            return {}  # exported already
-        relus = {name: module for name, module in model.named_modules() if _is_relu(module)}
-        present = [name for name, module in model.named_modules() if isinstance(module, QCFS)]
-        chosen = self._choose([*relus, *present])
-        if not chosen:
-            raise ValueError(
-                f"Expected nn.ReLU modules to exchange, but {type(model).__name__} has none. Use nn.ReLU modules in "
-                "place of F.relu and torch.relu, and make them in __init__, not in setup() or configure_model()."
-                + "".join(_functional_relus(model))
-            )
-        if relus:
-            functional = _functional_relus(model)
-            if functional and self.layers is None:
-                rank_zero_warn(
-                    "QCFSActivations exchanges nn.ReLU modules alone. Use them in place of the functional ReLUs, which "
-                    f"stay as they are:{''.join(functional)}"
-                )
-            self._replace(model, {relus[name] for name in chosen if name in relus})
-            notice_new_hooks()
-        return {name: module for name, module in model.named_modules() if isinstance(module, QCFS)}
-
-    def _choose(self, names: list[str]) -> set[str]:
-        if self.layers is None:
-            return set(names)
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"Expected every pattern of argument `layers` to match the name of a ReLU, but {pattern!r} matches "
-                    f"none of {names}."
-                )
-        return {name for name in names if any(fnmatchcase(name, pattern) for pattern in self.layers)}
-
-    def _replace(self, model: nn.Module, relus: set[nn.Module]) -> None:
-        weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        made: dict[nn.Module, QCFS] = {}  # a shared ReLU becomes a shared QCFS
-        for parent in list(model.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is not None and child in relus:
-                    if child not in made:
-                        made[child] = QCFS(self.levels, percent=self.percent).to(weight.device, weight.dtype)
-                        made[child].train(child.training)
-                    setattr(parent, name, made[child])
+        return exchange_relus(model, partial(QCFS, self.levels, percent=self.percent), self.layers)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -172,7 +119,7 @@ class QCFSActivations(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._waiting = [module for module in pl_module.modules() if isinstance(module, QCFS) and not module.active]
+        self._waiting = [module for module in quantized(pl_module).values() if not module.active]
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -192,14 +139,12 @@ class QCFSActivations(Callback):
         self._batches += 1
         if trainer.world_size > 1:
             # At every batch, so that a checkpoint of the first process holds what all have observed.
-            observed = torch.stack([module.observed for module in self._waiting])
-            for module, mean in zip(self._waiting, trainer.strategy.reduce(observed, reduce_op="mean"), strict=True):
-                module.observed.copy_(mean)
+            average_observed(self._waiting, partial(trainer.strategy.reduce, reduce_op="mean"))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for name, module in pl_module.named_modules():
-            if isinstance(module, QCFS) and not module.threshold > 0:
+        for name, module in quantized(pl_module).items():
+            if not module.threshold > 0:
                 raise MisconfigurationException(
                     f"Expected the threshold of {name!r} to stay positive, but it was trained to "
                     f"{module.threshold.item():.3g}. Use a smaller learning rate or less weight decay for it."
@@ -223,38 +168,3 @@ class QCFSActivations(Callback):
                 "give start_epoch as a whole number of epochs."
             )
         return self.start_epoch * (trainer.max_epochs or 0)
-
-
-class _Tracer(fx.Tracer):
-    record_stack_traces = True
-
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Past the module's hooks, which expect tensors, and past torch.compile, which cannot be traced.
-        m = getattr(m, "_orig_mod", m)
-        return super().call_module(m, m.forward, args, kwargs)
-
-
-def _is_relu(module: nn.Module) -> bool:
-    # A subclass with a forward of its own is another activation.
-    return isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
-
-
-def _functional_relus(model: nn.Module) -> Sequence[str]:
-    """Find the lines of the user's code with functional ReLUs, as far as the model can be traced."""
-    before = [(module, vars(module).copy()) for module in model.modules()]
-    try:
-        graph = _Tracer().trace(model)
-    except Exception:
-        return []  # only a hint is lost
-    finally:
-        # A forward that keeps what it computed would keep what tracing puts in its place.
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-    lines = [
-        where(node)
-        for node in graph.nodes
-        if (node.op == "call_function" and node.target in _FUNCTIONS)
-        or (node.op == "call_method" and node.target in _METHODS)
-    ]
-    return list(dict.fromkeys(lines))

@@ -10,13 +10,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from snnreg_plugins._checks import as_integer
+
 Batch: TypeAlias = tuple[Tensor, Tensor]
-
-
-def require_integer(name: str, value: int, minimum: int) -> None:
-    """Raise a ValueError unless ``value`` is an integer of at least ``minimum``."""
-    if not isinstance(value, int) or value < minimum:
-        raise ValueError(f"Expected argument `{name}` to be an integer of at least {minimum}, but got {value!r}.")
 
 
 class _ImageData(LightningDataModule):
@@ -42,14 +38,10 @@ class _ImageData(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int, validation_size: int, seed: int) -> None:
         super().__init__()
-        require_integer("batch_size", batch_size, 1)
-        require_integer("num_workers", num_workers, 0)
-        require_integer("validation_size", validation_size, 1)
-        require_integer("seed", seed, 0)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.validation_size = validation_size
-        self.seed = seed
+        self.batch_size = as_integer("batch_size", batch_size)
+        self.num_workers = as_integer("num_workers", num_workers, at_least=0)
+        self.validation_size = as_integer("validation_size", validation_size)
+        self.seed = as_integer("seed", seed, at_least=0)
         self._parts: dict[str, _Batches] = {}
 
     def _load(self, train: bool) -> Batch:

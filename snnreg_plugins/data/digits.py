@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins.data.base import _ImageData, require_integer
+from snnreg_plugins._checks import as_integer
+from snnreg_plugins.data.base import _ImageData
 
 
 class Digits(_ImageData):
@@ -54,9 +55,8 @@ class Digits(_ImageData):
         size: int = 8,
     ) -> None:
         super().__init__(batch_size, num_workers, validation_size, seed)
-        require_integer("size", size, 8)
-        self.size = size
-        self.image_shape = (1, size, size)
+        self.size = as_integer("size", size, at_least=8)
+        self.image_shape = (1, self.size, self.size)
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack, override
 
+from snnreg_plugins._batches import inputs_of
+from snnreg_plugins._checks import as_flag, as_integer
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.options import ExportOptions, Options
@@ -125,15 +128,12 @@ class SpikingClassifier(Classifier):
         checkpointing: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
-        counts = {"timesteps": timesteps, "calibration_batches": calibration_batches, "truncation": truncation}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
         super().__init__(network, optimizer, scheduler)
         self.checkpoint = checkpoint
-        self.calibration_batches = calibration_batches
-        self.truncation, self.checkpointing = truncation, checkpointing
-        self.export_options: dict[str, Any] = {"timesteps": timesteps, **options}
+        self.calibration_batches = as_integer("calibration_batches", calibration_batches)
+        self.truncation = None if truncation is None else as_integer("truncation", truncation)
+        self.checkpointing = as_flag("checkpointing", checkpointing)
+        self.export_options: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
         Options(**self.export_options)  # checks them
 
     @override
@@ -197,7 +197,7 @@ class SpikingClassifier(Classifier):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 loader = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-                inputs = [batch[0] for _, batch in zip(range(batches), loader, strict=False)]
+                inputs = list(inputs_of(islice(loader, batches), argument="train_dataloader"))
             yield from inputs
 
         return read()  # when asked for its first batch: an error is then told to the processes that wait for this one

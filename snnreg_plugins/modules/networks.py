@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_integer
+
 
 class LeNet(nn.Sequential):
     """LeNet-5 with batch norm, ReLU and average pooling, for small grey images.
@@ -29,11 +31,12 @@ class LeNet(nn.Sequential):
     """
 
     def __init__(self, image_shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, kernel_size: int = 5) -> None:
-        channels, height, width = image_shape
+        channels, height, width = _sizes(image_shape)
         if min(height, width) < 8:
             raise ValueError(f"Expected argument `image_shape` to be at least 8 × 8, but got {tuple(image_shape)}.")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"Expected argument `kernel_size` to be odd and at least 1, but got {kernel_size}.")
+        kernel_size, num_classes = as_integer("kernel_size", kernel_size), as_integer("num_classes", num_classes)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"Expected argument `kernel_size` to be odd, but got {kernel_size}.")
         features = 16 * (height // 4) * (width // 4)
         super().__init__(
             OrderedDict(
@@ -84,7 +87,7 @@ class VGG(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        channels, height, width = image_shape
+        channels, height, width = _sizes(image_shape)
         pools = sum(entry == "P" for entry in widths)
         if min(height, width) < 2**pools:
             raise ValueError(
@@ -113,3 +116,14 @@ class VGG(nn.Module):
         """Give scores ``(B, K)`` for images ``(B, C, H, W)``."""
         scores: Tensor = self.classifier(self.features(x))
         return scores
+
+
+def _sizes(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Give channels, height and width."""
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+        raise ValueError(
+            f"Expected argument `image_shape` to be (channels, height, width), such as (1, 28, 28), but got "
+            f"{image_shape!r}."
+        )
+    channels, height, width = (as_integer("image_shape", size) for size in image_shape)
+    return channels, height, width

@@ -11,10 +11,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from snnreg_plugins._checks import as_integer, one_of
+from snnreg_plugins._torch import hold_address, is_of_leaf, storage_address, version_of, view_base
 from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
 
+BITS: tuple[Literal[32, 16, 8], ...] = (32, 16, 8)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 
@@ -73,8 +75,7 @@ def compressed_activations(
         >>> torch.equal(weight.grad, spikes.sum(0).expand(4, -1))
         True
     """
-    require_bits(bits, min_numel)
-    packer = Packer(bits, min_numel, module)
+    packer = Packer(one_of("bits", bits, BITS), as_integer("min_numel", min_numel), module)
     with saved_tensors_hooks(packer.pack, unpack):
         yield packer.savings
 
@@ -91,7 +92,7 @@ class _Entry:
 
     def share(self, storage: UntypedStorage, nbytes: int, savings: Savings) -> None:
         """Get ready to be found by the address of a storage, and count."""
-        self._storage = _weakly(storage)
+        self._storage = hold_address(storage)
         self._bytes = nbytes, sum(part.nbytes for part in self.parts)
         self._savings = savings
         savings.change(*self._bytes)
@@ -117,19 +118,19 @@ class Packer:
         owned = [] if module is None else [*module.parameters(), *module.buffers()]
         storages = [tensor.untyped_storage() for tensor in owned if _is_plain(tensor)]
         # With the references held, no other storage gets the address of a buffer that the step exchanges.
-        self._owned = {storage._cdata: _weakly(storage) for storage in storages}
+        self._owned = {storage_address(storage): hold_address(storage) for storage in storages}
 
     def pack(self, tensor: Tensor) -> _Packed:
-        leaf = tensor if tensor._base is None else tensor._base
+        leaf = view_base(tensor)
         if not _is_plain(tensor) or (leaf.is_leaf and leaf.requires_grad):
             return _as_it_is(tensor), None
         storage = tensor.untyped_storage()
-        if storage._cdata in self._owned:
+        if storage_address(storage) in self._owned:
             return _as_it_is(tensor), None
         data = tensor.detach()
         flat = _in_memory_order(data)
         geometry = (data.shape, data.stride()) if flat is None else (data.numel(),)
-        key = (storage._cdata, data.storage_offset(), data.dtype, data._version, *geometry)
+        key = (storage_address(storage), data.storage_offset(), data.dtype, version_of(data), *geometry)
         entry = self._entries.get(key)
         if entry is None:
             if flat is not None and len(flat) >= self.min_numel:
@@ -173,19 +174,6 @@ def unpack(packed: _Packed) -> Tensor:
     return tensor if geometry is None else tensor.as_strided(*geometry)
 
 
-def require_bits(bits: int, min_numel: int) -> None:
-    """Raise a ValueError for an argument out of range."""
-    if isinstance(bits, bool) or bits not in (32, 16, 8):
-        raise ValueError(f"Expected argument `bits` to be 32, 16 or 8, but got {bits!r}.")
-    if isinstance(min_numel, bool) or not isinstance(min_numel, int) or min_numel < 1:
-        raise ValueError(f"Expected argument `min_numel` to be an integer of at least 1, but got {min_numel!r}.")
-
-
-def _weakly(storage: UntypedStorage) -> StorageWeakRef:
-    """While this is held, no other storage gets the address; the memory itself is let go."""
-    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-
-
 def _is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is nothing but its memory, which can be read."""
     return (
@@ -197,7 +185,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _makes_weight(node: Node | None) -> bool:
     """Tell whether a node works on a leaf alone, as a cast of mixed precision or a transposition does of a weight."""
-    while node is not None and node.name() != "torch::autograd::AccumulateGrad":
+    while node is not None and not is_of_leaf(node):
         node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
     return node is not None
 
@@ -206,14 +194,14 @@ def _as_it_is(tensor: Tensor) -> _Entry:
     """Keep a tensor, and refuse to give it back changed, as autograd does of itself."""
     # Not the tensor, which may hold the graph that holds it; but a leaf, whose data may be exchanged in between.
     kept = tensor if tensor.is_leaf else tensor.detach()
-    return _Entry(partial(_unchanged, tensor._version), kept)
+    return _Entry(partial(_unchanged, version_of(tensor)), kept)
 
 
 def _unchanged(version: int, tensor: Tensor) -> Tensor:
-    if tensor._version != version:
+    if version_of(tensor) != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"[{tensor.dtype} {list(tensor.shape)}] is at version {tensor._version}; expected version {version} "
+            f"[{tensor.dtype} {list(tensor.shape)}] is at version {version_of(tensor)}; expected version {version} "
             "instead."
         )
     return tensor

@@ -116,5 +116,5 @@ def test_training_in_less_memory():
 
 @pytest.mark.parametrize("name", ["timesteps", "calibration_batches", "truncation"])
 def test_numbers_are_checked(name):
-    with pytest.raises(ValueError, match=f"Expected argument `{name}` to be at least 1, but got 0"):
+    with pytest.raises(ValueError, match=f"Expected argument `{name}` to be an integer of at least 1, but got 0"):
         SpikingClassifier(exact_network(), **{name: 0})

@@ -1,0 +1,90 @@
+"""The reference networks and the classifier around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from snnreg_plugins.modules import VGG, Classifier, LeNet
+from snnreg_plugins.modules.classifier import load_weights
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 9), (1, 31, 16)])
+@pytest.mark.parametrize("kernel_size", [1, 5])
+def test_lenet_takes_images_of_its_shape(shape, kernel_size):
+    network = LeNet(shape, num_classes=7, kernel_size=kernel_size)
+    assert network(torch.rand(2, *shape)).shape == (2, 7)
+    assert network.conv1.weight.shape == (6, shape[0], kernel_size, kernel_size)
+    assert network.fc1.in_features == 16 * (shape[1] // 4) * (shape[2] // 4)
+
+
+def test_vgg_takes_images_of_its_shape():
+    network = VGG((3, 9, 8), 4, widths=(4, "P", 6, "P"), hidden=5)
+    assert network(torch.rand(2, 3, 9, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LeNet(28), r"`image_shape` to be \(channels, height, width\), .* but got 28"),
+        (lambda: LeNet((28, 28)), r"`image_shape` to be \(channels, height, width\), .* but got \(28, 28\)"),
+        (lambda: LeNet((1, 7, 28)), r"`image_shape` to be at least 8 × 8, but got \(1, 7, 28\)"),
+        (lambda: LeNet((1, 28, 0)), "`image_shape` to be an integer of at least 1, but got 0"),
+        (lambda: LeNet(kernel_size=4), "`kernel_size` to be odd, but got 4"),
+        (lambda: LeNet(kernel_size=-1), "`kernel_size` to be an integer of at least 1, but got -1"),
+        (lambda: VGG((3, 3, 8), widths=(4, "P", 6, "P")), "`image_shape` to be at least 4 × 4 for 2 pools"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def trainer(**options):
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    return Trainer(accelerator="cpu", **quiet, **options)
+
+
+def test_the_classifier_scores_all_samples_alike():
+    x, y = torch.rand(10, 3), torch.arange(10) % 4
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)  # the last batch is smaller
+    module = Classifier(nn.Linear(3, 4))
+    for stage, name in (("validate", "val"), ("test", "test")):
+        (logged,) = getattr(trainer(), stage)(module, loader, verbose=False)
+        with torch.no_grad():
+            scores = module.network(x)
+        assert logged[f"{name}/accuracy"] == pytest.approx(float((scores.argmax(1) == y).float().mean()))
+        assert logged[f"{name}/loss"] == pytest.approx(float(F.cross_entropy(scores, y)))
+    for inputs in (loader, DataLoader(x, batch_size=4)):
+        torch.testing.assert_close(torch.cat(trainer().predict(module, inputs)), scores)
+
+
+def test_the_classifier_trains_with_optimizer_and_scheduler():
+    x, y = torch.rand(8, 3), torch.arange(8) % 4
+    module = Classifier(
+        nn.Linear(3, 4),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1),
+    )
+    weight = module.network.weight.detach().clone().requires_grad_()
+    bias = module.network.bias.detach().clone().requires_grad_()
+    for rate in (0.5, 0.05):
+        grads = torch.autograd.grad(F.cross_entropy(F.linear(x, weight, bias), y), (weight, bias))
+        weight, bias = ((p - rate * g).detach().requires_grad_() for p, g in zip((weight, bias), grads, strict=True))
+    trainer(max_epochs=2).fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+    torch.testing.assert_close(module.network.weight, weight)
+
+
+def test_weights_of_a_checkpoint(tmp_path):
+    trained, other = Classifier(nn.Linear(3, 4)), nn.Linear(3, 4)
+    torch.save({"state_dict": trained.state_dict() | {"loss.weight": torch.ones(2)}}, tmp_path / "net.ckpt")
+    load_weights(other, str(tmp_path / "net.ckpt"))
+    assert torch.equal(other.weight, trained.network.weight)
+    with pytest.raises(ValueError, match=r"net\.ckpt' do not fit Linear\. Use the network, with its arguments"):
+        load_weights(nn.Linear(3, 5), str(tmp_path / "net.ckpt"))
+    with pytest.raises(FileNotFoundError, match="`checkpoint` to name a file"):
+        load_weights(other, str(tmp_path / "none.ckpt"))
