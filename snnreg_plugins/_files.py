@@ -99,7 +99,7 @@ def _read(path: str | os.PathLike[str], argument: str) -> Any:
     except pickle.UnpicklingError:
         reason = "it holds more than that, and running code from a file is not safe"
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__  # an empty file has no message
     raise _unreadable(path, argument, reason)
 
 

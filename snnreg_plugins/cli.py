@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from typing_extensions import Unpack
 
 # Imported for their names: YAML may then say `class_path: Digits`.
@@ -75,6 +75,19 @@ class ExportTrainer(Trainer):
         exporter.run(model, datamodule)
 
 
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint, running no code from the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint.
+    """
+    content = read_tensors(path, "ckpt_path")
+    if not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"Expected argument `ckpt_path` to name a checkpoint, but {path!r} holds no state_dict.")
+    return content
+
+
 def load_checkpoint(model: LightningModule, path: str) -> None:
     """Read a checkpoint's weights into a module, running no code from the file.
 
@@ -82,9 +95,8 @@ def load_checkpoint(model: LightningModule, path: str) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or its weights do not fit.
     """
-    weights = read_tensors(path, "ckpt_path").get("state_dict", {})
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(read_checkpoint(path)["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"The weights in {path!r} do not fit the model of the recipe. {error}") from error
 
@@ -96,6 +108,13 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Add ``export`` to Lightning's subcommands."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read a checkpoint before LightningCLI does, which tells of a damaged one by a bare traceback."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None and os.path.isfile(path):  # and not "last" or "best"
+            read_checkpoint(path)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make the embedded digits the default data."""
@@ -156,8 +175,6 @@ def main() -> None:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"epilog": _EPILOG},
         )
-    except pickle.UnpicklingError:
-        sys.exit("error: The checkpoint holds more than tensors and plain data. Running code from a file is not safe.")
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
         # What this package refuses is told in a line; a bug, here or elsewhere, keeps its traceback.
         refusal = _refusal(error)

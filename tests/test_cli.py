@@ -206,3 +206,25 @@ def test_checkpoints_that_hold_code_are_not_run(command, tmp_path):
     with pytest.raises(ValueError, match=r"hostile\.ckpt"):
         load_network("hostile.ckpt", LeNet())
     assert not (tmp_path / "owned").exists()
+
+
+DAMAGED = {
+    "half of it": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
+    "nothing": lambda path, whole: path.write_bytes(b""),
+    "text": lambda path, whole: path.write_text("hello\n"),
+    "a list": lambda path, whole: torch.save([1, 2], path),
+    "no weights": lambda path, whole: torch.save({"epoch": 3}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("subcommand", ["fit", "test", "export"])
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, subcommand, command, tmp_path):
+    file = tmp_path / "net.ckpt"
+    torch.save({"state_dict": {"weight": torch.ones(1000)}}, file)
+    DAMAGED[damage](file, file.read_bytes())
+    with pytest.raises(SystemExit) as stop:
+        command(subcommand, "--config", "recipes/digits_lenet_expected_rate.yaml", "--ckpt_path", file)
+    assert "error: Expected argument `ckpt_path` to name " in str(stop.value.code)
+    assert "net.ckpt' " in str(stop.value.code)
+    assert "\n" not in str(stop.value.code)
