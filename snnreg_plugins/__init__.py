@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from snnreg_plugins.export.files import load_network, save_network
     from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations, TimeSteps
     from snnreg_plugins.nir.files import from_nir, to_nir
-    from snnreg_plugins.reports.diagnosis import diagnose
-    from snnreg_plugins.reports.page import write_page
+    from snnreg_plugins.reports.diagnose import diagnose
+    from snnreg_plugins.reports.measure import report
     from snnreg_plugins.reports.raster import record
-    from snnreg_plugins.reports.report import report
+    from snnreg_plugins.reports.run import write_page
 
 __version__ = "0.1.0"
 
@@ -67,17 +67,17 @@ _HOMES = {
     "SynapticOperations": "metrics",
     "TimeSteps": "metrics",
     "compressed_activations": "callbacks",
-    "diagnose": "reports.diagnosis",
+    "diagnose": "reports.diagnose",
     "exit_margins": "export",
     "from_nir": "nir.files",
     "load_network": "export.files",
     "record": "reports.raster",
-    "report": "reports.report",
+    "report": "reports.measure",
     "save_network": "export.files",
     "to_nir": "nir.files",
     "to_norse": "export",
     "to_snntorch": "export",
-    "write_page": "reports.page",
+    "write_page": "reports.run",
 }
 
 

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 Plain = TypeVar("Plain")
+
+# Bytes of a YAML file: reading takes seconds for a megabyte.
+_LARGEST_YAML = 1 << 18
 
 
 @contextmanager
@@ -110,28 +114,45 @@ def _unreadable(path: str | os.PathLike[str], argument: str, reason: str) -> Val
     )
 
 
-def read_yaml(path: str | os.PathLike[str], argument: str) -> Any:
-    """Read a YAML file of plain data.
+def read_yaml(path: str | os.PathLike[str], argument: str, most: int | None = 10_000) -> Any:
+    """Read a small YAML file of plain data.
 
     Args:
         path: The file.
         argument: The argument that named it, for the error.
+        most: How many values it may hold, each as often as it is referred to; None if whoever reads them bounds that.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML, or asks for more than plain data.
+        ValueError: If it is no YAML, too large, or asks for more than plain data.
     """
     import yaml
 
     require_file(path, argument)
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if os.path.getsize(path) > _LARGEST_YAML:
+            raise ValueError(f"it is larger than {_LARGEST_YAML:,} bytes.")
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if most is not None and _holds_more(content, most):
+            raise ValueError(f"it holds more than {most:,} values.")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
             f"read: {reason}"
         ) from error
+    return content
+
+
+def _holds_more(content: Any, most: int) -> bool:
+    """Tell whether nested data hold more values than some number, those counted again that occur again."""
+    left = [content]
+    while left and most >= 0:
+        value = left.pop()
+        most -= 1
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        left.extend(islice(parts, most + 1))
+    return most < 0
 
 
 def write_json(path: str | os.PathLike[str], plain: Any, indent: int | None = 2) -> None:
@@ -184,6 +205,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         return kind(**{name: _typed(value[name], hints[name], f"{where}.{name}") for name in names})  # type: ignore[operator]
     if isinstance(kind, UnionType):
         return None if value is None else _typed(value, get_args(kind)[0], where)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _typed(item, get_args(kind)[1], f"{where}[{name!r}]") for name, item in value.items()}
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_typed(item, get_args(kind)[0], f"{where}[{index}]") for index, item in enumerate(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

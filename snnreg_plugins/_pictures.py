@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._files import atomic
+from snnreg_plugins._text import in_joules, in_short, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from snnreg_plugins._text import in_joules, in_short
 
 # Okabe and Ito 2008: distinct for every kind of colour vision.
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#555555"
+#: What a PNG says of who drew it.
+SOFTWARE = "snnreg_plugins"
 _PLOT_STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -39,12 +41,13 @@ _PLOT_STYLE: Any = {
 
 
 @contextmanager
-def drawn(path: str | os.PathLike[str], height: float) -> Iterator[list[Axes]]:
-    """Draw three panels side by side to a PNG (or what the suffix says); it appears when it is complete.
+def drawn(path: str | os.PathLike[str], height: float, panels: int = 3) -> Iterator[list[Axes]]:
+    """Draw panels side by side to a PNG (or what the suffix says); it appears when it is complete.
 
     Args:
         path: The file.
         height: Of the picture, in inches.
+        panels: How many.
 
     Yields:
         The panels.
@@ -59,8 +62,10 @@ def drawn(path: str | os.PathLike[str], height: float) -> Iterator[list[Axes]]:
         # The legends stand below the panels and take no part in the layout, which they would squeeze.
         layout = ConstrainedLayoutEngine(rect=(0, 0.5 / height, 1, 1 - 0.5 / height), wspace=0.04)
         figure = figure_class(figsize=(12, height), layout=layout)  # not by pyplot, which keeps it and wants a display
-        yield list(figure.subplots(1, 3))
-        figure.savefig(temporary, format=temporary.suffix[1:] or "png", dpi=160)
+        yield list(figure.subplots(1, panels, squeeze=False).flatten())
+        kind = temporary.suffix[1:] or "png"
+        metadata = {"Software": SOFTWARE} if kind == "png" else None
+        figure.savefig(temporary, format=kind, dpi=160, metadata=metadata)
 
 
 def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | None = None) -> tuple[Any, Axes]:
@@ -86,7 +91,7 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
         labels = ["not run" if math.isnan(value) else written(value) for value in values.values()]
         bars = ax.barh(range(len(values)), numbers, height=0.6, color=BLUE)
         ax.bar_label(bars, labels, padding=4, color=GREY)
-        ax.set_yticks(range(len(values)), list(values))
+        ax.set_yticks(range(len(values)), [literal(name) for name in values])
         ax.set_ylim(max(len(values), 3) - 0.5, -0.5)
         ax.set_xlim(0, 1.2 * max(numbers, default=0.0) or 1.0)
         ax.grid(visible=False, axis="y")
@@ -177,6 +182,11 @@ def _matplotlib(what: str) -> tuple[Callable[..., Any], Any]:
     except ImportError as error:
         raise ModuleNotFoundError(f'{what} needs matplotlib: pip install "snnreg_plugins[plot]"') from error
     return rc_context, Figure
+
+
+def literal(text: str) -> str:
+    """Write text so that matplotlib reads no formula in it."""
+    return one_line(text).replace("$", r"\$")
 
 
 def legend_below(axes: Axes, columns: int = 2) -> None:

@@ -2,19 +2,120 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich import table as rich
+
+# Words beside the first column of a table that is printed are cut so short.
+_WIDEST = 12
 
 
-def new_table(title: str) -> Table:
-    """Make an empty table."""
+@dataclass(frozen=True)
+class Column:
+    """A column of a :class:`Table`.
+
+    Args:
+        title: What is in it, with its unit; empty where that is plain.
+        write: Writes a value, such as :func:`in_joules`.
+        words: Whether it holds words, which stand to the left, and not numbers.
+    """
+
+    title: str
+    write: Callable[[Any], str] = str
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a :class:`Table`.
+
+    Args:
+        cells: A value for each column; None where there is none.
+        marked: Whether it stands out.
+        group: Rows of one group stand together, apart from those of the next.
+    """
+
+    cells: tuple[Any, ...]
+    marked: bool = False
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table shows, as values. Terminal and page draw it.
+
+    Args:
+        caption: What it is about.
+        columns: Its columns; the first one names the rows.
+        rows: Its rows.
+        sign: What marks a row where there is no bold.
+
+    Example:
+        >>> table = Table("Energy", (Column(""), Column("Energy", in_joules)), (Row(("DNN", 2e-9)), Row(("SNN", None))))
+        >>> table.written()
+        [('DNN', '2.00 nJ'), ('SNN', '')]
+    """
+
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    sign: str = ""
+
+    def written(self) -> list[tuple[str, ...]]:
+        """Write the cells of all rows."""
+        return [
+            tuple(
+                "" if cell is None else column.write(cell) for column, cell in zip(self.columns, row.cells, strict=True)
+            )
+            for row in self.rows
+        ]
+
+    def select(self, titles: Sequence[str], caption: str) -> Table:
+        """Take the first column and those of some titles, in this order."""
+        known = {column.title: index for index, column in enumerate(self.columns)}
+        kept = [0, *(known[title] for title in titles)]
+        return replace(
+            self,
+            caption=caption,
+            columns=tuple(self.columns[index] for index in kept),
+            rows=tuple(replace(row, cells=tuple(row.cells[index] for index in kept)) for row in self.rows),
+        )
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence or more beside tables.
+
+    Args:
+        text: The sentences.
+        weight: How much they matter.
+    """
+
+    text: str
+    weight: Literal["plain", "strong", "small"] = "plain"
+
+
+def one_line(text: object) -> str:
+    """Write text in one line; what cannot be seen, as a sign that turns the direction of writing, is replaced.
+
+    Example:
+        >>> one_line(f"two{chr(10)}words")
+        'two words'
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
+
+
+def new_table(title: str) -> rich.Table:
+    """Make an empty table for the terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     return Table(
-        title=title,
+        title=Text(one_line(title)),
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -22,6 +123,46 @@ def new_table(title: str) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
+
+
+def for_terminal(table: Table) -> rich.Table:
+    """Draw a table for the terminal; nothing in it is read as markup."""
+    from rich.text import Text
+
+    drawn = new_table(table.caption)
+    for index, column in enumerate(table.columns):
+        title = Text(column.title)
+        if index == 0:
+            drawn.add_column(title, overflow="fold")
+        elif column.words:
+            drawn.add_column(title, overflow="ellipsis", max_width=_WIDEST)
+        else:
+            drawn.add_column(title, justify="right", no_wrap=True)
+    blank = " " * len(table.sign)
+    group = table.rows[0].group if table.rows else 0
+    for row, (name, *cells) in zip(table.rows, table.written(), strict=True):
+        if row.group != group:
+            drawn.add_section()
+            group = row.group
+        sign = f"{table.sign if row.marked else blank} " if table.sign else ""
+        drawn.add_row(*(Text(one_line(cell)) for cell in (f"{sign}{name}", *cells)))
+    return drawn
+
+
+def estimate(source: str, scope: str = "", prices: str = "") -> str:
+    """Say what an energy is, wherever one is shown.
+
+    Args:
+        source: Where the energies per operation were published.
+        scope: What they are energies of.
+        prices: The energies per operation themselves.
+
+    Example:
+        >>> estimate("a chip's data sheet")
+        "Energy is an estimate from published numbers, not a measurement: a chip's data sheet."
+    """
+    told = f"{prices} ({source})" if prices else source
+    return f"Energy is an estimate from published numbers, not a measurement: {told}.{scope and f' {scope}'}"
 
 
 def scaled(value: float, prefixes: dict[int, str]) -> str:
@@ -49,3 +190,55 @@ def span(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
+
+
+def in_percent(share: float, sign: str = "") -> str:
+    """Write a share, such as 12.34 %.
+
+    Args:
+        share: The share; 1 is all.
+        sign: ``"+"`` if positive shares get a sign too.
+    """
+    return f"{100 * share:{sign}.2f} %"
+
+
+def in_percent_or_none(share: float, sign: str = "") -> str:
+    """Write a share as :func:`in_percent` does; one of exactly 0 stands out as "0"."""
+    return in_percent(share, sign) if share else "0"
+
+
+def in_rate(rate: float) -> str:
+    """Write a spike rate, in spikes/neuron/step."""
+    return f"{rate:.3f}"
+
+
+def over(value: float, reference: float) -> float | None:
+    """Divide; None where there is nothing to divide by."""
+    return value / reference if reference else None
+
+
+def times(ratio: float) -> str:
+    """Write how many times one number is another."""
+    return f"{ratio:.2f}"
+
+
+def tick_percent(share: float) -> str:
+    """Write a share at an axis, such as 95 %."""
+    return f"{100 * share:.3g} %"
+
+
+def tick_joules(value: float) -> str:
+    """Write an energy at an axis, such as 2 nJ."""
+    digits, unit = in_joules(value).split(" ")
+    return f"{_round(digits)} {unit}"
+
+
+def tick_count(value: float) -> str:
+    """Write a count at an axis, such as 20k."""
+    written = in_short(value)
+    digits = written.rstrip("kMGT")
+    return _round(digits) + written[len(digits) :]
+
+
+def _round(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits

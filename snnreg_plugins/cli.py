@@ -23,8 +23,7 @@ from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.export.options import ExportOptions
-from snnreg_plugins.reports.page import write_page
-from snnreg_plugins.reports.report import Report
+from snnreg_plugins.reports.run import Run, write_page
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "report")
 _EPILOG = (
@@ -126,14 +125,16 @@ def write_report(run: str, output: str | None = None) -> None:
 
     Args:
         run: The folder that ExportReport or ``snnreg export`` wrote to.
-        output: The page; report.html in that folder if not given.
+        output: The page, a name that ends in .html; report.html in that folder if not given.
     """
+    folder = Run(run)
     path = write_page(run, output)
     written = [str(path)]
     try:
-        Report.load_json(Path(run) / "report.json").save_plot(path.with_suffix(".png"))
-        written.append(str(path.with_suffix(".png")))
-    except ModuleNotFoundError as error:
+        picture = folder.picture_path(path)
+        folder.read().report.save_plot(picture)
+        written.append(str(picture))
+    except (ModuleNotFoundError, FileExistsError) as error:
         print(f"No picture: {error}")
     print(f"Written: {', '.join(written)}")
 

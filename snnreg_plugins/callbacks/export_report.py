@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack, override
 
-from snnreg_plugins._files import atomic
-from snnreg_plugins.export import ConversionError, SpikingNetwork, to_snntorch
-from snnreg_plugins.export.files import save_network
-from snnreg_plugins.export.options import CHOSEN, ExportOptions, Options
+from snnreg_plugins.export import SpikingNetwork
+from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy_table
-from snnreg_plugins.nir.files import to_nir
-from snnreg_plugins.reports.diagnosis import Diagnosis, diagnose
-from snnreg_plugins.reports.page import write_page
-from snnreg_plugins.reports.raster import record
-from snnreg_plugins.reports.report import Report, report
-
-# Time steps of the spikes that the page shows; more are too many for its width.
-_LONGEST = 64
+from snnreg_plugins.reports.exported import export_run
+from snnreg_plugins.reports.report import Report
+from snnreg_plugins.reports.run import Run
 
 
 class ExportReport(Callback):
@@ -39,10 +31,10 @@ class ExportReport(Callback):
     - ``report.json``: all figures;
     - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
     - ``report.html``: all of it with figures and tables on one page, see
-      :func:`~snnreg_plugins.reports.page.write_page`; with ``raster.json``, the spikes that it shows, and
+      :func:`~snnreg_plugins.write_page`; with ``raster.json``, the spikes that it shows, and
       ``report.yaml``, a copy of the command line's ``config.yaml``;
     - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
-      :func:`~snnreg_plugins.reports.diagnosis.diagnose`.
+      :func:`~snnreg_plugins.diagnose`.
 
     Args:
         output_dir: Folder to write to; it is made.
@@ -54,6 +46,8 @@ class ExportReport(Callback):
         html: Write the page.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
+
+    Files of these names that no run wrote are left alone: training does not start.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -103,6 +97,9 @@ class ExportReport(Callback):
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
         if not isinstance(getattr(pl_module, "network", None), SpikingNetwork):
             trace(pl_module, self.options.get("until"))
+        if trainer.limit_test_batches == 0:
+            raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
+        Run(self.output_dir).claim(self.diagnose, self.html)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,80 +119,22 @@ class ExportReport(Callback):
         """Export ``model``, write the files, print the report and return it.
 
         Args:
-            model: The trained DNN or a LightningModule around it; or one whose ``network`` is a
-                :class:`~snnreg_plugins.SpikingNetwork` already, exported from its ``dnn``, as that of a
-                :class:`~snnreg_plugins.modules.SpikingClassifier`.
+            model: The trained DNN, a LightningModule around it, or one around a spiking network; see
+                :func:`~snnreg_plugins.reports.exported.export_run`.
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
             recipe: The settings of the training, a YAML file, for the page.
         """
-        datamodule.prepare_data()
-        datamodule.setup("test")
-        calibration = self._calibration(datamodule)
-        dnn: Any = model
-        network = getattr(model, "network", None)
-        if isinstance(network, SpikingNetwork):
-            dnn = dnn.dnn
-        else:
-            network = to_snntorch(dnn, calibration, **self.options)
-        if self.options.get("threshold") == "auto":
-            chosen = {name: network.conversion[name] for name in CHOSEN}
-            print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
-        loader = datamodule.test_dataloader()
-        limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
-        batches = [batch for batch, _ in zip(loader, range(limit), strict=False)]
-        result = report(dnn, network, batches, steps=self.steps, table=self.table, progress=True)
-        save_network(network, os.path.join(self.output_dir, "spiking.pt"))
-        written = ["spiking.pt", *self._write_nir(network), *self._write(result, "report")]
-        if self.diagnose:
-            written += self._write(diagnose(dnn, network, batches), "diagnosis")
-        written += self._write_page(network, batches, recipe)
-        print(f"Written to {self.output_dir}: {', '.join(written)}")
-        return result
-
-    def _write_nir(self, network: SpikingNetwork) -> list[str]:
-        """Write the network as NIR, where NIR can express it; give the file's name."""
-        try:
-            to_nir(network, os.path.join(self.output_dir, "spiking.nir"))
-        except (ImportError, ConversionError) as error:
-            print(f"No NIR file: {error}")
-            return []
-        return ["spiking.nir"]
-
-    def _write(self, result: Report | Diagnosis, name: str) -> list[str]:
-        """Print a result and write its files; give their names."""
-        result.save_json(os.path.join(self.output_dir, f"{name}.json"))
-        result.print()
-        try:
-            result.save_plot(os.path.join(self.output_dir, f"{name}.png"))
-        except ModuleNotFoundError as error:
-            print(f"No picture: {error}")
-            return [f"{name}.json"]
-        return [f"{name}.json", f"{name}.png"]
-
-    def _write_page(
-        self, network: SpikingNetwork, batches: list[Any], recipe: str | os.PathLike[str] | None
-    ) -> list[str]:
-        """Write the page and what it is made of; give the names."""
-        folder = Path(self.output_dir)
-        (folder / "raster.json").unlink(missing_ok=True)  # that of an earlier run is not of this network
-        if not self.html:
-            return []
-        longest = max(min(max(self.steps), _LONGEST), network.timesteps)
-        inputs, targets = next(batch for batch in batches if len(batch[0]))
-        record(network, inputs, targets, timesteps=longest).save_json(folder / "raster.json")
-        written = ["raster.json"]
-        if recipe is not None and os.path.isfile(recipe):
-            with atomic(folder / "report.yaml") as temporary:
-                shutil.copyfile(recipe, temporary)
-            written.append("report.yaml")
-        try:
-            write_page(folder)
-        except ValueError as error:  # of another file in the folder, which is no reason to end a training so
-            print(f"No page: {error}")
-            return written
-        return ["report.html", *written]
-
-    def _calibration(self, datamodule: Any) -> list[Tensor]:
-        batches = zip(datamodule.train_dataloader(), range(self.calibration_batches), strict=False)
-        return [batch[0] for batch, _ in batches]
+        return export_run(
+            model,
+            datamodule,
+            Run(self.output_dir),
+            options=self.options,
+            steps=self.steps,
+            calibration_batches=self.calibration_batches,
+            table=self.table,
+            diagnosed=self.diagnose,
+            html=self.html,
+            limit_batches=limit_batches,
+            recipe=recipe,
+        )

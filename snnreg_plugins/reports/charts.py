@@ -1,14 +1,15 @@
-"""Markup that is safe by construction, and the figures of the report's page as SVG, drawn by hand."""
+"""The figures of the report's page as SVG, drawn by hand."""
 
 from __future__ import annotations
 
-import html
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from snnreg_plugins._text import in_joules, in_short
+from markupsafe import Markup, escape
+
+from snnreg_plugins._text import one_line
+from snnreg_plugins.reports.figures import Bars, Lines, Role, Series, Stacks
 from snnreg_plugins.reports.raster import Raster
 
 # Figures are as wide as a phone in CSS pixels, so that their text is readable there, and larger elsewhere.
@@ -24,164 +25,104 @@ _PLOT, _BELOW = 170, 36
 _CHAR = 6.2  # of a character of the usual size
 
 
-class Markup(str):
-    """Text that is markup already. All other text is escaped where it becomes part of markup."""
-
-
-def clean(text: object) -> str:
-    """Write text in one line; what cannot be seen, as a sign that turns the direction of writing, is replaced."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
-
-
 def tag(element: str, *content: object, **attributes: object) -> Markup:
-    """Make an element; text and attributes are escaped, what is :class:`Markup` is not.
+    """Make an element; text and attributes are escaped, what is markup is not.
 
     Args:
         element: Its name.
         content: What is in it.
-        attributes: ``class_`` is ``class`` and ``stroke_width`` is ``stroke-width``; None is left out, and True is
-            the attribute alone.
+        attributes: ``class_`` is ``class`` and ``stroke_width`` is ``stroke-width``.
 
     Example:
-        >>> tag("p", "1 < 2", tag("br"), class_="a b")
-        '<p class="a b">1 &lt; 2<br></p>'
+        >>> print(tag("p", "1 < 2", tag("b"), class_="a b"))
+        <p class="a b">1 &lt; 2<b></b></p>
     """
-    written = [element]
-    for name, value in attributes.items():
-        name = name.rstrip("_").replace("_", "-")
-        if value is True:
-            written.append(name)
-        elif value is not None:
-            value = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-            written.append(f'{name}="{html.escape(clean(value))}"')
-    opening = Markup(f"<{' '.join(written)}>")
-    return opening if element in _VOID else Markup(f"{opening}{join(*content)}</{element}>")
+    opening = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(one_line(_number(value)))}"'
+        for name, value in attributes.items()
+    )
+    inside = "".join(part if isinstance(part, Markup) else escape(one_line(part)) for part in content)
+    return Markup(f"<{element}{opening}>{inside}</{element}>")
 
 
-_VOID = {"br", "meta", "link"}
+def _number(value: object) -> object:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def join(*parts: object) -> Markup:
-    """Put parts after each other; what is no :class:`Markup` is escaped."""
-    return Markup("".join(part if isinstance(part, Markup) else html.escape(clean(part)) for part in parts))
+# How a series looks, by its role: its class in the style sheet, and the sign of its points.
+_LINES: dict[Role, tuple[str, str | None]] = {
+    "snn": ("snn", "circle"),
+    "mac": ("mac dotted", "square"),
+    "dnn": ("dnn dashed", None),
+    "dense": ("dense", None),
+}
+_FILLS: dict[Role, str] = {"snn": "snn", "mac": "mac hatched", "dnn": "dnn", "dense": "dense"}
 
 
-@dataclass(frozen=True)
-class Series:
-    """Numbers over T, or one for all T, and how they are drawn.
-
-    Args:
-        label: What they are.
-        values: The numbers.
-        style: Their class in the style sheet.
-        marker: ``"circle"``, ``"square"``, or None.
-    """
-
-    label: str
-    values: Sequence[float]
-    style: str
-    marker: str | None = None
-
-
-def lines(
-    steps: Sequence[int],
-    series: Sequence[Series],
-    *,
-    label: str,
-    shown: Callable[[float], str],
-    marked: int,
-    logarithmic: bool = False,
-) -> Markup:
-    """Draw lines over time steps; a series with one number is drawn as a level.
-
-    Args:
-        steps: The T.
-        series: What to draw.
-        label: What is said of the figure to those who do not see it.
-        shown: How to write a number.
-        marked: The T of the exported network.
-        logarithmic: Draw powers of ten evenly; what is 0 is left out.
-    """
-    numbers = [value for one in series for value in one.values if value > 0 or not logarithmic]
-    ticks, place = (_decades if logarithmic else _even)(numbers)
-    at = _places(steps)
-    parts = [*_grid([(shown(tick), place(tick)) for tick in ticks]), *_steps_axis(steps, at, marked)]
-    if marked in steps:
-        parts.append(_guide(at[steps.index(marked)], _TOP, _TOP + _PLOT))
-    for one in series:
-        if len(one.values) == 1 and (one.values[0] > 0 or not logarithmic):
-            y = place(one.values[0])
-            parts.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_=f"line {one.style}"))
-        elif len(one.values) > 1 or one.marker:
-            points = [(x, place(y)) for x, y in zip(at, one.values, strict=True) if y > 0 or not logarithmic]
+def lines(figure: Lines) -> Markup:
+    """Draw lines over time steps; on a logarithmic axis what is 0 is left out."""
+    shown = [*figure.series, *figure.levels]
+    numbers = [value for one in shown for value in one.values if value > 0 or not figure.logarithmic]
+    ticks, place = (_decades if figure.logarithmic else _even)(numbers)
+    at = _places(figure.steps)
+    parts = [
+        *_grid(ticks, place, figure.write),
+        *_steps_axis(figure.steps, at, figure.marked),
+    ]
+    if figure.marked in figure.steps:
+        parts.append(_guide(at[figure.steps.index(figure.marked)], _TOP, _TOP + _PLOT))
+    for one in figure.series:
+        style, sign = _LINES[one.role]
+        points = [(x, place(y)) for x, y in zip(at, one.values, strict=True) if y > 0 or not figure.logarithmic]
+        if points:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-            if points:
-                parts.append(tag("path", d=path, class_=f"line {one.style}"))
-            parts.extend(marker(one.marker, x, y, one.style) for x, y in points if one.marker)
-    return _drawing(_TOP + _PLOT + _BELOW, label, parts)
+            parts.append(tag("path", d=path, class_=f"line {style}"))
+        parts.extend(_sign(sign, x, y, style) for x, y in points if sign)
+    parts += [_level(one, place) for one in figure.levels if one.values[0] > 0 or not figure.logarithmic]
+    return _drawing(_TOP + _PLOT + _BELOW, figure.said, parts)
 
 
-def stacks(
-    steps: Sequence[int],
-    parts: Sequence[Series],
-    levels: Sequence[Series],
-    *,
-    label: str,
-    shown: Callable[[float], str],
-    marked: int,
-) -> Markup:
-    """Draw stacked bars over time steps, with levels to compare them with.
-
-    Args:
-        steps: The T.
-        parts: What is stacked, from below.
-        levels: What they are compared with, one number each.
-        label: What is said of the figure to those who do not see it.
-        shown: How to write a number.
-        marked: The T of the exported network.
-    """
-    totals = [sum(part.values[index] for part in parts) for index in range(len(steps))]
-    ticks, place = _even([0.0, *(1.08 * total for total in totals), *(level.values[0] for level in levels)])
-    slot = (WIDTH - _LEFT - _RIGHT) / len(steps)
-    at = [_LEFT + slot * (index + 0.5) for index in range(len(steps))]
-    drawn = [*_grid([(shown(tick), place(tick)) for tick in ticks]), *_steps_axis(steps, at, marked)]
+def stacks(figure: Stacks) -> Markup:
+    """Draw stacked bars over time steps, and levels."""
+    totals = figure.totals()
+    numbers = [0.0, *(1.08 * total for total in totals), *(level.values[0] for level in figure.levels)]
+    ticks, place = _even(numbers)
+    slot = (WIDTH - _LEFT - _RIGHT) / len(figure.steps)
+    at = [_LEFT + slot * (index + 0.5) for index in range(len(figure.steps))]
+    drawn = [
+        *_grid(ticks, place, figure.write),
+        *_steps_axis(figure.steps, at, figure.marked),
+    ]
     for index, x in enumerate(at):
         below = 0.0
-        for part in parts:
+        for part in figure.parts:
             top, bottom = place(below + part.values[index]), place(below)
             below += part.values[index]
-            drawn.append(
-                tag("rect", x=x - 0.3 * slot, y=top, width=0.6 * slot, height=bottom - top, class_=f"fill {part.style}")
-            )
-    for level in levels:
-        y = place(level.values[0])
-        drawn.append(tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_=f"line {level.style}"))
+            style = f"fill {_FILLS[part.role]}"
+            drawn.append(tag("rect", x=x - 0.3 * slot, y=top, width=0.6 * slot, height=bottom - top, class_=style))
+    drawn += [_level(level, place) for level in figure.levels]
     for x, total in zip(at, totals, strict=True):
-        written = shown(total)
+        written = figure.write(total)
         if len(written) * _CHAR * 0.85 < slot:
             drawn.append(_text(written, x, place(total) - 4, "middle", "small halo"))
-    return _drawing(_TOP + _PLOT + _BELOW, label, drawn)
+    return _drawing(_TOP + _PLOT + _BELOW, figure.said, drawn)
 
 
-def bars(rows: Sequence[tuple[str, str, float, str]], *, label: str) -> Markup:
-    """Draw one horizontal bar below the other, each with its name and number above, so that long names fit.
-
-    Args:
-        rows: Name, number as text, number, and class in the style sheet.
-        label: What is said of the figure to those who do not see it.
-    """
-    most = max((value for _, _, value, _ in rows), default=0.0) or 1.0
+def bars(figure: Bars) -> Markup:
+    """Draw one horizontal bar below the other, each with its name and number above, so that long names fit."""
+    most = max((bar.value for bar in figure.bars), default=0.0) or 1.0
     parts = []
-    for index, (name, written, value, style) in enumerate(rows):
+    for index, bar in enumerate(figure.bars):
         y = 34 * index
-        room = int((WIDTH - 16 - _CHAR * len(written)) / _CHAR)
+        room = int((WIDTH - 16 - _CHAR * len(bar.written)) / _CHAR)
+        width = WIDTH * max(bar.value, 0.0) / most
         parts += [
-            _text(_shortened(clean(name), room), 0, y + 14, "start", "name"),
-            _text(written, WIDTH, y + 14, "end", "value"),
+            _text(_shortened(one_line(bar.name), room), 0, y + 14, "start", "name"),
+            _text(bar.written, WIDTH, y + 14, "end", "value"),
             tag("rect", x=0, y=y + 19, width=WIDTH, height=9, class_="track"),
-            tag("rect", x=0, y=y + 19, width=WIDTH * max(value, 0.0) / most, height=9, class_=f"fill {style}"),
+            tag("rect", x=0, y=y + 19, width=width, height=9, class_=f"fill {_FILLS[bar.role]}"),
         ]
-    return _drawing(max(34 * len(rows), 10), label, parts)
+    return _drawing(max(34 * len(figure.bars), 10), figure.said, parts)
 
 
 def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
@@ -200,7 +141,7 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
         of = f"{len(layer.shown)} of {layer.neurons:,}"
         room = int((WIDTH - 16 - _CHAR * len(of)) / _CHAR)
         parts += [
-            _text(_shortened(clean(layer.name), room), 0, y + 12, "start", "name"),
+            _text(_shortened(one_line(layer.name), room), 0, y + 12, "start", "name"),
             _text(of, WIDTH, y + 12, "end", "muted"),
             tag("rect", x=0, y=y + 17, width=WIDTH, height=height, class_="track"),
         ]
@@ -223,43 +164,27 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
     return _drawing(y + 26, label, parts)
 
 
-def marker(shape: str | None, x: float, y: float, style: str) -> Markup:
+def swatch(one: Series, filled: bool = False) -> Markup:
+    """Draw a series as it is in the figure, for its legend."""
+    if filled:
+        drawn = [tag("rect", x=2, y=1, width=24, height=12, class_=f"fill {_FILLS[one.role]}")]
+    else:
+        style, sign = _LINES[one.role]
+        drawn = [tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style}")]
+        drawn += [_sign(sign, 14, 7, style)] if sign else []
+    return tag("svg", *drawn, viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
+
+
+def _sign(shape: str, x: float, y: float, style: str) -> Markup:
     """Draw the sign of a point."""
     if shape == "square":
         return tag("rect", x=x - 3.5, y=y - 3.5, width=7, height=7, class_=f"mark {style}")
     return tag("circle", cx=x, cy=y, r=4, class_=f"mark {style}")
 
 
-def swatch(one: Series, filled: bool = False) -> Markup:
-    """Draw a series as it is in the figure, for its legend."""
-    if filled:
-        drawn = [tag("rect", x=2, y=1, width=24, height=12, class_=f"fill {one.style}")]
-    else:
-        drawn = [tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {one.style}")]
-        drawn += [marker(one.marker, 14, 7, one.style)] if one.marker else []
-    return tag("svg", *drawn, viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
-
-
-def in_percent(share: float) -> str:
-    """Write a tick of an axis of shares."""
-    return f"{100 * share:.3g} %"
-
-
-def short_joules(value: float) -> str:
-    """Write a tick of an axis of energies, such as 2 nJ."""
-    digits, unit = in_joules(value).split(" ")
-    return f"{_round(digits)} {unit}"
-
-
-def short_count(value: float) -> str:
-    """Write a tick of an axis of counts, such as 20k."""
-    written = in_short(value)
-    digits = written.rstrip("kMGT")
-    return _round(digits) + written[len(digits) :]
-
-
-def _round(digits: str) -> str:
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+def _level(one: Series, place: Callable[[float], float]) -> Markup:
+    y = place(one.values[0])
+    return tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_=f"line {_LINES[one.role][0]}")
 
 
 def _drawing(height: float, label: str, parts: Sequence[Markup]) -> Markup:
@@ -303,10 +228,11 @@ def _guide(x: float, top: float, bottom: float) -> Markup:
     return tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="line guide")
 
 
-def _grid(ticks: Sequence[tuple[str, float]]) -> Iterator[Markup]:
-    for written, y in ticks:
+def _grid(ticks: Sequence[float], place: Callable[[float], float], write: Callable[[float], str]) -> Iterator[Markup]:
+    for tick in ticks:
+        y = place(tick)
         yield tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="grid")
-        yield _text(written, _LEFT - 5, y + 4, "end", "tick")
+        yield _text(write(tick), _LEFT - 5, y + 4, "end", "tick")
 
 
 def _even(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:

@@ -12,13 +12,11 @@ from torch import Tensor, fx, nn
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.export.simulate import channelwise
 from snnreg_plugins.functional.synapses import Synapses, fan_out, sample_shape
+from snnreg_plugins.reports.diagnosis import CELLS, LEVELS, RATES
 from snnreg_plugins.spiking.layers import for_summing
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
-
-#: The histogram of a comparison: cells of activation / level, up to some levels and above, and the most of the rate.
-CELLS, LEVELS, RATES = 30, 1.5, 32
 
 
 class Totals(NamedTuple):

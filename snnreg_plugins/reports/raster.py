@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._files import read_json, write_json
 from snnreg_plugins._models import device_of
-from snnreg_plugins.reports.report import run_as
+from snnreg_plugins._pictures import BLUE, GREY, literal
+from snnreg_plugins._text import Column, Note, Row, Table
+from snnreg_plugins.reports.measure import run_as
+from snnreg_plugins.reports.result import Result
 from snnreg_plugins.spiking.network import SpikingNetwork, require_timesteps
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import neuron_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Rows of a layer at least, however many layers there are.
 _FEWEST = 4
@@ -39,7 +45,7 @@ class RasterLayer:
 
 
 @dataclass(frozen=True)
-class Raster:
+class Raster(Result):
     """When some neurons spike on some samples. Made by :func:`record`.
 
     Args:
@@ -54,30 +60,80 @@ class Raster:
     decisions: tuple[tuple[int, ...], ...]
     layers: tuple[RasterLayer, ...]
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file; it appears when it is complete."""
-        write_json(path, asdict(self), indent=None)
+    _indent = None
 
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str]) -> Raster:
-        """Read what :meth:`save_json` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds anything else, or its parts do not fit each other.
-        """
-        read = read_json(path, cls)
-        trains = [train for layer in read.layers for sample in layer.spikes for train in sample]
+    def misfit(self) -> str | None:
+        """Tell whether there is a train for every sample and neuron, and a decision for every step."""
+        trains = [train for layer in self.layers for sample in layer.spikes for train in sample]
         fits = (
-            len(read.decisions) == len(read.labels)
-            and all(len(decisions) == read.timesteps for decisions in read.decisions)
-            and all(len(layer.spikes) == len(read.labels) for layer in read.layers)
-            and all(len(sample) == len(layer.shown) for layer in read.layers for sample in layer.spikes)
-            and all(len(train) == read.timesteps and set(train) <= {"0", "1"} for train in trains)
+            len(self.decisions) == len(self.labels)
+            and all(len(decisions) == self.timesteps for decisions in self.decisions)
+            and all(len(layer.spikes) == len(self.labels) for layer in self.layers)
+            and all(len(sample) == len(layer.shown) for layer in self.layers for sample in layer.spikes)
+            and all(len(train) == self.timesteps and set(train) <= {"0", "1"} for train in trains)
         )
-        if not fits:
-            raise ValueError(f"Expected {os.fspath(path)!r} to hold a Raster, but its parts do not fit each other.")
-        return read
+        return None if fits else "its parts do not fit each other."
+
+    def shown(self) -> Iterable[Table | Note]:
+        """Give a table of decisions over time, and one of spikes by layer."""
+        yield self.decided([2**power for power in range(self.timesteps.bit_length())])
+        yield self.counts()
+        yield Note("Neurons are taken evenly spaced from each layer, active or not.", "small")
+
+    def decided(self, steps: Sequence[int]) -> Table:
+        """Give the table of what each sample is taken for after some numbers of steps."""
+        return Table(
+            "Decision over time steps",
+            (Column(""), Column("Class"), *(Column(f"T = {step}") for step in steps)),
+            tuple(
+                Row((f"Sample {sample + 1}", label, *(self.decisions[sample][step - 1] for step in steps)))
+                for sample, label in enumerate(self.labels)
+            ),
+        )
+
+    def counts(self) -> Table:
+        """Give the table of spikes by layer and sample."""
+        return Table(
+            f"Spikes of the neurons shown, in {self.timesteps} steps",
+            (
+                Column("Layer"),
+                Column("Neurons shown", lambda some: "{:,} of {:,}".format(*some)),
+                *(Column(f"Sample {sample + 1}") for sample in range(len(self.labels))),
+            ),
+            tuple(
+                Row((layer.name, (len(layer.shown), layer.neurons), *(spikes_of(trains) for trains in layer.spikes)))
+                for layer in self.layers
+            ),
+        )
+
+    def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
+        """Draw a panel for each sample: a row for each neuron, a mark for each spike."""
+        rows = sum(len(layer.shown) for layer in self.layers)
+        return max(4.0, 1.8 + 0.03 * rows), [partial(self._draw, sample) for sample in range(len(self.labels))]
+
+    def _draw(self, sample: int, axes: Axes) -> None:
+        trains = [
+            [step for step, spike in enumerate(train, start=1) if spike == "1"]
+            for layer in self.layers
+            for train in layer.spikes[sample]
+        ]
+        axes.eventplot(trains, colors=BLUE, linelengths=0.8)
+        starts = list(accumulate((len(layer.shown) for layer in self.layers), initial=0))
+        axes.set_yticks(
+            [(first + last - 1) / 2 for first, last in pairwise(starts)], [literal(layer.name) for layer in self.layers]
+        )
+        for start in starts[1:-1]:
+            axes.axhline(start - 0.5, color=GREY, linewidth=0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0.5, self.timesteps + 0.5)
+        axes.set_ylim(max(len(trains), 1) - 0.5, -0.5)
+        axes.set(title=f"Sample {sample + 1}, of class {self.labels[sample]}", xlabel="Time step")
+
+
+def spikes_of(trains: Iterable[str]) -> int:
+    """Count the spikes of trains."""
+    return sum(train.count("1") for train in trains)
 
 
 def record(

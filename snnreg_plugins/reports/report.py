@@ -1,34 +1,36 @@
-"""What an exported network scores and spends, beside the DNN it was exported from."""
+"""What an exported network scores and spends, beside the DNN it was exported from: numbers, tables, figures."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, fx, nn
-
-from snnreg_plugins._batches import pairs_of
-from snnreg_plugins._files import read_json, write_json
-from snnreg_plugins._models import device_of, eval_and_back
-from snnreg_plugins._pictures import BLUE, GREY, ORANGE, drawn, legend_below
-from snnreg_plugins._text import in_joules, in_short, new_table, span
-from snnreg_plugins.export.trace import trace
-from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import Synapses, count_events, fan_out, sample_shape
-from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.layers import neuron_layers, synaptic_layers
-from snnreg_plugins.watching.steps import CallSteps, steps_of_call
+from snnreg_plugins._text import (
+    Column,
+    Note,
+    Row,
+    Table,
+    estimate,
+    in_joules,
+    in_percent,
+    in_rate,
+    in_short,
+    over,
+    span,
+    tick_count,
+    tick_joules,
+    tick_percent,
+    times,
+)
+from snnreg_plugins.reports import pictures
+from snnreg_plugins.reports.figures import Bar, Bars, Lines, Series, Stacks
+from snnreg_plugins.reports.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.console import Console
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -101,23 +103,12 @@ class LayerReport:
     effective_macs: float | None = None
     energy: float | None = None
 
-    def cells(self) -> tuple[str, ...]:
-        """Write the row of a table: name, kind, threshold, spike rate, updates, SOPs, MACs and energy."""
-        return (
-            self.name,
-            self.kind,
-            span(self.threshold_min, self.threshold_max),
-            "" if self.spike_rate is None else f"{self.spike_rate:.3f}",
-            "" if self.updates is None else in_short(self.updates),
-            "" if self.sops is None or (self.effective_macs and not self.sops) else in_short(self.sops),
-            in_short(self.effective_macs) if self.effective_macs else "",
-            "" if self.energy is None else in_joules(self.energy),
-        )
-
 
 @dataclass(frozen=True)
-class Report:
-    """What an exported network scores and spends, beside its DNN; plain numbers. Made by :func:`report`.
+class Report(Result):
+    """What an exported network scores and spends, beside its DNN; plain numbers.
+
+    Made by :func:`~snnreg_plugins.report`.
 
     Args:
         samples: Number of samples measured.
@@ -141,134 +132,16 @@ class Report:
     ac: float
     source: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested dicts and lists of plain numbers and strings, as JSON has them."""
-        plain = asdict(self)
-        return plain | {"steps": list(plain["steps"]), "layers": list(plain["layers"])}
+    def misfit(self) -> str | None:
+        """Tell whether the steps are ascending, with that of the layers among them."""
+        steps = [step.timesteps for step in self.steps]
+        if self.timesteps in steps and steps == sorted(set(steps)) and steps[0] >= 1:
+            return None
+        return f"it should report on ascending time steps, {self.timesteps} among them, and has {steps}."
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` to a JSON file; it appears when it is complete."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str]) -> Report:
-        """Read what :meth:`save_json` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds anything else.
-        """
-        result = read_json(path, cls)
-        steps = [step.timesteps for step in result.steps]
-        if result.timesteps not in steps or steps != sorted(set(steps)) or steps[0] < 1:
-            raise ValueError(
-                f"Expected {os.fspath(path)!r} to report on ascending time steps, {result.timesteps} among them, but "
-                f"got {steps}."
-            )
-        return result
-
-    def print(self, console: Console | None = None) -> None:
-        """Print a table of DNN and SNN over T, and one of the SNN's layers.
-
-        Args:
-            console: Where to print; the terminal if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
-        console.print(self._overview())
-        console.print(self._by_layer())
-        console.print(self._break_even(), highlight=False, markup=False)
-        console.print(
-            "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one "
-            "real-valued input at one synapse. Sparse: zeros skipped. The SNN's MACs come from real-valued input, as "
-            "at its analog first layer, and are part of its energy.\n"
-            f"Energy is an estimate from published numbers, not a measurement: {self.mac:.3g} pJ per MAC and "
-            f"{self.ac:.3g} pJ per SOP ({self.source}). Arithmetic at synapses only: no neuron updates, memory access "
-            "or static power.",
-            style="dim",
-            highlight=False,
-            markup=False,
-        )
-
-    def save_plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw accuracy and operations over T and the spike rate by layer, to a PNG (or what the suffix says).
-
-        Raises:
-            ModuleNotFoundError: If matplotlib is missing.
-        """
-        height = max(4.0, 1.8 + 0.24 * sum(layer.spike_rate is not None for layer in self.layers))
-        with drawn(path, height) as (accuracy, cost, rates):
-            self._draw_accuracy(accuracy)
-            self._draw_cost(cost)
-            self._draw_rates(rates)
-
-    def _overview(self) -> Table:
-        dnn = self.dnn
-        table = new_table(f"DNN and SNN, per sample (mean of {self.samples:,})")
-        table.add_column("")
-        for header in ("Accuracy", "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"):
-            table.add_column(header, justify="right", no_wrap=True)
-        for name, sops, macs, joule in (
-            ("DNN, dense", 0.0, dnn.dense_macs, dnn.dense_energy),
-            ("DNN, sparse", dnn.sops, dnn.effective_macs, dnn.energy),
-        ):
-            table.add_row(
-                name,
-                _percent(dnn.accuracy),
-                "",
-                in_short(sops) if sops else "",
-                in_short(macs),
-                in_joules(joule),
-                _ratio(joule, dnn.energy),
-            )
-        table.add_section()
-        for step in self.steps:
-            table.add_row(
-                f"SNN, T = {step.timesteps}",
-                _percent(step.accuracy),
-                f"{step.spike_rate:.3f}",
-                in_short(step.sops),
-                in_short(step.effective_macs),
-                in_joules(step.energy),
-                _ratio(step.energy, dnn.energy),
-            )
-        return table
-
-    def _break_even(self) -> str:
-        step, rates = self.at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
-        if rates[0] is None or rates[1] is None:
-            return "No spike reaches a synapse."
-        return (
-            f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {rates[0]:.3f} spikes/neuron/step, "
-            f"as the dense one at {rates[1]:.3f}; it has {step.spike_rate:.3f}."
-        )
-
-    def _by_layer(self) -> Table:
-        table = new_table(f"SNN by layer at T = {self.timesteps}, per sample")
-        table.add_column("Layer", overflow="fold")
-        table.add_column("Kind", overflow="ellipsis", max_width=12)
-        for header in ("Threshold", "Spike rate", "Updates", "SOPs", "MACs", "Energy"):
-            table.add_column(header, justify="right", no_wrap=True)
-        for layer in self.layers:
-            table.add_row(*layer.cells())
-        table.add_section()
-        table.add_row(*self.total_cells("total"))
-        return table
-
-    def total_cells(self, title: str) -> tuple[str, ...]:
-        """Write the row of a table for all layers, below those of :meth:`LayerReport.cells`."""
-        total = self.at_timesteps()
-        return (
-            title,
-            "",
-            "",
-            f"{total.spike_rate:.3f}",
-            in_short(sum(layer.updates or 0 for layer in self.layers)),
-            in_short(total.sops),
-            in_short(total.effective_macs),
-            in_joules(total.energy),
-        )
+    def at_timesteps(self) -> StepReport:
+        """Find the numbers at the T of :attr:`layers`."""
+        return next(step for step in self.steps if step.timesteps == self.timesteps)
 
     def break_even_rate(self, dense: bool = False) -> float | None:
         r"""Find the spike rate at which the spiking network spends as much as the DNN, at :attr:`timesteps`.
@@ -289,326 +162,266 @@ class Report:
             return None
         return step.spike_rate * ((dnn.dense_energy if dense else dnn.energy) - (step.energy - spent)) / spent
 
-    def at_timesteps(self) -> StepReport:
-        """Find the numbers at the T of :attr:`layers`."""
-        return next(step for step in self.steps if step.timesteps == self.timesteps)
+    # What is shown.
 
-    def _draw_accuracy(self, axes: Axes) -> None:
-        self._draw_over_steps(axes, [100 * step.accuracy for step in self.steps], label="SNN")
-        axes.axhline(100 * self.dnn.accuracy, color=ORANGE, linewidth=1.8, label="DNN")
-        axes.set(title="Accuracy", ylabel="Samples correct (%)")
-        legend_below(axes)
+    def shown(self) -> Iterable[Table | Note]:
+        """Give a table of DNN and SNN over T, one of the SNN's layers, and what they mean."""
+        yield self.networks().select(
+            ("Accuracy", "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"),
+            f"DNN and SNN, per sample (mean of {self.samples:,})",
+        )
+        yield self.by_layer()
+        yield Note(self.break_even())
+        yield Note("\n".join(self.notes()), "small")
 
-    def _draw_cost(self, axes: Axes) -> None:
-        from matplotlib.ticker import EngFormatter, LogLocator
-
+    def networks(self) -> Table:
+        """Give the table of DNN and SNN over T, with all that is known of each."""
         dnn = self.dnn
-        self._draw_over_steps(axes, [step.sops for step in self.steps], label="SNN, SOPs")
-        macs = [step.effective_macs for step in self.steps]
-        if any(macs):
-            steps = [step.timesteps for step in self.steps]
-            axes.plot(steps, macs, color=BLUE, linewidth=1.8, linestyle=(0, (1, 1.5)), label="SNN, analog MACs")
+        rows = [
+            ("DNN, dense", dnn.accuracy, None, None, dnn.dense_macs, dnn.dense_energy),
+            ("DNN, sparse", dnn.accuracy, None, dnn.sops or None, dnn.effective_macs, dnn.energy),
+            *(
+                (
+                    f"SNN, T = {step.timesteps}",
+                    step.accuracy,
+                    step.spike_rate,
+                    step.sops,
+                    step.effective_macs,
+                    step.energy,
+                )
+                for step in self.steps
+            ),
+        ]
+        marked = 2 + [step.timesteps for step in self.steps].index(self.timesteps)
+        return Table(
+            "DNN and SNN, per sample",
+            (
+                Column(""),
+                Column("Accuracy", in_percent),
+                Column("Spike rate", in_rate),
+                Column("SOPs", in_short),
+                Column("MACs", in_short),
+                Column("Energy", in_joules),
+                Column("/ sparse DNN", times),
+                Column("/ dense DNN", times),
+            ),
+            tuple(
+                Row((*row, over(row[-1], dnn.energy), over(row[-1], dnn.dense_energy)), index == marked, int(index > 1))
+                for index, row in enumerate(rows)
+            ),
+        )
+
+    def accuracies(self) -> Table:
+        """Give the table of accuracies, how sure they are, and how far from that of the DNN in points."""
+        dnn = self.dnn.accuracy
+        rows = [
+            ("DNN", dnn, interval(dnn, self.samples), None),
+            *(
+                (
+                    f"SNN, T = {step.timesteps}",
+                    step.accuracy,
+                    interval(step.accuracy, self.samples),
+                    100 * (step.accuracy - dnn),
+                )
+                for step in self.steps
+            ),
+        ]
+        marked = 1 + [step.timesteps for step in self.steps].index(self.timesteps)
+        return Table(
+            "Accuracy of DNN and SNN, and the points between them",
+            (
+                Column(""),
+                Column("Accuracy", in_percent),
+                Column("95 % interval", lambda bounds: "{:.1f} to {:.1f} %".format(*(100 * bound for bound in bounds))),
+                Column("To DNN", lambda points: f"{points:+.2f}".replace("-", "−")),
+            ),
+            tuple(Row(row, index == marked) for index, row in enumerate(rows)),
+        )
+
+    def by_layer(self) -> Table:
+        """Give the table of the SNN's layers, and of all of them together."""
+        total = self.at_timesteps()
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                None if layer.threshold_min is None else (layer.threshold_min, layer.threshold_max),
+                layer.spike_rate,
+                layer.updates,
+                None if layer.effective_macs and not layer.sops else layer.sops,
+                layer.effective_macs or None,
+                layer.energy,
+            )
+            for layer in self.layers
+        ]
+        updates = sum(layer.updates or 0 for layer in self.layers)
+        of_all = ("total", None, None, total.spike_rate, updates, total.sops, total.effective_macs, total.energy)
+        return Table(
+            f"SNN by layer at T = {self.timesteps}, per sample",
+            (
+                Column("Layer"),
+                Column("Kind", words=True),
+                Column("Threshold", lambda bounds: span(*bounds)),
+                Column("Spike rate", in_rate),
+                Column("Updates", in_short),
+                Column("SOPs", in_short),
+                Column("MACs", in_short),
+                Column("Energy", in_joules),
+            ),
+            (*(Row(row) for row in rows), Row(of_all, marked=True, group=1)),
+        )
+
+    def break_even(self) -> str:
+        """Say at which spike rate the SNN spends as much as the DNN."""
+        step, rates = self.at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
+        if rates[0] is None or rates[1] is None:
+            return "No spike reaches a synapse."
+        return (
+            f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {in_rate(rates[0])} "
+            f"spikes/neuron/step, as the dense one at {in_rate(rates[1])}; it has {in_rate(step.spike_rate)}."
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what the numbers mean."""
+        return (
+            "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one "
+            "real-valued input at one synapse. Dense: every input counted; sparse: zeros skipped. The SNN's MACs come "
+            "from real-valued input, as at its analog first layer, and are part of its energy.",
+            self.estimated(),
+        )
+
+    def estimated(self) -> str:
+        """Say what the energy is."""
+        return estimate(
+            self.source,
+            "Arithmetic at synapses only: no neuron updates, memory access, communication or static power.",
+            f"{self.mac:.3g} pJ per MAC and {self.ac:.3g} pJ per SOP",
+        )
+
+    # What is drawn.
+
+    def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
+        """Draw accuracy and operations over T, and the spike rate by layer."""
+        figures = (
+            partial(pictures.lines, figure=self.accuracy_figure()),
+            partial(pictures.lines, figure=self.operations_figure()),
+            partial(pictures.bars, figure=self.rates_figure()),
+        )
+        return max(4.0, 1.8 + 0.24 * len(self.rates_figure().bars)), figures
+
+    def accuracy_figure(self) -> Lines:
+        """Give accuracy over T."""
+        first, last, dnn = self.steps[0], self.steps[-1], self.dnn.accuracy
+        return Lines(
+            title="Accuracy",
+            unit="Samples correct",
+            steps=self._steps(),
+            series=(Series("SNN", tuple(step.accuracy for step in self.steps), "snn"),),
+            levels=(Series("DNN", (dnn,), "dnn"),),
+            marked=self.timesteps,
+            said=f"Line chart. The SNN's accuracy goes from {in_percent(first.accuracy)} at T = {first.timesteps} to "
+            f"{in_percent(last.accuracy)} at T = {last.timesteps}; the DNN has {in_percent(dnn)}.",
+            write=tick_percent,
+        )
+
+    def operations_figure(self) -> Lines:
+        """Give operations over T; what is 0 everywhere is left out."""
+        step, dnn = self.at_timesteps(), self.dnn
+        series = (
+            Series("SNN, SOPs", tuple(step.sops for step in self.steps), "snn"),
+            Series("SNN, analog MACs", tuple(step.effective_macs for step in self.steps), "mac"),
+        )
         effective = "DNN, effective MACs" + (" + SOPs" if dnn.sops else "")
-        axes.axhline(dnn.effective_macs + dnn.sops, color=ORANGE, linewidth=1.8, label=effective)
-        axes.axhline(dnn.dense_macs, color=ORANGE, linewidth=1.8, linestyle=(0, (4, 2)), label="DNN, dense MACs")
-        axes.set(title="Operations", ylabel="Operations / sample", yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.minorticks_off()
-        legend_below(axes)
+        levels = (
+            Series(effective, (dnn.effective_macs + dnn.sops,), "dnn"),
+            Series("DNN, dense MACs", (dnn.dense_macs,), "dense"),
+        )
+        return Lines(
+            title="Operations",
+            unit="Operations / sample",
+            steps=self._steps(),
+            series=_drawn(series),
+            levels=_drawn(levels),
+            marked=self.timesteps,
+            said=f"Line chart with a logarithmic axis. At T = {step.timesteps} the SNN needs {in_short(step.sops)} "
+            f"SOPs and {in_short(step.effective_macs)} MACs per sample; the DNN {in_short(dnn.effective_macs)} MACs "
+            f"if zeros are skipped, {in_short(dnn.dense_macs)} if not.",
+            write=tick_count,
+            logarithmic=True,
+        )
 
-    def _draw_rates(self, axes: Axes) -> None:
-        layers = [layer for layer in self.layers if layer.spike_rate is not None]
-        rates = [layer.spike_rate or 0.0 for layer in layers]
-        bars = axes.barh([layer.name for layer in layers], rates, height=0.6, color=BLUE)
-        axes.bar_label(bars, [f"{rate:.3f}" for rate in rates], padding=4, color=GREY)
-        axes.set_ylim(max(len(layers), 4) - 0.5, -0.5)
-        axes.margins(x=0.18)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        axes.set(title=f"Spike rate by layer at T = {self.timesteps}", xlabel="Spikes / neuron / step")
+    def energy_figure(self) -> Stacks:
+        """Give energy over T, that of MACs and that of SOPs stacked to the SNN's energy, beside the DNN's."""
+        step, dnn = self.at_timesteps(), self.dnn
+        parts = (
+            Series("SNN, analog MACs", tuple(1e-12 * self.mac * step.effective_macs for step in self.steps), "mac"),
+            Series("SNN, SOPs", tuple(1e-12 * self.ac * step.sops for step in self.steps), "snn"),
+        )
+        return Stacks(
+            title="Energy",
+            unit="J / sample",
+            steps=self._steps(),
+            parts=_drawn(parts),
+            levels=(Series("DNN, sparse", (dnn.energy,), "dnn"), Series("DNN, dense", (dnn.dense_energy,), "dense")),
+            marked=self.timesteps,
+            said=f"Bar chart. At T = {step.timesteps} the SNN spends an estimated {in_joules(step.energy)} per sample; "
+            f"the DNN {in_joules(dnn.energy)} if zeros are skipped, {in_joules(dnn.dense_energy)} if not.",
+            write=tick_joules,
+        )
 
-    def _draw_over_steps(self, axes: Axes, values: Sequence[float], label: str) -> None:
-        steps = [step.timesteps for step in self.steps]
-        axes.plot(steps, values, color=BLUE, linewidth=2, marker="o", markersize=5, label=label, zorder=3)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(step) for step in steps])
-        axes.minorticks_off()
-        axes.set_xlabel("Time steps T")
+    def layers_figure(self) -> Bars:
+        """Give the operations of each synaptic layer."""
+        synaptic = [layer for layer in self.layers if layer.sops is not None]
+        most = max(synaptic, key=lambda layer: layer.sops or 0.0, default=None)
+        bars = tuple(map(_operations, synaptic))
+        kinds = (Series("SOPs", (), "snn"), Series("MACs of real-valued input", (), "mac"))
+        return Bars(
+            title="Operations per sample",
+            unit="Operations / sample",
+            bars=bars,
+            kinds=tuple(kind for kind in kinds if kind.role == "snn" or any(bar.role == "mac" for bar in bars)),
+            said="Bar chart of operations by layer."
+            + (f" The most SOPs, {in_short(most.sops or 0.0)} per sample, are at {most.name}." if most else ""),
+        )
+
+    def rates_figure(self) -> Bars:
+        """Give the spike rate of each layer of neurons."""
+        rates = [(layer.name, layer.spike_rate) for layer in self.layers if layer.spike_rate is not None]
+        fastest = max(rates, key=lambda one: one[1], default=None)
+        return Bars(
+            title=f"Spike rate by layer at T = {self.timesteps}",
+            unit="Spikes / neuron / step",
+            bars=tuple(Bar(name, rate, in_rate(rate)) for name, rate in rates),
+            kinds=(),
+            said="Bar chart of spike rates by layer."
+            + (f" The highest, {in_rate(fastest[1])}, is that of {fastest[0]}." if fastest else ""),
+        )
+
+    def _steps(self) -> tuple[int, ...]:
+        return tuple(step.timesteps for step in self.steps)
 
 
-def report(
-    dnn: nn.Module,
-    network: SpikingNetwork,
-    data: Iterable[Any],
-    *,
-    steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    table: str | EnergyTable = "horowitz_fp32",
-    progress: bool = False,
-) -> Report:
-    r"""Measure what an exported network scores and spends at every T, beside the DNN it was exported from.
+def _drawn(series: Iterable[Series]) -> tuple[Series, ...]:
+    """Leave out what is 0 everywhere."""
+    return tuple(one for one in series if any(one.values))
 
-    One pass over the data. The spiking network runs for max(steps) time steps: its first T steps are its run of T
-    steps, so that accuracy, SOPs and energy at each T are exactly those of a run of its own. Energy is
 
-    .. math:: E = 10^{-12} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
+def _operations(layer: LayerReport) -> Bar:
+    sops, macs = layer.sops or 0.0, layer.effective_macs
+    if not macs:
+        return Bar(layer.name, sops, in_short(sops))
+    written = f"{in_short(macs)} MACs" + (f" + {in_short(sops)} SOPs" if sops else "")
+    return Bar(layer.name, macs + sops, written, "mac")
 
-    an estimate from published energies per operation: synaptic arithmetic alone. MACs are those of layers with
-    real-valued input, as the analog first layer has; they are part of the spiking network's energy. The same rule
-    holds for the DNN: integer-valued input (a binary image) is events and gives SOPs.
 
-    Both networks are measured in eval mode and left as they were. The DNN is measured on a copy, so that what
-    watches it counts nothing; metrics that watch ``network`` count this pass too. Batches are moved to where the
-    networks are. In distributed runs each process reports on its own data.
-
-    Args:
-        dnn: The DNN, a classifier: input ``(B, ...)`` to scores ``(B, K)``.
-        network: The spiking network exported from it.
-        data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, target class indices ``(B,)``.
-        steps: The numbers of time steps to report.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
-        progress: Show a progress bar over the batches.
-
-    Returns:
-        The numbers, with ``print()``, ``save_json(path)`` and ``save_plot(path)``. Its numbers by layer are at
-        ``network.timesteps`` if that is one of ``steps``, else at the largest of them.
-
-    Raises:
-        ValueError: If ``steps`` are not positive integers, ``data`` holds no sample or its targets are no class
-            indices, or ``table`` is an unknown name.
-        TypeError: If ``network`` is no SpikingNetwork, or ``data`` does not give (input, target) pairs.
-        ConversionError: If ``dnn`` cannot be traced.
+def interval(accuracy: float, samples: int) -> tuple[float, float]:
+    """Give Wilson's 95 % interval of a share that was counted on some samples.
 
     Example:
-        >>> from snnreg_plugins import to_snntorch
-        >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
-        >>> x, y = torch.rand(100, 2), torch.randint(3, (100,))
-        >>> result = report(model, to_snntorch(model, x, timesteps=4), [(x, y)], steps=(1, 2, 4))
-        >>> [step.timesteps for step in result.steps]
-        [1, 2, 4]
-        >>> result.dnn.dense_macs, result.steps[-1].effective_macs  # 2 · 16 + 16 · 3; of the analog layer 2 · 16
-        (80.0, 32.0)
+        >>> [round(bound, 3) for bound in interval(0.95, 100)]
+        [0.888, 0.978]
     """
-    ascending = _ascending(steps)
-    prices = energy_table(table)
-    if not isinstance(network, SpikingNetwork):
-        raise TypeError(
-            "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
-            f"{type(network).__name__}."
-        )
-    longest = ascending[-1]
-    at = network.timesteps if network.timesteps in ascending else longest
-    traced = trace(dnn)
-    samples, correct, correct_at = 0, 0, torch.zeros(longest, dtype=torch.int64)
-    with (
-        torch.no_grad(),
-        _Counter([traced]) as of_dnn,
-        _Counter([network.encoder, network.body], longest, network.head) as of_snn,
-        run_as(network, longest),
-    ):
-        for inputs, targets in _pairs(data, progress):
-            scores = traced(inputs.to(device_of(traced))).cpu()
-            labels = _labels(targets, scores)
-            running = network(inputs.to(device_of(network)), per_step=True).cpu()
-            correct += int((scores.argmax(1) == labels).sum())
-            correct_at += (running.argmax(2) == labels).sum(1)
-            readout = of_snn.readout or running[0, 0].numel()
-            samples += len(labels)
-    if not samples:
-        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
-    return Report(
-        samples=samples,
-        dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),
-        steps=tuple(_step_report(T, int(correct_at[T - 1]), of_snn.total(T), samples, prices) for T in ascending),
-        timesteps=at,
-        layers=(
-            *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)),
-            LayerReport("readout", "sum", updates=float(readout * at)),
-        ),
-        table=table if isinstance(table, str) else "custom",
-        mac=prices.mac,
-        ac=prices.ac,
-        source=prices.source,
-    )
-
-
-class _Counts(NamedTuple):
-    """What layers did, summed over samples."""
-
-    sops: int
-    effective_macs: int
-    dense_macs: int
-    spikes: int
-    neuron_steps: int
-
-
-class _Counter:
-    """Counts what the layers of traced networks do in each time step, exactly.
-
-    Args:
-        parts: The networks, in the order they run in. The last one's runs are the time steps; what the others do
-            belongs to the first step.
-        steps: Time steps of a forward pass.
-        head: What reads the sum of the steps' outputs, if anything does.
-    """
-
-    def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1, head: nn.Module | None = None) -> None:
-        self.layers: dict[str, nn.Module] = {}
-        self.hooks = Hooks(many_steps=True)
-        self._step = 0
-        self.readout = 0  # values that the head reads of a sample
-        self._synapses: dict[tuple[str, tuple[int, ...]], Synapses] = {}
-        for part in parts:
-            synapses, neurons = synaptic_layers(part), neuron_layers(part)
-            for name in dict.fromkeys(str(node.target) for node in part.graph.nodes if node.op == "call_module"):
-                if name in synapses:
-                    self.layers[name] = synapses[name]
-                    self.hooks.before(synapses[name], partial(self._arrive, name, len(self.layers) - 1))
-                elif name in neurons:
-                    self.layers[name] = neurons[name]
-                    self.hooks.after(neurons[name], partial(self._emit, len(self.layers) - 1))
-        self.hooks.after(parts[-1], self._advance)
-        if head is not None:
-            self.hooks.before(head, self._read)
-        self._counts = torch.zeros(steps, len(self.layers), len(_Counts._fields), dtype=torch.int64)
-
-    def _arrive(self, name: str, index: int, layer: Any, args: tuple[Tensor, ...]) -> None:
-        key = name, sample_shape(layer, args[0])
-        if key not in self._synapses:
-            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]))
-        fold = self._fold()
-        for step, counts in enumerate(self._synapses[key].count_steps(args[0], fold.steps), start=fold.first_step):
-            self._counts[step, index, :3] += torch.tensor(counts)
-
-    def _emit(self, index: int, _: nn.Module, __: Any, output: Any) -> None:
-        fold, spikes = self._fold(), output[0] if isinstance(output, tuple) else output
-        for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
-            self._counts[step, index, 3:] += torch.tensor((count_events(part), part.numel()))
-
-    def _fold(self) -> CallSteps:
-        return steps_of_call() or CallSteps(1, self._step)
-
-    def _advance(self, *_: Any) -> None:
-        self._step = (self._step + 1) % len(self._counts)
-
-    def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.readout = args[0][0].numel()
-
-    def total(self, timesteps: int) -> _Counts:
-        """Sum over all layers and the first time steps."""
-        return _Counts(*self._counts[:timesteps].sum((0, 1)).tolist())
-
-    def by_layer(self, timesteps: int) -> Iterator[tuple[str, nn.Module, _Counts]]:
-        """Walk the layers in the order they run in, with the sums over the first time steps."""
-        for (name, layer), counts in zip(self.layers.items(), self._counts[:timesteps].sum(0).tolist(), strict=True):
-            yield name, layer, _Counts(*counts)
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hooks.remove()
-
-
-def _dnn_report(correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
-    return DNNReport(
-        accuracy=correct / samples,
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        dense_macs=counts.dense_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-        dense_energy=energy(0, counts.dense_macs, prices) / samples,
-    )
-
-
-def _step_report(timesteps: int, correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> StepReport:
-    return StepReport(
-        timesteps=timesteps,
-        accuracy=correct / samples,
-        spike_rate=counts.spikes / counts.neuron_steps,
-        updates=counts.neuron_steps / samples,
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-    )
-
-
-def _layer_report(name: str, layer: Any, counts: _Counts, samples: int, prices: EnergyTable) -> LayerReport:
-    kind = type(layer).__name__
-    if counts.neuron_steps:
-        return LayerReport(
-            name,
-            kind,
-            threshold_min=float(layer.threshold.min()),
-            threshold_max=float(layer.threshold.max()),
-            spike_rate=counts.spikes / counts.neuron_steps,
-            updates=counts.neuron_steps / samples,
-        )
-    return LayerReport(
-        name,
-        kind,
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-    )
-
-
-def _ascending(steps: Sequence[int]) -> list[int]:
-    """Check and sort ``steps``, each once."""
-    whole = isinstance(steps, Iterable) and all(isinstance(T, int) and not isinstance(T, bool) for T in steps)
-    if not whole or not steps or min(steps) < 1:
-        raise ValueError(
-            f"Expected argument `steps` to be one or more integers of at least 1, such as (1, 2, 4, 8), but got "
-            f"{steps!r}."
-        )
-    return sorted(set(steps))
-
-
-@contextmanager
-def run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
-    """Let a network run for some time steps in eval mode, and be as it was afterwards."""
-    before = network.timesteps
-    try:
-        network.timesteps = timesteps
-        with eval_and_back(network):
-            yield
-    finally:
-        network.timesteps = before
-
-
-def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk the batches that hold a sample."""
-    pairs = pairs_of(data)
-    if progress:
-        from rich.progress import track
-
-        pairs = iter(track(pairs, "Measuring DNN and SNN", total=len(data) if isinstance(data, Sized) else None))
-    return pairs
-
-
-def _labels(targets: Tensor, scores: Tensor) -> Tensor:
-    """Check the targets of a batch against the DNN's scores."""
-    if scores.dim() != 2:
-        raise ValueError(
-            f"Expected argument `dnn` to be a classifier with scores of shape (B, K), but got {tuple(scores.shape)}."
-        )
-    if targets.shape != scores.shape[:1] or targets.is_floating_point():
-        raise ValueError(
-            f"Expected argument `data` to give targets of shape ({len(scores)},), integers as class indices, but got "
-            f"{tuple(targets.shape)} of {targets.dtype}. Of one-hot targets give `target.argmax(1)`."
-        )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= scores.shape[1]:
-        raise ValueError(
-            f"Expected argument `data` to give targets from 0 to {scores.shape[1] - 1}, the classes that the DNN "
-            f"scores, but got {low if low < 0 else high}."
-        )
-    return targets.cpu()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _ratio(value: float, reference: float) -> str:
-    return f"{value / reference:.2f}" if reference else ""
+    z2 = 1.96**2 / samples
+    middle = (accuracy + z2 / 2) / (1 + z2)
+    half = math.sqrt(max(accuracy * (1 - accuracy), 0.0) * z2 + z2**2 / 4) / (1 + z2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from lightning.pytorch import seed_everything
 
-from snnreg_plugins import ActivityRegularization, to_snntorch
+from snnreg_plugins import ActivityRegularization, report, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import LeNet
-from snnreg_plugins.reports.report import report
 from tests.benchmarks.common import fit
 
 STEPS = (4, 8, 16, 32)

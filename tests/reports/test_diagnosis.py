@@ -20,7 +20,8 @@ from snnreg_plugins import to_norse, to_snntorch
 from snnreg_plugins.callbacks import ExportReport
 from snnreg_plugins.data import Digits
 from snnreg_plugins.modules import LeNet
-from snnreg_plugins.reports.diagnosis import SharedSynapses, diagnose
+from snnreg_plugins.reports.diagnose import diagnose
+from snnreg_plugins.reports.diagnosis import SharedSynapses
 from snnreg_plugins.reports.remedies import CAUSES, LayerError, advise
 from tests.export import test_architectures as architectures
 from tests.export.reference import recorded

@@ -10,21 +10,19 @@ from itertools import pairwise
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 from torch import nn
 
 from snnreg_plugins import to_snntorch
-from snnreg_plugins.callbacks import ExportReport
-from snnreg_plugins.data import Digits
+from snnreg_plugins._text import in_joules, in_short
 from snnreg_plugins.export.files import save_network
-from snnreg_plugins.modules import Classifier, LeNet
-from snnreg_plugins.reports import charts
-from snnreg_plugins.reports.diagnosis import diagnose
-from snnreg_plugins.reports.page import page, write_page
+from snnreg_plugins.reports.diagnose import diagnose
+from snnreg_plugins.reports.measure import report
+from snnreg_plugins.reports.page import page
 from snnreg_plugins.reports.raster import Raster, record
-from snnreg_plugins.reports.report import LayerReport, Report, report
+from snnreg_plugins.reports.report import LayerReport, Report
+from snnreg_plugins.reports.run import write_page
+from snnreg_plugins.reports.settings import flat
 from tests.browser import CHROMIUM, Browser
-from tests.callbacks.reference import free_port, leave, two_processes
 
 VOID = {"meta", "br", "link"}
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&lt;\x00\u202e{}</style>"
@@ -35,7 +33,7 @@ class Reader(HTMLParser):
 
     def __init__(self, content):
         super().__init__()
-        self.open, self.elements, self.words, self.tables = [], [], [], []
+        self.open, self.elements, self.words, self.tables, self.charts = [], [], [], [], {}
         self.feed(content)
         self.close()
         assert self.open == []
@@ -43,6 +41,10 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attributes):
         assert len(dict(attributes)) == len(attributes)
         self.elements.append((tag, dict(attributes)))
+        if tag == "svg":
+            self._chart = self.charts.setdefault(" ".join(dict(attributes).get("aria-label", "").split(" ")[:3]), [])
+        elif "svg" in self.open:
+            self._chart.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
         if tag == "table":
@@ -123,9 +125,9 @@ def test_page_of_a_run_holds_its_numbers(run, result):
     accuracy, operations, energy, layers, decisions, spikes, losses = shown.tables
     assert [row[0] for row in accuracy[1:]] == ["DNN", "SNN, T = 1", "SNN, T = 2", "SNN, T = 4", "SNN, T = 8"]
     assert [row[1] for row in accuracy[2:]] == [f"{100 * step.accuracy:.2f} %" for step in result.steps]
-    assert [row[2] for row in operations[3:]] == [charts.in_short(step.sops) for step in result.steps]
-    assert [row[1] for row in energy[3:]] == [charts.in_joules(step.energy) for step in result.steps]
-    assert [row[0] for row in layers[1:]] == [layer.name for layer in result.layers] + ["Total"]
+    assert [row[2] for row in operations[3:]] == [in_short(step.sops) for step in result.steps]
+    assert [row[1] for row in energy[3:]] == [in_joules(step.energy) for step in result.steps]
+    assert [row[0] for row in layers[1:]] == [layer.name for layer in result.layers] + ["total"]
     assert len(decisions) == 1 + 3
     assert [row[0] for row in spikes[1:]] == ["1", "4"]
     assert [row[0] for row in losses[1:]] == ["1", "4"]
@@ -188,6 +190,48 @@ def test_figures_show_the_numbers(result):
     assert [result.steps[i].accuracy for i in best] == sorted((step.accuracy for step in result.steps), reverse=True)
 
 
+def energy_bars(drawn, result):
+    """Give the energies that the heights of the bars stand for, from below, by the levels of the DNN."""
+    chart = drawn.charts["Bar chart. At"]
+    sparse, dense = (float(line["y1"]) for _, line in chart if line.get("class") in ("line dnn dashed", "line dense"))
+    joules = (result.dnn.dense_energy - result.dnn.energy) / (sparse - dense)
+    ground = sparse + result.dnn.energy / joules
+    found = {}
+    for _, rect in chart:
+        if rect.get("class", "").startswith("fill"):
+            top, height = float(rect["y"]), float(rect["height"])
+            found.setdefault(rect["class"], []).append((joules * (ground - top - height), joules * (ground - top)))
+    return found
+
+
+def test_energy_bars_are_that_of_macs_and_on_top_of_it_that_of_sops(result):
+    figure = result.energy_figure()
+    assert figure.totals() == pytest.approx([step.energy for step in result.steps])
+    bars = energy_bars(Reader(page(result)), result)
+    macs = [4.6e-12 * step.effective_macs for step in result.steps]
+    assert list(bars) == ["fill mac hatched", "fill snn"]
+    most = max(step.energy for step in result.steps)
+    for (bottom, top), energy in zip(bars["fill mac hatched"], macs, strict=True):
+        assert (bottom, top) == pytest.approx((0, energy), abs=0.003 * most)
+    for (bottom, top), energy, step in zip(bars["fill snn"], macs, result.steps, strict=True):
+        assert (bottom, top) == pytest.approx((energy, step.energy), abs=0.003 * most)
+        assert top - bottom == pytest.approx(0.9e-12 * step.sops, abs=0.003 * most)
+
+
+def test_tables_show_ratios_intervals_and_differences(result):
+    accuracy, _, energy, *_ = Reader(page(result)).tables
+    sparse, dense = result.dnn.energy, result.dnn.dense_energy
+    spent = [dense, sparse, *(step.energy for step in result.steps)]
+    assert [row[2:] for row in energy[1:]] == [[f"{value / sparse:.2f}", f"{value / dense:.2f}"] for value in spent]
+    for row, step in zip(accuracy[2:], result.steps, strict=True):
+        share, n = step.accuracy, result.samples
+        # Wilson's bounds b solve (share - b)² = 1.96² b (1 - b) / n.
+        for bound in row[2].removesuffix(" %").split(" to "):
+            b = float(bound) / 100
+            assert (share - b) ** 2 == pytest.approx(1.96**2 * b * (1 - b) / n, abs=2e-3)
+        assert float(row[3].replace("−", "-")) == pytest.approx(100 * (share - result.dnn.accuracy), abs=0.006)
+
+
 def test_nothing_of_a_run_becomes_markup(run, result):
     layers = tuple(dataclasses.replace(layer, name=HOSTILE + layer.name, kind=HOSTILE) for layer in result.layers)
     dataclasses.replace(result, layers=layers, source=HOSTILE, table=HOSTILE).save_json(run / "report.json")
@@ -214,6 +258,14 @@ def test_nothing_of_a_run_becomes_markup(run, result):
     assert content.count(b"</style>") == 1
 
 
+def test_settings_hide_secrets_and_stay_short():
+    secrets = dict.fromkeys(("api_key", "key", "token", "password", "my_secret", "credentials", "logger"), "hidden")
+    shown = flat({**secrets, "deep": [{"auth.token": "hidden"}, {"init": {"passwd": "hidden"}}], "keys": 3, "lr": 0.1})
+    assert shown == [("keys", "3"), ("lr", "0.1")]
+    assert flat({"class_path": "A", "init_args": {"b": None, "c": [1, 2]}}) == [("", "A"), ("c", "[1, 2]")]
+    assert len(str(flat({"long": list(range(10**6)), "x" * 10**6: "y" * 10**6}))) < 3000
+
+
 def test_yaml_that_grows_without_end_is_cut_short(run):
     lines = ["a0: &a0 [x, [y]]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     (run / "config.yaml").write_text("\n".join([*lines, "self: &self {again: *self}"]))
@@ -234,8 +286,12 @@ def test_the_diagnosis_of_another_network_is_left_out(run, result, dnn, data):
         ("report.json", '{"samples": NaN}', "report.json"),
         ("raster.json", '{"timesteps": 1, "labels": [1], "decisions": [], "layers": []}', "do not fit"),
         ("diagnosis.json", "{}", "hold a Diagnosis, but Diagnosis lacks"),
-        ("config.yaml", "a: [", "config.yaml' to hold YAML, but"),
-        ("config.yaml", "a: !!python/object/apply:os.system [ls]", "to hold YAML, but"),
+        ("config.yaml", "a: [", r"config\.yaml' cannot be read: while parsing"),
+        (
+            "config.yaml",
+            "a: !!python/object/apply:os.system [ls]",
+            "cannot be read: could not determine",
+        ),
         ("spiking.pt", "no tensors", "tensors and plain data"),
     ],
 )
@@ -339,43 +395,6 @@ def test_raster_of_coded_input(dnn, data, coding):
 def test_raster_refuses_less_than_one(network, data, argument):
     with pytest.raises(ValueError, match=f"`{argument}` to be .*at least 1, but got 0"):
         record(network, *data, **{argument: 0})
-
-
-# The callback.
-
-
-def fit(folder, html=True, **options):
-    callback = ExportReport(str(folder), timesteps=2, steps=[1, 2], html=html)
-    trainer = Trainer(
-        max_steps=2, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, limit_test_batches=1,
-        **options,
-    )  # fmt: skip
-    trainer.fit(Classifier(LeNet((1, 16, 16))), datamodule=Digits(size=16))
-    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-
-
-def test_the_callback_writes_the_page(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert {"report.html", "raster.json"} < fit(folder)
-    assert "report.html, raster.json" in capsys.readouterr().out
-    assert "Spikes" in read(folder / "report.html").text
-    (folder / "config.yaml").write_text("a: [")
-    fit(folder)
-    assert "No page: " in capsys.readouterr().out
-    (folder / "report.html").unlink()
-    assert not {"report.html", "raster.json"} & fit(folder, html=False)  # no spikes of an earlier run are left
-
-
-def _two_process_worker(rank, port, folder):
-    fit(folder, devices=2, strategy=two_processes(rank, port))
-    leave()
-
-
-@pytest.mark.slow
-def test_the_first_of_two_processes_writes_the_page(tmp_path):
-    torch.multiprocessing.spawn(_two_process_worker, (free_port(), tmp_path / "run"), nprocs=2)
-    assert "Spikes" in read(tmp_path / "run" / "report.html").text
 
 
 # In a browser.

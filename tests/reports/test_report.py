@@ -18,7 +18,9 @@ from snnreg_plugins.data import Digits
 from snnreg_plugins.export import to_snntorch
 from snnreg_plugins.functional import EnergyTable, energy
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
-from snnreg_plugins.reports.report import LayerReport, Report, report
+from snnreg_plugins.reports import pictures
+from snnreg_plugins.reports.measure import report
+from snnreg_plugins.reports.report import LayerReport, Report
 
 STEPS = (1, 2, 5, 8)
 
@@ -337,14 +339,13 @@ def test_plot_shows_the_numbers(result):
     from matplotlib.figure import Figure
 
     accuracy, cost, rates = Figure().subplots(1, 3)
-    result._draw_accuracy(accuracy)
-    result._draw_cost(cost)
-    result._draw_rates(rates)
+    for draw, axes in zip(result.panels()[1], (accuracy, cost, rates), strict=True):
+        draw(axes)
     lines = {line.get_label(): line.get_ydata() for axes in (accuracy, cost) for line in axes.get_lines()}
-    assert list(lines["SNN"]) == [100 * step.accuracy for step in result.steps]
+    assert list(lines["SNN"]) == [step.accuracy for step in result.steps]
     assert list(lines["SNN, SOPs"]) == [step.sops for step in result.steps]
     assert list(lines["SNN, analog MACs"]) == [step.effective_macs for step in result.steps]
-    assert lines["DNN"][0] == 100 * result.dnn.accuracy
+    assert lines["DNN"][0] == result.dnn.accuracy
     assert lines["DNN, effective MACs"][0] == result.dnn.effective_macs
     assert lines["DNN, dense MACs"][0] == result.dnn.dense_macs
     assert [bar.get_width() for bar in rates.patches] == [
@@ -406,7 +407,7 @@ def test_a_failing_report_leaves_no_half_file(result, tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         result.save_json(tmp_path / "report.json")
-    monkeypatch.setattr(Report, "_draw_rates", lambda *_: 1 / 0)
+    monkeypatch.setattr(pictures, "bars", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         result.save_plot(tmp_path / "report.png")
     assert list(tmp_path.iterdir()) == []
