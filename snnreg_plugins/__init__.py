@@ -3,82 +3,75 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from snnreg_plugins.callbacks import (
-        ActivityRegularization,
-        CompressedActivations,
-        ExportReport,
-        QCFSActivations,
-        SpikingValidation,
-        compressed_activations,
-    )
-    from snnreg_plugins.export import ConversionError, Sharded, SpikingNetwork, exit_margins, to_norse, to_snntorch
-    from snnreg_plugins.export.files import load_network, save_network
-    from snnreg_plugins.metrics import Energy, SpikeRate, SpikeStatistics, SynapticOperations, TimeSteps
-    from snnreg_plugins.nir.files import from_nir, to_nir
-    from snnreg_plugins.reports.diagnose import diagnose
-    from snnreg_plugins.reports.measure import report
-    from snnreg_plugins.reports.raster import record
-    from snnreg_plugins.reports.run import write_page
+if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is handed on
+    from snnreg_plugins.callbacks import ActivityRegularization as ActivityRegularization
+    from snnreg_plugins.callbacks import CompressedActivations as CompressedActivations
+    from snnreg_plugins.callbacks import ExportReport as ExportReport
+    from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
+    from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
+    from snnreg_plugins.callbacks import compressed_activations as compressed_activations
+    from snnreg_plugins.export import ConversionError as ConversionError
+    from snnreg_plugins.export import Sharded as Sharded
+    from snnreg_plugins.export import SpikingNetwork as SpikingNetwork
+    from snnreg_plugins.export import exit_margins as exit_margins
+    from snnreg_plugins.export import to_norse as to_norse
+    from snnreg_plugins.export import to_snntorch as to_snntorch
+    from snnreg_plugins.export.files import load_network as load_network
+    from snnreg_plugins.export.files import save_network as save_network
+    from snnreg_plugins.metrics import Energy as Energy
+    from snnreg_plugins.metrics import SpikeRate as SpikeRate
+    from snnreg_plugins.metrics import SpikeStatistics as SpikeStatistics
+    from snnreg_plugins.metrics import SynapticOperations as SynapticOperations
+    from snnreg_plugins.metrics import TimeSteps as TimeSteps
+    from snnreg_plugins.nir.files import from_nir as from_nir
+    from snnreg_plugins.nir.files import to_nir as to_nir
+    from snnreg_plugins.reports.diagnose import diagnose as diagnose
+    from snnreg_plugins.reports.measure import report as report
+    from snnreg_plugins.reports.raster import record as record
+    from snnreg_plugins.reports.run import write_page as write_page
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ActivityRegularization",
-    "CompressedActivations",
-    "ConversionError",
-    "Energy",
-    "ExportReport",
-    "QCFSActivations",
-    "Sharded",
-    "SpikeRate",
-    "SpikeStatistics",
-    "SpikingNetwork",
-    "SpikingValidation",
-    "SynapticOperations",
-    "TimeSteps",
-    "compressed_activations",
-    "diagnose",
-    "exit_margins",
-    "from_nir",
-    "load_network",
-    "record",
-    "report",
-    "save_network",
-    "to_nir",
-    "to_norse",
-    "to_snntorch",
-    "write_page",
-]
-
 # Loaded when asked for: Lightning and torchmetrics import whatever of torchvision and matplotlib is installed.
-_HOMES = {
-    "ActivityRegularization": "callbacks",
-    "CompressedActivations": "callbacks",
-    "ConversionError": "export",
-    "Energy": "metrics",
-    "ExportReport": "callbacks",
-    "QCFSActivations": "callbacks",
-    "Sharded": "export",
-    "SpikeRate": "metrics",
-    "SpikeStatistics": "metrics",
-    "SpikingNetwork": "export",
-    "SpikingValidation": "callbacks",
-    "SynapticOperations": "metrics",
-    "TimeSteps": "metrics",
-    "compressed_activations": "callbacks",
-    "diagnose": "reports.diagnose",
-    "exit_margins": "export",
-    "from_nir": "nir.files",
-    "load_network": "export.files",
-    "record": "reports.raster",
-    "report": "reports.measure",
-    "save_network": "export.files",
-    "to_nir": "nir.files",
-    "to_norse": "export",
-    "to_snntorch": "export",
-    "write_page": "reports.run",
+_NAMES = {
+    "callbacks": (
+        "ActivityRegularization",
+        "CompressedActivations",
+        "ExportReport",
+        "QCFSActivations",
+        "SpikingValidation",
+        "compressed_activations",
+    ),
+    "export": (
+        "ConversionError",
+        "Sharded",
+        "SpikingNetwork",
+        "exit_margins",
+        "to_norse",
+        "to_snntorch",
+    ),
+    "export.files": (
+        "load_network",
+        "save_network",
+    ),
+    "metrics": (
+        "Energy",
+        "SpikeRate",
+        "SpikeStatistics",
+        "SynapticOperations",
+        "TimeSteps",
+    ),
+    "nir.files": (
+        "from_nir",
+        "to_nir",
+    ),
+    "reports.diagnose": ("diagnose",),
+    "reports.measure": ("report",),
+    "reports.raster": ("record",),
+    "reports.run": ("write_page",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -53,12 +53,18 @@ def test_export_does_not_need_norse():
 
 
 def test_every_public_name_is_there():
-    assert set(snnreg_plugins.__all__) == set(snnreg_plugins._HOMES)
     for name in snnreg_plugins.__all__:
         assert getattr(snnreg_plugins, name).__doc__
     assert set(snnreg_plugins.__all__) <= set(dir(snnreg_plugins))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = snnreg_plugins.no_such_name
+
+
+def test_tools_that_read_code_know_every_public_name():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    known = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert known == {name: f"snnreg_plugins.{home}" for name, home in snnreg_plugins._HOMES.items()}
 
 
 def imported_rooms(file):
@@ -82,6 +88,101 @@ def test_imports_go_one_way(file):
     level = next(index for index, floor in enumerate(FLOORS) if room in floor)
     below = set().union(*FLOORS[:level], {room})
     assert set(imported_rooms(file)) <= below
+
+
+FILES = {str(file.relative_to(PACKAGE)): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
+LINES = {name: len((PACKAGE / name).read_text().splitlines()) for name in FILES}
+
+
+def imported_files(tree):
+    """Files of the package that are imported while a file is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("snnreg_plugins"):
+            home = "/".join(node.module.split(".")[1:])
+            for alias in node.names:
+                for found in (f"{home}/{alias.name}.py", f"{home}/__init__.py", f"{home}.py"):
+                    if found.removeprefix("/") in FILES:
+                        yield found.removeprefix("/")
+                        break
+
+
+def test_no_file_imports_itself_in_a_circle():
+    graph = {name: set(imported_files(tree)) for name, tree in FILES.items()}
+    assert len(graph["callbacks/activity_regularization.py"]) > 4  # or the graph says nothing
+    while leaves := {name for name, imported in graph.items() if not imported}:
+        graph = {name: imported - leaves for name, imported in graph.items() if name not in leaves}
+    assert not graph
+
+
+# To be emptied: files that are still to be taken apart.
+TOO_LONG = {"metrics/operations.py", "profile.py"}
+
+
+def test_no_file_is_long_and_no_room_holds_more_than_a_fifth():
+    assert {name for name, lines in LINES.items() if lines > 450} <= TOO_LONG
+    rooms: dict[str, int] = {}
+    for name, lines in LINES.items():
+        rooms[name.split("/")[0]] = rooms.get(name.split("/")[0], 0) + lines
+    assert max(rooms.values()) <= sum(rooms.values()) / 5
+
+
+DOORS = {"_torch.py", "_lightning.py"}
+# To be emptied: files that still use what others do not offer in public, past the doors.
+PAST_THE_DOORS = {
+    "export/build.py",
+    "export/copies.py",
+    "export/files.py",
+    "export/fold.py",
+    "export/forms.py",
+    "export/step_graph.py",
+    "metrics/base.py",
+    "metrics/operations.py",
+    "metrics/scores.py",
+    "spiking/engine.py",
+    "spiking/firing.py",
+    "spiking/network.py",
+    "watching/hooks.py",
+    "watching/products.py",
+    "watching/samples.py",
+}
+# Of Python; of Lightning and torchmetrics for who inherits from them, as their documentation says.
+OFFERED = {"_fields", "_replace", "_asdict", "_getframe", "_generate_state_key", "_plot"}
+OTHERS = {"torch", "lightning", "torchmetrics", "jsonargparse", "snntorch", "norse", "nir", "h5py"}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def own_private_names():
+    """Private names that the package itself defines: of functions, methods, classes, attributes and files."""
+    for name, tree in FILES.items():
+        yield Path(name).stem
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
+                yield node.attr if isinstance(node, ast.Attribute) else node.id
+
+
+def test_what_others_do_not_offer_in_public_is_behind_one_door():
+    own = set(own_private_names()) | OFFERED
+    found: dict[str, set[str]] = {}
+    for name, tree in FILES.items():
+        used = found.setdefault(name, set())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and is_private(node.attr):
+                # Of anything, by a name that is not ours; of a module of others, by any.
+                if node.attr not in own or ast.unparse(node).split(".")[0] in OTHERS:
+                    used.add(ast.unparse(node))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OTHERS:
+                parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+                used |= {f"{node.module}: {part}" for part in parts if is_private(part)}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names if any(is_private(part) for part in alias.name.split("."))}
+    past = {name: used for name, used in found.items() if used and name not in DOORS}
+    assert not {name: used for name, used in past.items() if name not in PAST_THE_DOORS}
+    assert set(past) >= PAST_THE_DOORS  # no longer than it must be
 
 
 def test_functional_imports_torch_only():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._torch import is_in_backward
 from snnreg_plugins.watching.layers import ActivityLayer
 
 # The least λ that is divided by. A learned λ may be pushed below zero, where the formula makes no sense.
@@ -133,7 +134,7 @@ class QCFS(ActivityLayer):
 
     @torch.no_grad()
     def _observe(self, y: Tensor) -> None:
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if not torch.compiler.is_compiling() and is_in_backward():
             return  # checkpointing computes it a second time, within the backward pass
         if not y.numel():
             return
