@@ -7,7 +7,8 @@ needs it, and the test of it, and nothing else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -92,6 +93,53 @@ def is_in_backward() -> bool:
     Without it, recomputed passes are counted twice.
     """
     return torch._C._current_graph_task_id() != -1
+
+
+def without_modes() -> AbstractContextManager[None]:
+    """Leave the modes that see every operation, for operations of one's own.
+
+    Without it, metrics that look closely at the same pass count what the others compute.
+    """
+    from torch.utils import _python_dispatch
+
+    found: AbstractContextManager[None] = _python_dispatch._disable_current_modes()
+    return found
+
+
+def has_composite_kernel(operation: Any) -> bool:
+    """Tell whether an operation of torch is made of others, as those of inference mode come.
+
+    Without it, a linear layer in inference mode is seen as one unknown operation.
+    """
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
+    return found
+
+
+def memory_of(tensor: Tensor) -> Hashable:
+    """Give what stands for a tensor's memory: equal for all that share it, and keeping it not alive.
+
+    Its ``expired()`` tells whether the memory is gone. Without it, steps of the same samples are taken for new ones.
+    """
+    memory: Hashable = torch.multiprocessing.reductions.StorageWeakRef(  # type: ignore[no-untyped-call]
+        tensor.untyped_storage()
+    )
+    return memory
+
+
+def writes_to(tensor: Tensor) -> int:
+    """Count the writes to a tensor's memory; 0 in inference mode, which keeps no count.
+
+    Without it, a state that was reset in place is taken for that of the step before.
+    """
+    return 0 if tensor.is_inference() else version_of(tensor)
+
+
+def normalizations() -> tuple[type[nn.Module], ...]:
+    """Give the classes of normalization over a batch.
+
+    Without it, list ``nn.BatchNorm1d`` and all its like.
+    """
+    return (torch.nn.modules.batchnorm._NormBase,)
 
 
 def break_graph(why: str) -> None:

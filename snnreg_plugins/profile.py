@@ -32,6 +32,7 @@ from snnreg_plugins.functional.synapses import (
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import forget_states, is_spiking_neuron, leaks, neuron_layers, synaptic_layers
+from snnreg_plugins.watching.simulated import names_in_dnn
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -300,7 +301,9 @@ class _Counter:
     """Counts what the layers of a model do, exactly."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.synapses, self.neurons = synaptic_layers(model), neuron_layers(model)
+        names = names_in_dnn(model)
+        self.synapses = {names[path]: layer for path, layer in synaptic_layers(model).items()}
+        self.neurons = {names[path]: layer for path, layer in neuron_layers(model).items()}
         self.seen: dict[str, _Seen] = {}
         self._last: _Seen | None = None
         self._assigned: set[str] = set()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from snnreg_plugins import SpikingNetwork
 from snnreg_plugins.functional import OneToOne
 
 
@@ -78,9 +79,22 @@ def _sample_dims(layer, x):
     return 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
 
 
+def name_in_dnn(model, name):
+    """A layer's name without the part of an exported network that it is in."""
+    kept, module = [], model
+    for part in name.split(".") if name else ():
+        if not isinstance(module, SpikingNetwork):
+            kept.append(part)
+        module = getattr(module, part)
+    return ".".join(kept)
+
+
 @contextmanager
 def recorded(model, classes, output=False):
-    """Copies of what goes into (or comes out of) every layer of these classes: a list of (name, layer, tensor)."""
+    """Copies of what goes into (or comes out of) every layer of these classes: a list of (name, layer, tensor).
+
+    Names are those in the DNN, without the part of an exported network that a layer is in.
+    """
     record, handles = [], []
 
     def record_as(name):
@@ -94,7 +108,7 @@ def recorded(model, classes, output=False):
     for name, layer in model.named_modules():
         if isinstance(layer, classes):
             register = layer.register_forward_hook if output else layer.register_forward_pre_hook
-            handles.append(register(record_as(name), with_kwargs=True))
+            handles.append(register(record_as(name_in_dnn(model, name)), with_kwargs=True))
     yield record
     for handle in handles:
         handle.remove()

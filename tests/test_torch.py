@@ -174,3 +174,46 @@ def test_nodes_of_leaves():
         node = weight.t().grad_fn
         assert not _torch.is_of_leaf(node)
         assert _torch.is_of_leaf(node.next_functions[0][0])
+
+
+def test_without_modes():
+    with there("without_modes"), FlopCounterMode(display=False) as seen:
+        with _torch.without_modes():
+            torch.ones(2, 2) @ torch.ones(2, 2)
+        assert seen.get_total_flops() == 0
+        torch.ones(2, 2) @ torch.ones(2, 2)
+        assert seen.get_total_flops() == 16
+
+
+def test_has_composite_kernel():
+    with there("has_composite_kernel"):
+        assert _torch.has_composite_kernel(torch.ops.aten.matmul.default)
+        assert not _torch.has_composite_kernel(torch.ops.aten.mm.default)
+
+
+def test_memory_of():
+    with there("memory_of"):
+        x = torch.zeros(3)
+        memory = _torch.memory_of(x)
+        assert memory == _torch.memory_of(x.detach()[1:]) != _torch.memory_of(x.clone())
+        assert len({memory, _torch.memory_of(x)}) == 1
+        assert not memory.expired()
+        del x
+        assert memory.expired()
+
+
+def test_writes_to():
+    with there("writes_to"):
+        x = torch.zeros(3)
+        before = _torch.writes_to(x)
+        x.detach().add_(1)
+        assert _torch.writes_to(x) == before + 1
+        with torch.inference_mode():
+            assert _torch.writes_to(torch.zeros(3)) == 0
+
+
+def test_normalizations():
+    with there("normalizations"):
+        for kind in (nn.BatchNorm1d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm):
+            assert isinstance(kind(2), _torch.normalizations())
+        assert not isinstance(nn.Linear(2, 2), _torch.normalizations())

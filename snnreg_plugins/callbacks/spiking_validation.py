@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +21,8 @@ from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy, energy_table
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
-from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.layers import neuron_layers
+from snnreg_plugins.watching.steps import CallSteps
+from snnreg_plugins.watching.tally import Observer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -212,7 +211,8 @@ class Measurement:
         self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
         self.rate = SpikeRate(snn).to(device)
         self.steps = TimeSteps(snn).to(device)
-        self.spikes = _Spikes(snn) if figures else None
+        self.spikes = NeuronRates() if figures else None
+        self.rate.watch.observer = self.spikes
 
     def update(self, x: Tensor, y: Tensor) -> None:
         with torch.no_grad():
@@ -239,22 +239,17 @@ class Measurement:
     def close(self) -> None:
         for metric in (*self.operations.values(), self.rate, self.steps):
             metric.close()
-        if self.spikes is not None:
-            self.spikes.hooks.remove()
 
 
-class _Spikes:
+class NeuronRates(Observer):
     """Spikes of each neuron, summed over samples and steps."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.hooks = Hooks(many_steps=True)  # sums over samples and steps
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        for name, layer in neuron_layers(network).items():
-            self.hooks.after(layer, partial(self._add, name))
 
-    def _add(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
-        spikes = (output[0] if isinstance(output, tuple) else output).detach()
+    def emitted(self, name: str, layer: nn.Module, spikes: Tensor, steps: CallSteps | None) -> None:
+        """Add the spikes of a call."""
         total = spikes.abs().sum(0, dtype=torch.float32).flatten()
         before = self._sums.get(name)
         if before is not None and before.shape != total.shape:  # inputs of another size have other neurons

@@ -53,6 +53,9 @@ SynapticLayer: TypeAlias = (
     | OneToOne
 )
 
+# In half precision a sum would be rounded.
+_SUMMED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
 # Below this every integer is exact in float32, so that sums of events stay exact in any order.
 _EXACT_FLOAT32 = 2**24
 
@@ -260,6 +263,33 @@ def count_events(x: Tensor) -> int:
     return int(_events(x)[0][1])
 
 
+def count_events_by_step(x: Tensor, steps: int) -> list[int]:
+    """Count the events, as :func:`count_events` does, in each of the equal parts along the first dimension.
+
+    Example:
+        >>> count_events_by_step(torch.tensor([0.0, 1.0, 3.0, 0.0]), steps=2)
+        [1, 3]
+    """
+    return [int(events) for _, events in _events(x, steps)]
+
+
+def count_known_events(x: Tensor, steps: int) -> list[int] | None:
+    """Count the same where all are known to be whole numbers that are not negative: one sum.
+
+    Returns:
+        None where that is not exact, or shows that they are none.
+
+    Example:
+        >>> count_known_events(torch.tensor([0.0, 1.0, 3.0, 0.0]), steps=2)
+        [1, 3]
+        >>> count_known_events(torch.tensor([0.5, 1.0]), steps=1)
+    """
+    x = _in_memory_order(x.detach())
+    if not x.is_floating_point() or not x.is_contiguous() or not x.numel():
+        return None
+    return _whole(x.view(steps, -1).sum(1, dtype=_SUMMED_IN.get(x.dtype)).tolist())
+
+
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     """Return the shape of one sample of a layer's input, without batch and leading dimensions."""
     _require_synaptic(layer)
@@ -284,6 +314,31 @@ class Synapses:
         self.dense = int(fan_out_map.sum())
         self.least = float(positions.where(positions > 0, torch.inf).min())
         self.positions = None if positions.eq(self.least).all() else positions
+        self._map = fan_out_map
+        self._weights: dict[tuple[bool, torch.dtype], Tensor] = {}
+
+    def count_known(self, x: Tensor, steps: int) -> list[int] | None:
+        """Count the SOPs of each of the equal parts of an input known to hold whole numbers that are not negative.
+
+        Returns:
+            None where that is not exact, or shows that they are none.
+        """
+        if self.positions is None:
+            events = count_known_events(x, steps)
+            return None if events is None else [int(self.least) * number for number in events]
+        x = x.detach()
+        ordered = _in_memory_order(x)
+        if not _sums_products_exactly(x) or not ordered.is_contiguous() or not x.numel():
+            return None
+        key = ordered is x, x.dtype
+        if key not in self._weights:
+            self._weights[key] = _in_order(self._map, key[0]).to(x.dtype).flatten()
+        # The product with a vector reads the input once, and makes nothing as large.
+        costs = ordered.view(x.shape[0], -1).mv(self._weights[key]).view(steps, -1)
+        found = _whole(costs.sum(1).tolist())
+        if found is None and float(costs.max()) < _EXACT_FLOAT32:
+            found = _whole(costs.sum(1, dtype=torch.float64).tolist(), 2**53)
+        return found
 
     def count(self, x: Tensor, real: bool = True) -> tuple[int, int, int]:
         """Count SOPs, effective and dense MACs of an input, as :func:`operations` does.
@@ -338,6 +393,30 @@ def _events(
     active = events if all(spiking) else totals(lambda: x.sign().abs_())
     events = totals(x.abs, events) if any(spiking) else active
     return [(one, of_events if one else others) for one, of_events, others in zip(spiking, events, active, strict=True)]
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """Put channels last where they are so in memory."""
+    return x if x.is_contiguous() or x.dim() < 3 else x.movedim(1, -1)
+
+
+def _in_order(fan_out_map: Tensor, channels_first: bool) -> Tensor:
+    return fan_out_map if channels_first else fan_out_map.movedim(0, -1)
+
+
+def _sums_products_exactly(x: Tensor) -> bool:
+    """Tell whether a matrix product rounds nothing but sums above 2**24."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and torch.get_float32_matmul_precision() == "highest"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _whole(sums: list[float], limit: int = _EXACT_FLOAT32) -> list[int] | None:
+    """Give sums as integers; None where one may be rounded: a sum in float32 of whole numbers only grows."""
+    return [int(each) for each in sums] if all(0 <= each < limit and each.is_integer() for each in sums) else None
 
 
 def _sums_to_fraction(x: Tensor) -> bool:

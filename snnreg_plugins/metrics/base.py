@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from copy import deepcopy
-from operator import add
+from operator import sub
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._pictures import plot_layers
-from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.samples import SampleCounter
+from snnreg_plugins.watching.counts import added, total
+from snnreg_plugins.watching.watch import Watch
 
 
 class WatchingMetric(Metric):
     """A metric that is built on a model and counts in its forward passes by itself.
 
-    A subclass names the ``quantities`` that it counts in each layer and counts them with hooks that add to
-    ``self._pending``. Passes add up as integers of Python, which takes next to no time, and are written to the state
-    when that is read. It is int64 and of fixed shape, so it adds up exactly over processes, also over one that saw
-    no batch.
+    What counts is a :class:`~snnreg_plugins.watching.watch.Watch`, in integers of Python; they are written to the
+    state when that is read. The state is int64 and of fixed shape, so it adds up exactly over processes, also over one
+    that saw no batch.
 
     Args:
-        model: The model to watch. It is not made part of the metric's own state or parameters.
-        layers: Watched layers by name.
-        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
-        owners: Further modules by name that have a row of counts, and that no hook watches.
+        watch: Who watches the model. Neither is made part of the metric's own state or parameters.
         kwargs: See ``torchmetrics.Metric``.
     """
 
@@ -38,69 +34,37 @@ class WatchingMetric(Metric):
     higher_is_better = False
     full_state_update = False
     plot_lower_bound = 0.0
+    plot_unit = ""
 
+    #: What is counted of each layer: quantities of the watch.
     quantities: ClassVar[tuple[str, ...]]
-    #: Whether the hooks know that a call may hold several time steps.
-    many_steps: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Mapping[str, nn.Module],
-        batch_dim: int,
-        owners: Mapping[str, nn.Module] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, watch: Watch, **kwargs: Any) -> None:
         # Without the cache of computed values: a process that saw no new batch would use it where the others add up.
         super().__init__(**kwargs | {"compute_with_cache": False})
-        # Hidden from nn.Module in tuples: the model is no part of the metric.
-        self._watched = (model, tuple(layers.items()), batch_dim)
-        rows = dict(layers) | dict(owners or {})
-        self._rows = tuple(rows)
-        self._index = {layer: index for index, layer in enumerate(rows.values())}
-        self._forget()
-        self.add_state("counts", torch.zeros(len(rows), len(self.quantities), dtype=torch.int64), "sum")
+        self.watch = watch
+        self._columns = [watch.column(quantity) for quantity in self.quantities]
+        self._start()
+        self.add_state("counts", torch.zeros(len(watch.names), len(self.quantities), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
-        self._watch()
+        watch.open()
 
-    def _watch(self) -> None:
-        model, layers, batch_dim = self._watched
-        self._counter = self._count_samples(model, dict(layers), batch_dim)
-        for _, layer in layers:
-            self._attach(self._counter.hooks, layer)
-
-    def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
-        return SampleCounter(model, layers, self._on_pass, batch_dim, many_steps=self.many_steps)
-
-    def _forget(self) -> None:
-        """Forget all that is not yet written."""
-        self._pending = self._nothing()  # of the pass under way
-        self._passed: tuple[list[list[int]], int] | None = None  # counts and samples of the passes before it
-
-    def _nothing(self) -> list[list[int]]:
-        return [[0] * len(self.quantities) for _ in self._index]
-
-    @abstractmethod
-    def _attach(self, hooks: Hooks, layer: Any) -> None:
-        """Hook what counts in a layer."""
+    def _start(self) -> None:
+        """Begin with what the watch has not counted yet."""
+        self._written = [[0] * len(self.quantities) for _ in self.watch.names], 0, 0
 
     @property
     def layers(self) -> list[str]:
         """Names of the watched layers."""
-        return [name for name, _ in self._watched[1]]
-
-    def _on_pass(self, samples: int | None) -> None:
-        if samples is not None:
-            counts, before = self._passed or (self._nothing(), 0)
-            for row, new in zip(counts, self._pending, strict=True):
-                row[:] = map(add, row, new)
-            self._passed = counts, before + samples
-        self._pending = self._nothing()
+        return list(self.watch.layers)
 
     def _write(self) -> None:
-        if self._passed is not None:
-            (counts, samples), self._passed = self._passed, None
-            self.update(counts, samples)
+        counts, samples, passes = self._written
+        if self.watch.passes > passes:
+            now = [[row[column] for column in self._columns] for row in self.watch.totals()]
+            self._written = now, self.watch.samples, self.watch.passes
+            new = [list(map(sub, *rows)) for rows in zip(now, counts, strict=True)]
+            self.update(new, self.watch.samples - samples)
 
     def update(self, counts: list[list[int]], samples: int) -> None:
         """Add what forward passes counted; this happens by itself.
@@ -116,7 +80,7 @@ class WatchingMetric(Metric):
     @property
     def update_called(self) -> bool:
         """Whether a forward pass was seen since the metric was built or reset."""
-        return self._passed is not None or super().update_called
+        return self.watch.passes > 0 or super().update_called
 
     @property
     def counts(self) -> Tensor:
@@ -140,20 +104,19 @@ class WatchingMetric(Metric):
 
     def reset(self) -> None:
         """Forget all counts; the next forward pass brings new samples."""
-        self._forget()
+        self.watch.reset()
+        self._start()
         super().reset()
-        self._counter.reset()
 
     def clone(self) -> Self:
         """Copy the metric; the copy watches the same model, where a deep copy takes a copy of the model along."""
-        shared = (self._watched, self._index, self._counter)
-        copy: Self = deepcopy(self, {id(part): part for part in shared})
-        copy._watch()
+        copy: Self = deepcopy(self, self.watch.shared())
+        copy.watch.open()
         return copy
 
     def close(self) -> None:
         """Stop watching the model and take all hooks off it; what was counted stays."""
-        self._counter.hooks.remove()
+        self.watch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,8 +143,11 @@ class WatchingMetric(Metric):
         """
         if val is not None:
             return self._plot(val, ax)
-        values: Any = getattr(self, "by_layer")()  # noqa: B009
-        return plot_layers(values, f"{type(self).__name__} by layer", getattr(self, "plot_unit", ""), ax)
+        return plot_layers(self.by_layer(), f"{type(self).__name__} by layer", self.plot_unit, ax)
+
+    @abstractmethod
+    def by_layer(self, quantity: str = "") -> dict[str, Any]:
+        """Return what was counted of each layer, by name."""
 
     def _gathered(self, value: Any) -> list[Any]:
         """Collect what each process has, of what is no tensor of fixed shape."""
@@ -191,8 +157,12 @@ class WatchingMetric(Metric):
         torch.distributed.all_gather_object(values, value, group=self.process_group)
         return values
 
-    def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Each quantity of every layer (float64 holds counts below 2**53), and the samples; over all processes."""
+    def _totals(self, steps: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Each quantity of every row (float64 holds counts below 2**53), and the samples; over all processes.
+
+        Args:
+            steps: Number of time steps to take, the first ones; all if None.
+        """
         if self._is_synced:  # as it is within compute()
             counts, samples = self.counts, self.samples
         else:
@@ -205,4 +175,10 @@ class WatchingMetric(Metric):
             )
         if counts.device.type == "mps":  # which has no float64
             counts, samples = counts.cpu(), samples.cpu()
+        if steps is not None:
+            steps = as_integer("steps", steps)
+            table = added(self._gathered(self.watch.table()))
+            rows = range(len(self.watch.names))
+            firsts = [[total(table, row, column, steps) for column in self._columns] for row in rows]
+            counts = torch.tensor(firsts, device=counts.device)
         return dict(zip(self.quantities, counts.double().unbind(1), strict=True)), samples

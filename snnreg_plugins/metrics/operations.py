@@ -11,30 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from snnreg_plugins._checks import one_of
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import (
-    CONVOLUTIONS,
-    Synapses,
-    SynapticLayer,
-    fan_out,
-    is_synaptic,
-    sample_shape,
-)
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import one_to_one_layers, synaptic_layers
-from snnreg_plugins.watching.products import AVERAGE_POOLS, SEVERAL_SIZES, Averages, Products, averaged_over
-from snnreg_plugins.watching.samples import SampleCounter
-from snnreg_plugins.watching.steps import steps_of_call
-
-# Input shapes of a layer, on average, whose fan-out is kept at most.
-_SHAPES = 8
-# Passes from the first on that are all looked at closely.
-_ALL_LOOKED_AT = 2
-# Modules whose weights scale, shift or look up, and do not multiply as synapses do.
-_SCALING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+from snnreg_plugins.watching.counts import Table, added
+from snnreg_plugins.watching.labels import ByLabel, Labels
+from snnreg_plugins.watching.looks import may_multiply
+from snnreg_plugins.watching.tally import Tally
 
 
 class SynapticOperations(WatchingMetric):
@@ -63,7 +47,8 @@ class SynapticOperations(WatchingMetric):
 
     - ``compute()``: SOPs/sample, a float64 scalar.
     - ``total(quantity)``: the same for ``"sops"``, ``"effective_macs"`` or ``"dense_macs"``.
-    - ``by_layer(quantity)``: the same for each layer, by name, and for modules that make products of their own.
+    - ``by_layer(quantity)``: the same for each layer, by its name in the DNN, and for modules that make products of
+      their own; ``by_layer(quantity, steps=T)`` for the first T time steps alone.
     - ``by_step(quantity)``: the same at each time step.
     - ``by_label(quantity)``: the same for the samples of each label, where :meth:`labelled` told them.
 
@@ -88,196 +73,26 @@ class SynapticOperations(WatchingMetric):
     """
 
     quantities = ("sops", "effective_macs", "dense_macs")
-    many_steps = True
     plot_unit = "SOPs / sample"
+    watch: Tally
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
-        layers = synaptic_layers(model) | one_to_one_layers(model)
-        # Modules whose products are looked for, since no input of theirs tells what they multiply.
-        owners = {name: module for name, module in model.named_modules() if name not in layers}
-        if not layers and not any(_may_multiply(module) for module in owners.values()):
+        tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=self._warn_missed)
+        if not tally.synapses and not any(map(may_multiply, tally.index)):
             raise ValueError(
                 "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d) or "
                 f"other weights, but {type(model).__name__} has none."
             )
-        self._synapses: dict[Any, Synapses] = {}
-        self._real = [True] * len(layers)
-        self._averages = Averages()
-        self._products: Products | None = None  # while a pass is looked at closely
-        self._looks: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
-        self._passes = 0  # of the module that began this one
-        self._always = False  # to look at every pass
-        self._missed: set[tuple[int, str]] = set()
-        super().__init__(model, layers, batch_dim, owners=owners, **kwargs)
+        super().__init__(tally, **kwargs)
+        self._labels = tally.observer = Labels(batch_dim)
 
-    def _count_samples(self, model: nn.Module, layers: dict[str, nn.Module], batch_dim: int) -> SampleCounter:
-        others = [
-            module
-            for row, module in enumerate(self._index)
-            if (_is_derived(module) if row < len(layers) else _may_multiply(module))
-        ]
-        return SampleCounter(model, layers, self._on_pass, batch_dim, self._begin, self._leave, others, self.many_steps)
+    def _warn_missed(self, name: str, what: str) -> None:
+        warnings.warn(f"{type(self).__name__} does not count all: {name!r} ({what}).", stacklevel=2)
 
-    def _watch(self) -> None:
-        self._products = None
-        super()._watch()
-        for module in self._index:
-            if isinstance(module, AVERAGE_POOLS):
-                self._counter.hooks.after(module, self._observe_average)
-
-    def _attach(self, hooks: Hooks, layer: SynapticLayer) -> None:
-        hooks.before(layer, self._observe)
-
-    # Passes.
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._labels: list[Any] | None = None
-        self._alone = self._unlabelled = False
-        self._steps_before: dict[int, int] = {}  # of the samples under way, by outermost module
-        self._outermost = 0
-        self._by_step: list[list[int]] = []
-        self._by_label: dict[Any, list[int]] = {}
-        self._forget_pass()
-
-    def _forget_pass(self) -> None:
-        self._calls: dict[Any, int] = {}
-        self._new_steps: list[list[int]] = []
-        self._new_labels: list[list[int]] = []
-
-    def _begin(self, module: nn.Module) -> None:
-        row = self._outermost = self._index[module]
-        if row < len(self._real) and not _is_derived(module):
-            # Layers that a checkpoint calls again come from a pass of the whole model.
-            self._alone |= module is not self._watched[0] and torch._C._current_graph_task_id() == -1
-            return
-        if getattr(module, "only_layers_multiply", False):
-            return
-        key = row, module.training
-        count = self._passes = self._looks[key] = self._looks.get(key, 0) + 1
-        # The first pass shows what there is; ever rarer looks find what later ones do otherwise.
-        if self._always or count & (count - 1) == 0:
-            model = self._watched[0]
-            self._products = Products(model, self._index, self._count_product, self._miss, self._averages)
-            self._products.__enter__()
-
-    def _leave(self) -> None:
-        if self._products is not None:
-            products, self._products = self._products, None
-            products.__exit__(None, None, None)
-
-    def _on_pass(self, samples: int | None) -> None:
-        super()._on_pass(samples)
-        if samples is not None:
-            before = self._steps_before.get(self._outermost, 0) if self._counter.continues else 0
-            for step, numbers in enumerate(self._new_steps, start=before):
-                _add_to(self._by_step, step, numbers)
-            self._steps_before[self._outermost] = before + len(self._new_steps)
-            if self._labels is not None:
-                for label, numbers in zip(self._labels, self._new_labels, strict=False):
-                    tally = self._by_label[label]
-                    tally[1:] = map(add, tally[1:], numbers)
-        self._forget_pass()
-
-    def close(self) -> None:
-        """Stop watching the model and take all hooks off it; what was counted stays."""
-        self._leave()
-        super().close()
-
-    # What is counted in one.
-
-    @uncompiled
-    def _observe(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
-        if self._products is None:
-            self._count_input(layer, args[0])
-        else:
-            self._products.counted_by_hook += isinstance(layer, (nn.Linear, *CONVOLUTIONS))
-            with _disable_current_modes():
-                self._count_input(layer, args[0])
-        self._counter.called(layer, args)
-
-    def _count_input(self, layer: SynapticLayer, x: Tensor) -> None:
-        index = self._index[layer]
-        known = self._averages.find(x) if len(self._averages) else None
-        if known is not None:
-            x = self._averages.events(x)
-            self._always |= known[1]
-        key = (index, _sample_shape(layer, x))
-        if key not in self._synapses:
-            if len(self._synapses) >= _SHAPES * len(self._index):  # inputs of ever new sizes
-                self._synapses.clear()
-            self._synapses[key] = Synapses(layer, _fan_out(layer, key[1]))
-        fold = steps_of_call()
-        steps = self._synapses[key].count_steps(x, 1 if fold is None else fold.steps, real=self._real[index])
-        macs = steps[-1][1]
-        self._real[index] = macs > 0
-        if known is None and macs and self._products is not None:
-            self._look_for_averages(layer, x)
-        if fold is None:
-            self._count(index, index, steps[0])
-        else:
-            for step, numbers in enumerate(steps, start=fold.first_step):
-                self._add(index, step, numbers)
-        if self._labels is not None:
-            self._count_labels(layer, x, key[1], steps[0])
-
-    def _count(self, row: int, site: Any, numbers: tuple[int, int, int]) -> None:
-        step = self._calls[site] = self._calls.get(site, -1) + 1
-        self._add(row, step, numbers)
-
-    def _add(self, row: int, step: int, numbers: tuple[int, int, int]) -> None:
-        pending = self._pending[row]
-        for quantity, number in enumerate(numbers):
-            pending[quantity] += number
-        _add_to(self._new_steps, step, numbers)
-
-    def _count_product(self, owner: nn.Module, site: int, numbers: tuple[int, int, int]) -> None:
-        if not self._always and self._passes > _ALL_LOOKED_AT:
-            self._miss(owner, "what it multiplied in earlier passes: it was found only now")
-        self._always = True
-        self._unlabelled |= self._labels is not None
-        self._count(self._index[owner], (owner, site), numbers)
-
-    def _count_labels(
-        self, layer: SynapticLayer, x: Tensor, shape: tuple[int, ...], numbers: tuple[int, int, int]
-    ) -> None:
-        samples, batch_dim = len(self._labels or ()), self._watched[2]
-        inputs = x.numel() // max(1, math.prod(shape))
-        if not samples or inputs % samples:
-            raise ValueError(
-                f"Expected argument `labels` to have a label for each sample, but got {samples} and a layer's input of "
-                f"shape {tuple(x.shape)}."
-            )
-        magnitudes = x.detach().abs().double() if not numbers[1] else (x != 0).double()
-        costs = (magnitudes * _fan_out(layer, shape).to(x.device)).reshape(inputs, -1).sum(1)
-        costs = costs.reshape(samples, -1).sum(1) if batch_dim == 0 else costs.reshape(-1, samples).sum(0)
-        for sample, cost in enumerate(costs.tolist()):
-            split = (0, int(cost)) if numbers[1] else (int(cost), 0)
-            _add_to(self._new_labels, sample, (*split, numbers[2] // samples))
-
-    @uncompiled
-    def _observe_average(self, pool: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        x = args[0] if args else None
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor):
-            return
-        if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
-            self._miss(pool, SEVERAL_SIZES)
-
-    def _look_for_averages(self, layer: nn.Module, x: Tensor) -> None:
-        for size in self._averages.sizes():
-            events = x.detach().double() * size
-            if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
-                self._miss(
-                    layer, "averages of events, as SOPs: something between the average pool and this layer copies"
-                )
-
-    def _miss(self, owner: nn.Module, what: str) -> None:
-        self._always |= not what
-        missed = self._index[owner], what
-        if what and missed not in self._missed:
-            self._missed.add(missed)
-            name = self._rows[missed[0]] or type(owner).__name__
-            warnings.warn(f"{type(self).__name__} does not count all: {name!r} ({what}).", stacklevel=2)
+    def reset(self) -> None:
+        """Forget all counts; the next forward pass brings new samples."""
+        super().reset()
+        self._labels.forget()
 
     # Break-downs.
 
@@ -298,14 +113,12 @@ class SynapticOperations(WatchingMetric):
             >>> sops.by_label()
             {3: 10.0, 7: 2.5}
         """
-        self._labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-        for label in self._labels:
-            self._by_label.setdefault(label, [0] * (1 + len(self.quantities)))[0] += 1
+        self._labels.tell(labels)
         try:
-            with self._counter.hooks.one_step_at_a_time():  # which samples a call holds is plain then
+            with self.watch.hooks.one_step_at_a_time():  # which samples a call holds is plain then
                 yield
         finally:
-            self._labels = None
+            self._labels.tell(None)
 
     def by_label(self, quantity: str = "sops") -> dict[Any, float]:
         """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample of each label.
@@ -314,14 +127,14 @@ class SynapticOperations(WatchingMetric):
             RuntimeError: If no pass was labelled, or if one had products outside of layers, which do not split.
         """
         column = 1 + self._column(quantity)
-        tallies: dict[Any, list[int]] = {}
-        unlabelled = False
-        for by_label, has_products in self._gathered((self._by_label, self._unlabelled)):
-            unlabelled |= has_products
+        parts = self._gathered((self._labels.by_label, self._labels.unsplit))
+        tallies: ByLabel = {}
+        for by_label, _ in parts:
             for label, tally in by_label.items():
                 tallies[label] = list(map(add, tallies.get(label, [0] * len(tally)), tally))
-        if unlabelled or not tallies:
-            why = "products outside of layers (attention, recurrent cells) do not split" if unlabelled else "none did"
+        unsplit = any(each for _, each in parts)
+        if unsplit or not tallies:
+            why = "products outside of layers (attention, recurrent cells) do not split" if unsplit else "none did"
             raise RuntimeError(
                 f"{type(self).__name__} splits by label what runs inside `with metric.labelled(labels)`; {why}."
             )
@@ -338,23 +151,25 @@ class SynapticOperations(WatchingMetric):
             RuntimeError: If layers were called one by one from outside: no step can be told.
         """
         column = self._column(quantity)
-        steps: list[list[int]] = []
-        alone, samples = False, 0
-        for by_step, was_alone, seen in self._gathered((self._by_step, self._alone, int(self.samples))):
-            alone, samples = alone | was_alone, samples + seen
-            for step, numbers in enumerate(by_step):
-                _add_to(steps, step, numbers)
-        if alone or not samples:
-            why = "its layers were called one by one" if alone else "has seen none"
+        table, samples = self._steps()
+        longest = max(len(values) for values in table.values())
+        sums = [0] * longest
+        for (_, of), values in table.items():
+            if of == column:
+                sums[: len(values)] = map(add, sums, values)
+        return [number / samples for number in sums]
+
+    def _steps(self) -> tuple[Table, int]:
+        """Gather the counts by time step, and the samples, of all processes."""
+        parts = self._gathered((self.watch.table(), self.watch.alone, self.watch.samples))
+        tables, alone, samples = zip(*parts, strict=True)
+        if any(alone) or not sum(samples):
+            why = "its layers were called one by one" if any(alone) else "has seen none"
             raise RuntimeError(f"{type(self).__name__} can tell time steps in passes of a whole model, but {why}.")
-        return [numbers[column] / samples for numbers in steps]
+        return added(tables), sum(samples)
 
     def _column(self, quantity: str) -> int:
-        if quantity not in self.quantities:
-            raise ValueError(
-                f"Expected argument `quantity` to be one of {sorted(self.quantities)}, but got {quantity!r}."
-            )
-        return self.quantities.index(quantity)
+        return self.quantities.index(one_of("quantity", quantity, sorted(self.quantities)))
 
     def compute(self) -> Tensor:
         """Return SOPs/sample."""
@@ -365,43 +180,28 @@ class SynapticOperations(WatchingMetric):
         totals, samples = self._totals()
         return _of(totals, quantity).sum() / samples
 
-    def by_layer(self, quantity: str = "sops") -> dict[str, float]:
-        """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, for each layer by name."""
-        totals, samples = self._totals()
+    def by_layer(self, quantity: str = "sops", steps: int | None = None) -> dict[str, float]:
+        """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample, for each layer by name.
+
+        Args:
+            quantity: What to return.
+            steps: Number of time steps to count, the first ones: what a run of so many steps costs. All if None.
+
+        Raises:
+            ValueError: If an argument is out of range.
+            RuntimeError: If no forward pass was seen, or ``steps`` is given and no step can be told; see
+                :meth:`by_step`.
+        """
+        totals, samples = self._totals(steps)
+        if steps is not None:
+            self._steps()  # can be told
         values = (_of(totals, quantity) / samples).tolist()
-        layers, active = len(self.layers), (totals["dense_macs"] > 0).tolist()
-        return {name: values[row] for row, name in enumerate(self._rows) if row < layers or active[row]}
+        layers, active = len(self.layers), (self._totals()[0]["dense_macs"] > 0).tolist()
+        return {name: values[row] for row, name in enumerate(self.watch.names) if row < layers or active[row]}
 
 
 def _of(totals: dict[str, Tensor], quantity: str) -> Tensor:
-    if quantity not in totals:
-        raise ValueError(f"Expected argument `quantity` to be one of {sorted(totals)}, but got {quantity!r}.")
-    return totals[quantity]
-
-
-def _add_to(table: list[list[int]], row: int, numbers: Sequence[int]) -> None:
-    """Add to a row of a table that grows as it must."""
-    while len(table) <= row:
-        table.append([0] * len(numbers))
-    table[row][:] = map(add, table[row], numbers)
-
-
-def _may_multiply(module: nn.Module) -> bool:
-    """Tell whether a module that is no synaptic layer has weights that might multiply activity."""
-    return not isinstance(module, _SCALING) and any(True for _ in module.parameters(recurse=False))
-
-
-def _is_derived(layer: nn.Module) -> bool:
-    """Tell whether a synaptic layer is of a class that might do more than its base."""
-    return not type(layer).__module__.startswith(("torch.nn.", "snntorch.", "snnreg_plugins."))
-
-
-def _sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
-    return sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
-
-
-def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> Tensor:
-    return fan_out(layer, shape) if is_synaptic(layer) else torch.tensor(1).expand(shape)
+    return totals[one_of("quantity", quantity, sorted(totals))]
 
 
 class Energy(SynapticOperations):
@@ -445,14 +245,14 @@ class Energy(SynapticOperations):
         batch_dim: int = 0,
         **kwargs: Any,
     ) -> None:
-        self.table = energy_table(table)
-        self.dense = dense
-        if dense and not self.table.prices_macs:
+        prices = energy_table(table)
+        if dense and not prices.prices_macs:
             raise ValueError(
                 "Expected argument `table` to have a price for MACs, which `dense=True` counts alone, but got one "
-                f"without: {self.table.source}."
+                f"without: {prices.source}."
             )
         super().__init__(model, batch_dim, **kwargs)
+        self.table, self.dense = prices, dense
 
     def compute(self) -> Tensor:
         """Return J/sample."""
@@ -472,9 +272,9 @@ class Energy(SynapticOperations):
         self._warn(super().by_layer(quantity))
         return energy(super().total("sops"), torch.zeros_like(found), self.table)
 
-    def by_layer(self, quantity: str = "energy") -> dict[str, float]:
+    def by_layer(self, quantity: str = "energy", steps: int | None = None) -> dict[str, float]:
         """Return J/sample (or, as :class:`SynapticOperations`, a count) for each layer by name."""
-        found = super().by_layer(quantity)
+        found = super().by_layer(quantity, steps)
         self._warn(found)
         return found
 
@@ -487,8 +287,8 @@ class Energy(SynapticOperations):
                 stacklevel=4,
             )
 
-    def _totals(self) -> tuple[dict[str, Tensor], Tensor]:
-        totals, samples = super()._totals()
+    def _totals(self, steps: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        totals, samples = super()._totals(steps)
         sops, macs = totals["sops"], totals["effective_macs"]
         if self.dense:
             sops, macs = torch.zeros_like(sops), totals["dense_macs"]

@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snnreg_plugins.functional.synapses import count_events
+from snnreg_plugins._checks import one_of
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import neuron_layers
+from snnreg_plugins.watching.tally import Tally
 
 
 class SpikeRate(WatchingMetric):
@@ -23,7 +22,7 @@ class SpikeRate(WatchingMetric):
     counts, that of a training batch too: to log it in validation, reset it in ``on_validation_epoch_start``.
 
     - ``compute()``: spikes/neuron/step over all neurons, a float64 scalar.
-    - ``by_layer()``: the same for each layer, by name.
+    - ``by_layer()``: the same for each layer, by its name in the DNN; ``by_layer(steps=T)`` for the first T time steps.
 
     Args:
         model: The model to watch.
@@ -44,35 +43,36 @@ class SpikeRate(WatchingMetric):
     """
 
     quantities = ("spikes", "neuron_steps")
-    many_steps = True  # a sum over samples and steps is the same
     plot_unit = "Spikes / neuron / step"
+    watch: Tally
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
-        layers = neuron_layers(model)
-        if not layers:
+        tally = Tally(model, operations=False)
+        if not tally.neurons:
             raise ValueError(
                 "Expected argument `model` to have a neuron layer (a spiking neuron or an activation module), but "
                 f"{type(model).__name__} has none. Functional activations such as F.relu cannot be watched."
             )
-        super().__init__(model, layers, 0, **kwargs)
-
-    def _attach(self, hooks: Hooks, layer: nn.Module) -> None:
-        hooks.after(layer, self._observe)
-
-    @uncompiled
-    def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output
-        row = self._pending[self._index[layer]]
-        row[0] += count_events(spikes)
-        row[1] += spikes.numel()
-        self._counter.called(layer, args)
+        super().__init__(tally, **kwargs)
 
     def compute(self) -> Tensor:
         """Return spikes/neuron/step over all layers."""
         totals, _ = self._totals()
         return totals["spikes"].sum() / totals["neuron_steps"].sum()
 
-    def by_layer(self) -> dict[str, float]:
-        """Return spikes/neuron/step for each layer by name; nan for one that was not run."""
-        totals, _ = self._totals()
-        return dict(zip(self.layers, (totals["spikes"] / totals["neuron_steps"]).tolist(), strict=True))
+    def by_layer(self, quantity: str = "rate", steps: int | None = None) -> dict[str, float]:
+        """Return spikes/neuron/step for each layer by name; nan for one that was not run.
+
+        Args:
+            quantity: ``"rate"``, or ``"spikes"`` or ``"neuron_steps"`` per sample.
+            steps: Number of time steps to count, the first ones; all if None.
+
+        Raises:
+            ValueError: If an argument is out of range.
+            RuntimeError: If no forward pass was seen.
+        """
+        totals, samples = self._totals(steps)
+        values = {name: total / samples for name, total in totals.items()}
+        values["rate"] = totals["spikes"] / totals["neuron_steps"]
+        found = values[one_of("quantity", quantity, sorted(values))]
+        return dict(zip(self.layers, found.tolist(), strict=True))

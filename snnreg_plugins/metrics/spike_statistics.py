@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import one_of
 from snnreg_plugins._pictures import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import is_spiking_neuron, time_dim
-from snnreg_plugins.watching.steps import steps_of_call
+from snnreg_plugins.watching.trains import Neurons, Trains, merged
 
 
 class SpikeStatistics(WatchingMetric):
@@ -53,92 +52,17 @@ class SpikeStatistics(WatchingMetric):
         tensor([0, 0, 2])
     """
 
-    many_steps = True
-    quantities = ("spikes", "neuron_steps", "first_spikes", "first_steps", "intervals", "interval_steps")
+    quantities = Trains.quantities
+    watch: Trains
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
-        layers = {name: module for name, module in model.named_modules() if is_spiking_neuron(module)}
-        if not layers:
+        trains = Trains(model)
+        if not trains.layers:
             raise ValueError(
                 "Expected argument `model` to have a spiking neuron of snnTorch, Norse, SpikingJelly or sinabs, but "
                 f"{type(model).__name__} has none."
             )
-        super().__init__(model, layers, 0, **kwargs)
-
-    def _attach(self, hooks: Hooks, layer: nn.Module) -> None:
-        hooks.after(layer, self._observe)
-
-    def _forget(self) -> None:
-        super()._forget()
-        # By layer and shape: how often each neuron spiked, and in how many steps; and intervals, by layer.
-        self._neurons: dict[tuple[int, tuple[int, ...]], tuple[Tensor, int]] = {}
-        self._histograms: list[list[int]] = [[] for _ in self._index]
-        # Of the samples under way, by layer: the next step, and the step of each neuron's last spike (-1: none).
-        self._state: dict[int, tuple[int, Tensor]] = {}
-        # Of the pass under way, by layer and step: the spikes, in parts of the batch.
-        self._seen: dict[int, list[list[Tensor]]] = {}
-
-    @uncompiled
-    def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spikes = output[0] if isinstance(output, tuple) else output
-        dim = time_dim(layer)
-        spikes = spikes.detach() != 0
-        seen, fold = self._seen.setdefault(self._index[layer], []), steps_of_call()
-        if fold is None:
-            seen.extend([part] for part in ([spikes] if dim is None else spikes.unbind(dim)))
-        else:
-            for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
-                seen.extend([] for _ in range(step + 1 - len(seen)))
-                seen[step].append(part)
-        self._counter.called(layer, args)
-
-    def _on_pass(self, samples: int | None) -> None:
-        seen, self._seen = self._seen, {}
-        for row, steps in seen.items() if samples is not None else ():
-            step, last = self._state.get(row, (0, None)) if self._counter.continues else (0, None)
-            for index, parts in enumerate(steps):
-                spikes = torch.cat(parts)
-                running = None if last is None or len(spikes) == len(last) else self._running(index, len(last))
-                if last is not None and running is not None:
-                    last[running] = self._add(row, spikes, step, last[running])
-                else:
-                    if last is None or last.shape != spikes.shape:
-                        step, last = 0, torch.full_like(spikes, -1, dtype=torch.int64)
-                    last = self._add(row, spikes, step, last)
-                step += 1
-            if last is not None:
-                self._state[row] = step, last
-        super()._on_pass(samples)
-
-    def _running(self, step: int, samples: int) -> Tensor | None:
-        """Tell which samples of the pass took a step, where a network lets some leave early."""
-        for module in self._watched[0].modules():
-            taken = getattr(module, "steps_taken", None)
-            if isinstance(taken, Tensor) and len(taken) == samples:
-                return taken > step
-        return None
-
-    def _add(self, row: int, spikes: Tensor, step: int, last: Tensor) -> Tensor:
-        """Count the spikes of one step; returns the steps of the last spikes."""
-        first, later = spikes & (last < 0), spikes & (last >= 0)
-        histogram = torch.bincount((step - last)[later]).tolist()
-        total = self._histograms[row]
-        total.extend([0] * (len(histogram) - len(total)))
-        total[: len(histogram)] = map(add, total, histogram)
-        firsts = int(first.sum())
-        numbers = (
-            int(spikes.sum()),
-            spikes.numel(),
-            firsts,
-            firsts * step,
-            sum(histogram),
-            sum(interval * number for interval, number in enumerate(histogram)),
-        )
-        self._pending[row] = list(map(add, self._pending[row], numbers))
-        key = row, tuple(spikes.shape[1:])
-        counts, steps = self._neurons.get(key, (0, 0))
-        self._neurons[key] = counts + spikes.sum(0).cpu(), steps + len(spikes)
-        return torch.where(spikes, step, last)
+        super().__init__(trains, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """Return all statistics over all neurons."""
@@ -146,13 +70,21 @@ class SpikeStatistics(WatchingMetric):
         shares = [sum(numbers) for numbers in zip(*self._shares(), strict=True)]
         return _statistics({quantity: total.sum() for quantity, total in totals.items()}, shares)
 
-    def by_layer(self) -> dict[str, dict[str, float]]:
-        """Return all statistics for each layer by name; nan where a layer was not run."""
+    def by_layer(self, quantity: str = "") -> dict[str, Any]:
+        """Return all statistics for each layer by name; nan where a layer was not run.
+
+        Args:
+            quantity: One of them, to return that alone.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
         totals, _ = self._totals()
-        result = {}
+        result: dict[str, Any] = {}
         for row, (name, shares) in enumerate(zip(self.layers, self._shares(), strict=True)):
             statistics = _statistics({quantity: total[row] for quantity, total in totals.items()}, shares)
-            result[name] = {each: value.item() for each, value in statistics.items()}
+            plain = {each: value.item() for each, value in statistics.items()}
+            result[name] = plain[one_of("quantity", quantity, sorted(plain))] if quantity else plain
         return result
 
     def intervals(self, layer: str | None = None) -> Tensor:
@@ -170,7 +102,7 @@ class SpikeStatistics(WatchingMetric):
         if layer is not None and layer not in self.layers:
             raise ValueError(f"Expected argument `layer` to be one of {self.layers}, but got {layer!r}.")
         rows = range(len(self.layers)) if layer is None else [self.layers.index(layer)]
-        histograms = [histograms[row] for histograms in self._gathered(self._histograms) for row in rows]
+        histograms = [histograms[row] for histograms in self._gathered(self.watch.histograms) for row in rows]
         result = torch.zeros(max(map(len, histograms)), dtype=torch.int64)
         for histogram in histograms:
             result[: len(histogram)] += torch.tensor(histogram, dtype=torch.int64)
@@ -197,11 +129,10 @@ class SpikeStatistics(WatchingMetric):
 
     def _shares(self) -> list[tuple[int, int, int]]:
         """Count, for each layer, its neurons, and the silent and the saturated ones of them."""
-        neurons: dict[tuple[int, tuple[int, ...]], tuple[Any, int]] = {}
-        for part in self._gathered(self._neurons):
-            for key, (counts, steps) in part.items():
-                before, steps_before = neurons.get(key, (0, 0))
-                neurons[key] = before + counts, steps_before + steps
+        neurons: dict[tuple[int, tuple[int, ...]], Neurons] = {}
+        for part in self._gathered(self.watch.neurons):
+            for key, seen in part.items():
+                neurons[key] = merged(neurons[key], seen) if key in neurons else seen
         shares = [(0, 0, 0)] * len(self.layers)
         for (row, _), (counts, steps) in neurons.items():
             numbers = counts.numel(), int((counts == 0).sum()), int((counts == steps).sum())

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.hooks import uncompiled
+from snnreg_plugins.watching.watch import Watch
 
 
 class TimeSteps(WatchingMetric):
@@ -41,28 +42,32 @@ class TimeSteps(WatchingMetric):
     """
 
     quantities = ("steps",)
-    many_steps = True  # it watches the network from the outside alone
     plot_unit = "Steps / sample"
 
     def __init__(self, network: nn.Module, **kwargs: Any) -> None:
         if not (hasattr(network, "timesteps") and hasattr(network, "steps_taken")):
             raise TypeError(f"Expected argument `network` to be a SpikingNetwork, but got {type(network).__name__}.")
-        super().__init__(network, {"network": network}, 0, **kwargs)
-
-    def _attach(self, hooks: Hooks, layer: nn.Module) -> None:
-        hooks.after(layer, self._observe)
-
-    @uncompiled
-    def _observe(self, network: Any, args: tuple[Any, ...], output: Any) -> None:
-        taken = network.steps_taken
-        steps = network.timesteps * len(args[0]) if taken is None else int(taken.sum())
-        self._pending[0][0] += steps
+        super().__init__(_Taken(network, {"network": network}, {"network": network}), **kwargs)
 
     def compute(self) -> Tensor:
         """Return the mean number of time steps of a sample."""
         totals, samples = self._totals()
         return totals["steps"].sum() / samples
 
-    def by_layer(self) -> dict[str, float]:
+    def by_layer(self, quantity: str = "steps") -> dict[str, float]:
         """Return the same, for :meth:`plot`."""
         return {"network": float(self.compute())}
+
+
+class _Taken(Watch):
+    """Counts the steps that samples take."""
+
+    quantities = ("steps",)
+
+    def _attach(self) -> None:
+        self.hooks.after(self.model, self._observe)
+
+    @uncompiled
+    def _observe(self, network: Any, args: tuple[Any, ...], output: Any) -> None:
+        taken = network.steps_taken
+        self._counts.add(0, 0, 0, [network.timesteps * len(args[0]) if taken is None else int(taken.sum())])

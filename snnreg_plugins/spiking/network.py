@@ -16,13 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.engine import LayerwiseCall, Plan, all_modules, can_hold_steps
 from snnreg_plugins.spiking.layers import InitialState, for_summing
+from snnreg_plugins.spiking.structure import events_in
+from snnreg_plugins.watching.simulated import Known, SimulatedNetwork
 from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Into how many parts a batch is split at least where its activations are computed twice.
 _PARTS = 8
 
 
-class SpikingNetwork(nn.Module):
+class SpikingNetwork(SimulatedNetwork):
     r"""A rate-coded spiking network with a non-spiking, integrating readout.
 
     In every time step the last layer gives :math:`y_t`; the scores are their mean over the steps so far,
@@ -167,6 +169,19 @@ class SpikingNetwork(nn.Module):
     def only_layers_multiply(self) -> bool:
         """Whether nothing but synaptic layers multiplies activity: true but for a part of the DNN behind the spikes."""
         return self.head is None
+
+    def name_in_dnn(self, path: str) -> str:
+        """Give the name that a module has in the user's DNN, without that of the part that it is in.
+
+        Args:
+            path: Its name in this network.
+        """
+        part, _, name = path.partition(".")
+        return name if part in ("encoder", "body", "head") else path
+
+    def known_events(self) -> Known:
+        """Find the layers that read nothing but spikes and sums of spikes, and the neurons whose spikes are 0 or 1."""
+        return events_in(self.body, self.neurons.describe)
 
     @property
     def levels(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -10,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from snnreg_plugins import _torch
 from snnreg_plugins.functional.synapses import is_integer_valued
+from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, positions_of
 from snnreg_plugins.watching.samples import Identity, identities, tensors_in
 
 _ATEN = torch.ops.aten
@@ -50,57 +51,6 @@ _AVERAGES = {
 # Operations that multiply, by name, beside those that are counted.
 _MULTIPLIES = re.compile(r"(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
 _HARMLESS = "upsample"
-SEVERAL_SIZES = "what reads its averages of events, over windows of several sizes, counts as MACs"
-# Over how many positions, and whether no module made it, so that only a close look finds it.
-Average = tuple[int, bool]
-
-
-class Averages:
-    """Averages of events, known by their memory, with the number of positions that each was averaged over."""
-
-    def __init__(self) -> None:
-        self._known: dict[Identity, Average] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def remember(self, x: Tensor, output: Tensor, size: int | None, hidden: bool) -> bool:
-        """Remember that ``output`` is the mean of ``size`` positions of ``x``, if that holds events or means of them.
-
-        Returns:
-            False if the size is None, which is not known how to undo.
-        """
-        before = self.find(x)
-        if not is_integer_valued(self.events(x)):
-            return True
-        if size is not None and size * (before or (1,))[0] > 1:
-            self._add(output, size * (before or (1,))[0], hidden or (before is not None and before[1]))
-        return size is not None
-
-    def _add(self, output: Tensor, size: int, hidden: bool) -> None:
-        expired = [identity for identity in self._known if identity[0].expired()]  # type: ignore[no-untyped-call]
-        for identity in expired:
-            del self._known[identity]
-        for identity in identities(output):
-            self._known[identity] = size, hidden
-
-    def find(self, x: Tensor) -> Average | None:
-        """Tell what is known about a tensor."""
-        for identity in identities(x) if self._known else ():
-            return self._known.get(identity)
-        return None
-
-    def sizes(self) -> set[int]:
-        """Return the numbers of positions that were averaged over."""
-        return {size for size, _ in self._known.values()}
-
-    def events(self, x: Tensor) -> Tensor:
-        """Return the events whose average ``x`` is; ``x`` itself if it is none."""
-        known = self.find(x)
-        return x if known is None else (x.detach() * known[0]).round()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_known": {}}  # memory is of this process alone
 
 
 class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -158,7 +108,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = list(tensors_in((args, kwargs)))
         spreads = func.overloadpacket is not _ATEN.mul or output.numel() > max(x.numel() for x in inputs)
         if spreads and _may_be_a_product(func):
-            with _disable_current_modes():  # those of other metrics
+            with _torch.without_modes():  # those of other metrics
                 self._look_at(func, args, kwargs, inputs, output)
         self._follow(inputs, output)
         return output
@@ -310,7 +260,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         owner = self._owner()
         # An average pool that is a module has a hook of its own.
         if isinstance(output, Tensor) and self._kind(x) == "activity" and not isinstance(owner, AVERAGE_POOLS):
-            size = _positions(x, output, given, _AVERAGES[func.overloadpacket])
+            size = positions_of(x, output, given, _AVERAGES[func.overloadpacket])
             if not self.averages.remember(x, output, size, hidden=True):
                 self.miss(owner, SEVERAL_SIZES)
 
@@ -336,47 +286,6 @@ class _Again:
 
     def __exit__(self, *exception: Any) -> None:
         TorchDispatchMode.__exit__(self.mode, *exception)  # type: ignore[no-untyped-call]
-
-
-#: Modules that average over windows.
-AVERAGE_POOLS = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)
-
-
-def averaged_over(pool: nn.Module, x: Tensor, output: Tensor) -> int | None:
-    """Count the positions that each output of an average pool is the mean of; None if that differs."""
-    return _positions(x, output, vars(pool), 1 + AVERAGE_POOLS.index(_first_of(AVERAGE_POOLS, pool)) % 3)
-
-
-def _first_of(classes: tuple[type[nn.Module], ...], module: nn.Module) -> type[nn.Module]:
-    return next(each for each in classes if isinstance(module, each))
-
-
-def _positions(x: Tensor, output: Tensor, given: Mapping[str, Any], spatial: int) -> int | None:
-    if "kernel_size" in given:
-        return _window(given, spatial)
-    if spatial:  # adaptive, not a plain mean
-        dims = range(-min(3, x.dim()), 0)
-        if any(x.shape[dim] % output.shape[dim] for dim in dims):
-            return None
-    return x.numel() // max(1, output.numel())
-
-
-def _window(given: Mapping[str, Any], spatial: int) -> int | None:
-    if given.get("divisor_override"):
-        return int(given["divisor_override"])
-    kernel, padding = given["kernel_size"], given["padding"]
-    pads = any(padding) if isinstance(padding, (tuple, list)) else padding > 0
-    if given["ceil_mode"] or (pads and not given["count_include_pad"]):
-        return None
-    sizes = [int(size) for size in kernel] if isinstance(kernel, (tuple, list)) else [int(kernel)]
-    return math.prod(sizes * spatial if len(sizes) == 1 else sizes)
 
 
 def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:
@@ -414,7 +323,7 @@ _composite: dict[Any, bool] = {}
 
 def _is_composite(func: Any) -> bool:
     if func not in _composite:
-        _composite[func] = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        _composite[func] = _torch.has_composite_kernel(func)
     return _composite[func]
 
 

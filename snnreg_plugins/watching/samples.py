@@ -9,12 +9,14 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from snnreg_plugins import _torch
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
 from snnreg_plugins.watching.layers import is_stateful
+from snnreg_plugins.watching.simulated import SimulatedNetwork
 
-Identity: TypeAlias = tuple[StorageWeakRef, int]
+#: A tensor's memory, and the number of writes to it.
+Identity: TypeAlias = tuple[Any, int]
 
 
 class SampleCounter:
@@ -55,12 +57,16 @@ class SampleCounter:
         self.on_begin, self.on_leave = on_begin, on_leave
         self.batch_dim = batch_dim
         self.hooks = Hooks(many_steps=many_steps)
-        modules = {module: set(module.modules()) for module in model.modules()}
+        # A simulated network is one pass, whatever is in it; so is its inside, called from outside, layer by layer.
+        simulated = {module for module in model.modules() if isinstance(module, SimulatedNetwork)}
+        inside = {part for network in simulated for part in network.modules()} - simulated
+        modules = {module: set(module.modules()) for module in model.modules() if module not in inside}
+        self._simulated = simulated
         self._neurons = {module for module in modules if is_stateful(module)}
-        self._around_neurons = {module for module, parts in modules.items() if parts & self._neurons}
+        self._around_neurons = {module for module, parts in modules.items() if parts & (self._neurons | simulated)}
         leaves, alone = set(layers.values()) - self._neurons, set(others)
         for module, parts in modules.items():
-            if parts & self._neurons or parts & leaves - {module} or parts & alone:
+            if module in simulated or parts & self._neurons or parts & leaves - {module} or parts & alone:
                 self.hooks.around(module, self._enter, self._leave)
         self.reset()
 
@@ -108,7 +114,12 @@ class SampleCounter:
 
     @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._depth == 0:
+        if self._depth == 0 and module in self._simulated:
+            self._begin([next(tensors_in((args, kwargs)))])
+            self._continues = False
+            if self.on_begin is not None:
+                self.on_begin(module)
+        elif self._depth == 0:
             self._begin(list(tensors_in((args, kwargs))))
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
             if self.on_begin is not None:
@@ -146,12 +157,13 @@ class SampleCounter:
             self._returned[neuron] = identities([tensor() for tensor in self._outputs.get(neuron, ())]) - handed
             self._kept[neuron] = set() if neuron in self._handed else identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
-        self._returned[module] = identities(output) - self._given
-        self._sizes[module] = self._size
+        if module not in self._simulated:
+            self._returned[module] = identities(output) - self._given
+            self._sizes[module] = self._size
         if self.on_leave is not None:
             self.on_leave()
         failed = output is None and sys.exc_info()[0] is not None
-        if failed or torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation within backward
+        if failed or _torch.is_in_backward():  # a checkpoint's recomputation within backward
             self.on_pass(None)
             return
         before = self.samples()
@@ -196,11 +208,4 @@ def identities(values: Any) -> set[Identity]:
     if torch.compiler.is_compiling():
         eager: Callable[[Any], set[Identity]] = torch.compiler.disable(identities)  # type: ignore[no-untyped-call]
         return eager(values)
-    return {
-        (
-            StorageWeakRef(tensor.untyped_storage()),  # type: ignore[no-untyped-call]
-            0 if tensor.is_inference() else tensor._version,
-        )
-        for tensor in tensors_in(values)
-        if tensor.numel()
-    }
+    return {(_torch.memory_of(tensor), _torch.writes_to(tensor)) for tensor in tensors_in(values) if tensor.numel()}

@@ -297,7 +297,7 @@ def test_spikes_over_an_identity_shortcut_are_counted_once_each():
     network.body.relu.register_forward_hook(lambda m, args, output: spikes.append(output[0]))
     with SynapticOperations(network) as sops, torch.no_grad():
         network(x)
-        assert sops.by_layer()["body.out_synapse"] == float(torch.stack(spikes).sum()) / len(x)
+        assert sops.by_layer()["out_synapse"] == float(torch.stack(spikes).sum()) / len(x)
     level = network.levels["relu"]
     torch.testing.assert_close(network.body.out_synapse.weight.detach(), level)
 

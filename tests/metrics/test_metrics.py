@@ -287,7 +287,7 @@ def test_half_precision_models():
         model(x)
     assert metric.by_layer()["0"] == x.sum() * 5 / 3
     with SynapticOperations(network()) as metric, torch.autocast("cpu", torch.bfloat16):
-        metric._watched[0](x.float())
+        metric.watch.model(x.float())
     assert metric.by_layer()["0"] == x.sum() * 5 / 3
 
 
@@ -386,7 +386,7 @@ def test_a_copy_of_a_module_with_its_metrics_is_watched_by_the_copied_metrics(du
     assert {name: values(metric) for name, metric in module.metrics.items()} == before
     for metric in twin.metrics.values():
         assert metric.samples == 6
-        assert not {id(layer) for layer in metric._index} & {id(layer) for layer in module.modules()}
+        assert not {id(layer) for layer in metric.watch.index} & {id(layer) for layer in module.modules()}
         metric.close()
     assert hooks(twin) == 0
     assert hooks(module) > 0

@@ -12,6 +12,7 @@ from torch import nn
 
 from snnreg_plugins import SpikeStatistics, to_snntorch
 from snnreg_plugins.watching.layers import is_spiking_neuron
+from tests.helpers import name_in_dnn
 from tests.metrics.styles import STYLES
 
 
@@ -65,7 +66,7 @@ TIMED = [name for name in STYLES if name.startswith(("exported", "snntorch", "no
 def test_networks_of_every_style(name):
     torch.manual_seed(0)
     model, run, _ = STYLES[name]()
-    names = {module: name for name, module in model.named_modules() if is_spiking_neuron(module)}
+    names = {module: name_in_dnn(model, name) for name, module in model.named_modules() if is_spiking_neuron(module)}
     outputs, trains = {}, []
 
     def keep(module, args, output):

@@ -126,11 +126,11 @@ def test_layers_at_the_networks_own_timesteps_or_the_most(dnn, data, network, ti
             threshold = network.get_submodule(name).threshold
             assert (layer.threshold_min, layer.threshold_max) == (float(threshold.min()), float(threshold.max()))
             assert layer.threshold_min < layer.threshold_max
-            assert layer.spike_rate == rates[name] > 0
+            assert layer.spike_rate == rates[layer.name] > 0
             assert layer.updates == at * {"1": 4 * 8 * 8, "4": 6 * 2 * 2}[layer.name]
             assert layer.sops is layer.effective_macs is layer.energy is None
         else:
-            assert (layer.sops, layer.effective_macs) == (sops[name], macs[name])
+            assert (layer.sops, layer.effective_macs) == (sops[layer.name], macs[layer.name])
             assert layer.energy == pytest.approx(energy(layer.sops, layer.effective_macs))
             assert layer.spike_rate is layer.updates is layer.threshold_min is layer.threshold_max is None
     assert [(layer.name, layer.kind) for layer in result.layers] == [

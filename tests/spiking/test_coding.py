@@ -70,10 +70,10 @@ def test_the_first_layer_reads_spikes_that_are_counted(coding, low):
     arrived = torch.stack(inputs["body.0"])
     assert set(arrived.unique().tolist()) <= {-1.0, 0.0, 1.0}
     expected = (arrived.abs() * brute_force_fan_out(network.body.get_submodule("0"), x.shape[1:])).sum()
-    assert sops.by_layer()["body.0"] == float(expected) / len(x) > 0
+    assert sops.by_layer()["0"] == float(expected) / len(x) > 0
     # Nothing is multiplied by real values but what reads the input one to one.
     macs = {name: count for name, count in sops.by_layer("effective_macs").items() if count}
-    assert macs == ({"body.input_synapse": 36 * T} if coding == "neurons" else {})
+    assert macs == ({"input_synapse": 36 * T} if coding == "neurons" else {})
 
 
 @pytest.mark.parametrize("coding", ["poisson", "neurons"])
@@ -95,7 +95,7 @@ def test_neurons_on_the_input_are_a_rectifier_in_front():
     torch.testing.assert_close(network(x, per_step=True), expected)
     with SpikeRate(network) as rate, torch.no_grad():
         network(x)
-        assert list(rate.by_layer()) == ["body.input", "body.1"]
+        assert list(rate.by_layer()) == ["input", "1"]
     # The synapse of the encoder can be trained.
     network(x).sum().backward()
     assert float(network.body.input_synapse.weight.grad.abs()) > 0
@@ -109,9 +109,9 @@ def test_coders_count_as_neurons(coding):
         network(x)
         rates = rate.by_layer()
     if coding == "latency":
-        assert float(rates["body.input"]) == pytest.approx(1 / T)
+        assert float(rates["input"]) == pytest.approx(1 / T)
     else:
-        assert 0 < float(rates["body.input"]) < 1
+        assert 0 < float(rates["input"]) < 1
 
 
 def test_the_same_seed_gives_the_same_spikes_in_both_frameworks():

@@ -160,7 +160,7 @@ def test_scaled_dot_product_attention(masked, context):
     mask = {"bool": lower, "float": torch.zeros(5, 5).masked_fill(~lower, -torch.inf)}.get(masked)
     weights = lower.float() if masked else torch.ones(5, 5)
     with SynapticOperations(Net()) as metric, context():
-        metric._watched[0](q, k, v)
+        metric.watch.model(q, k, v)
     assert counted(metric) == plus(of_pairs(q, k.transpose(-2, -1)), of_pairs(weights.expand(2, 2, 5, 5), v))
 
 
@@ -319,8 +319,9 @@ def test_a_network_without_products_is_not_looked_at_again_and_again():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     looked = []
     with SynapticOperations(model) as metric:
-        begin = metric._counter.on_begin
-        metric._counter.on_begin = lambda module: (begin(module), looked.append(metric._products is not None))
+        counter, looks = metric.watch._counter, metric.watch._looks
+        begin = counter.on_begin
+        counter.on_begin = lambda module: (begin(module), looked.append(looks.products is not None))
         for _ in range(9):
             model(torch.rand(2, 3))
     assert looked == [True, True, False, True, False, False, False, True, False]
@@ -433,7 +434,7 @@ def test_attention_with_fewer_keys_than_queries():
 
     q, k = torch.rand(2, 4, 3, 8) + 0.1, torch.rand(2, 2, 3, 8) + 0.1
     with SynapticOperations(Net()) as metric:
-        metric._watched[0](q, k)
+        metric.watch.model(q, k)
     assert counted(metric) == (0, 2 * 2 * 4 * 3 * 3 * 8, 2 * 2 * 4 * 3 * 3 * 8)
 
 
@@ -509,9 +510,9 @@ def test_making_weights_costs_nothing(make):
     model = make(nn.Linear(3, 3))
     with SynapticOperations(nn.Sequential(model)) as metric:
         for _ in range(3):
-            metric._watched[0](torch.rand(2, 3))
+            metric.watch.model(torch.rand(2, 3))
     assert metric.by_layer("dense_macs") == {"0": 9}
-    assert not metric._always
+    assert not metric.watch._looks.always
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -561,7 +562,7 @@ def test_tied_weights():
             return F.linear(self.layer(self.embedding(x)), self.embedding.weight)
 
     with SynapticOperations(Tied()) as metric:
-        metric._watched[0](torch.tensor([1, 2]))
+        metric.watch.model(torch.tensor([1, 2]))
     assert metric.by_layer("dense_macs") == {"layer": 16, "": 40}
 
 

@@ -1,0 +1,90 @@
+"""When to look closely at a pass, for products that no layer's hook sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from snnreg_plugins import _torch
+from snnreg_plugins.watching.averages import Averages
+from snnreg_plugins.watching.products import Products
+
+# Passes from the first on that are all looked at closely.
+_ALL_LOOKED_AT = 2
+# Modules whose weights scale, shift or look up, and do not multiply as synapses do.
+_SCALING = (nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Embedding)
+_EXPECTED = "what it multiplied in earlier passes: it was found only now"
+
+
+def is_due(passes: int) -> bool:
+    """Tell whether a look is due that comes ever more rarely: in passes 1, 2, 4, 8, ...
+
+    Example:
+        >>> [passes for passes in range(1, 10) if is_due(passes)]
+        [1, 2, 4, 8]
+    """
+    return passes & (passes - 1) == 0
+
+
+class Looks:
+    """Looks closely at the first pass, and at ever rarer ones after it; at all of a model that has such products.
+
+    Args:
+        model: The model.
+        index: Its modules whose products are looked for, with a number.
+        count: What to call as ``count(owner, site, cost)`` for each product; see :class:`Products`.
+        miss: What to call as ``miss(owner, what)`` for each that cannot be counted.
+        averages: Where to remember averages of events.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        index: Mapping[nn.Module, int],
+        count: Callable[[nn.Module, int, tuple[int, int, int]], None],
+        miss: Callable[[nn.Module, str], None],
+        averages: Averages,
+    ) -> None:
+        self.model, self.index, self.count, self.miss, self.averages = model, index, count, miss, averages
+        self.products: Products | None = None  # while a pass is looked at
+        self.always = False  # to look at every pass
+        self._begun: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
+        self._passes = 0  # of the module that began this one
+
+    def begin(self, module: nn.Module) -> None:
+        """Begin a pass with a call of this module."""
+        key = self.index[module], module.training
+        self._passes = self._begun[key] = self._begun.get(key, 0) + 1
+        if self.always or is_due(self._passes):
+            self.products = Products(self.model, self.index, self._found, self._missed, self.averages)
+            self.products.__enter__()
+
+    def end(self) -> None:
+        """End the pass, in any way."""
+        if self.products is not None:
+            products, self.products = self.products, None
+            products.__exit__(None, None, None)
+
+    def _found(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
+        if not self.always and self._passes > _ALL_LOOKED_AT:
+            self.miss(owner, _EXPECTED)
+        self.always = True
+        self.count(owner, site, cost)
+
+    def _missed(self, owner: nn.Module, what: str) -> None:
+        if what:
+            self.miss(owner, what)
+        else:  # nothing is missed as long as every pass is looked at
+            self.always = True
+
+
+def may_multiply(module: nn.Module) -> bool:
+    """Tell whether a module that is no synaptic layer has weights that might multiply activity."""
+    scales = isinstance(module, (*_SCALING, *_torch.normalizations()))
+    return not scales and any(True for _ in module.parameters(recurse=False))
+
+
+def is_derived(layer: nn.Module) -> bool:
+    """Tell whether a synaptic layer is of a class that might do more than its base."""
+    return not type(layer).__module__.startswith(("torch.nn.", "snntorch.", "snnreg_plugins."))

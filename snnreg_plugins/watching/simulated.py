@@ -1,0 +1,72 @@
+"""What a network that simulates its time steps itself tells those who look on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Known(NamedTuple):
+    """Modules that are known to handle events alone: whole numbers that are not negative.
+
+    Args:
+        readers: Modules whose input holds events in every call.
+        sources: Modules whose output does.
+    """
+
+    readers: frozenset[nn.Module] = frozenset()
+    sources: frozenset[nn.Module] = frozenset()
+
+
+class SimulatedNetwork(nn.Module):
+    """A network one call of which is all time steps of its samples, from fresh states; base of those that are.
+
+    What it says here is taken for granted in every pass, and looked at in few.
+    """
+
+    @property
+    def only_layers_multiply(self) -> bool:
+        """Whether nothing but synaptic layers multiplies activity."""
+        return False
+
+    def name_in_dnn(self, path: str) -> str:
+        """Give the name that a module has in the user's DNN.
+
+        Args:
+            path: Its name in this network.
+        """
+        return path
+
+    def known_events(self) -> Known:
+        """Find the modules that handle events alone, by how the network is built."""
+        return Known()
+
+
+def names_in_dnn(model: nn.Module) -> dict[str, str]:
+    """Give the name that each module of a model is shown by: in a simulated network, that in the user's DNN.
+
+    Returns:
+        From the name in the model; no two are the same.
+
+    Example:
+        >>> names_in_dnn(nn.Sequential(nn.ReLU()))
+        {'': '', '0': '0'}
+    """
+    modules = dict(model.named_modules())
+    networks = [(f"{path}." if path else "", it) for path, it in modules.items() if isinstance(it, SimulatedNetwork)]
+    shown = {path: path for path in modules}
+    taken = {path for path in modules if not any(path.startswith(prefix) for prefix, _ in networks)}
+    for prefix, network in networks:
+        for path in modules:
+            if path != prefix[:-1] and path.startswith(prefix):
+                name = prefix + network.name_in_dnn(path.removeprefix(prefix))
+                shown[path] = path if name in taken or name.endswith(".") or not name else name
+                taken.add(shown[path])
+    return shown
+
+
+def known_events(model: nn.Module) -> Known:
+    """Collect what all simulated networks in a model know of themselves."""
+    found = [module.known_events() for module in model.modules() if isinstance(module, SimulatedNetwork)]
+    return Known(*(frozenset().union(*parts) for parts in zip(*found, strict=True))) if found else Known()

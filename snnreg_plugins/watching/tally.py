@@ -1,0 +1,325 @@
+"""The one counter: what the layers of a model do, by layer and time step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snnreg_plugins import _torch
+from snnreg_plugins.functional.synapses import (
+    CONVOLUTIONS,
+    Synapses,
+    SynapticLayer,
+    count_events_by_step,
+    count_known_events,
+    fan_out,
+    is_synaptic,
+    sample_shape,
+)
+from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, averaged_over
+from snnreg_plugins.watching.hooks import uncompiled
+from snnreg_plugins.watching.layers import neuron_layers, one_to_one_layers, synaptic_layers, time_dim
+from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multiply
+from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
+from snnreg_plugins.watching.steps import CallSteps, steps_of_call
+from snnreg_plugins.watching.watch import Watch
+
+# Input shapes of a layer, on average, whose fan-out is kept at most.
+_SHAPES = 8
+_SOPS, _, _DENSE, _SPIKES, _NEURON_STEPS = range(5)
+
+
+class Observer:
+    """Who wants more of what a :class:`Tally` sees than its numbers; override what is wanted."""
+
+    def arrived(self, name: str, layer: Any, x: Tensor, shape: tuple[int, ...], cost: tuple[int, int, int]) -> None:
+        """See a synaptic layer's call.
+
+        Args:
+            name: The layer's name.
+            layer: The layer.
+            x: What counts as its input: the events, where that is an average of some.
+            shape: Shape of one sample of it.
+            cost: SOPs, effective and dense MACs.
+        """
+
+    def emitted(self, name: str, layer: nn.Module, spikes: Tensor, steps: CallSteps | None) -> None:
+        """See what a neuron layer's call emits."""
+
+    def multiplied(self, name: str) -> None:
+        """See a product outside of layers."""
+
+    def ended(self, counts: bool) -> None:
+        """See the end of a pass, and whether it counts."""
+
+
+class Tally(Watch):
+    """Counts SOPs, effective and dense MACs, spikes and neuron steps, by layer and time step; exact.
+
+    It counts while it is open, that is within ``with``. Numbers are sums over all samples, Python's integers; divide
+    them by ``samples`` for those of one. Rows are synaptic layers, neuron layers, and modules that make products of
+    their own; each by the name that it has in the user's DNN. What counts as what is told in
+    :class:`~snnreg_plugins.SynapticOperations` and :class:`~snnreg_plugins.SpikeRate`.
+
+    - ``by_layer(quantity, steps=None)``: a dict by name; with ``steps``, of the first so many time steps alone. The
+      first T steps of a spiking network are its run of T steps, so one pass gives the numbers of every T.
+    - ``total(quantity, steps=None)``: the same, summed over all rows.
+    - ``modules``: the modules by name; ``synapses`` and ``neurons`` name the rows of layers; ``called`` all rows that
+      had a call, in the order of their first calls, with the number of calls.
+    - ``missed``: what could not be counted, as pairs of a name and a reason.
+
+    Quantities are ``"sops"``, ``"effective_macs"``, ``"dense_macs"``, ``"spikes"`` and ``"neuron_steps"``.
+
+    Args:
+        model: The model to watch.
+        operations: Whether to count at synaptic layers.
+        spikes: Whether to count at neuron layers.
+        products: Whether to look for products that no layer makes.
+        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        observer: Who wants more.
+        on_miss: What to call as ``on_miss(name, what)`` once for everything that cannot be counted.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with Tally(model) as tally:
+        ...     _ = model(torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0]]))
+        >>> tally.samples, tally.by_layer("sops")["0"], tally.total("dense_macs")
+        (2, 24, 112)
+        >>> tally.by_layer("neuron_steps")["1"]
+        16
+    """
+
+    quantities = ("sops", "effective_macs", "dense_macs", "spikes", "neuron_steps")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        operations: bool = True,
+        spikes: bool = True,
+        products: bool = True,
+        batch_dim: int = 0,
+        observer: Observer | None = None,
+        on_miss: Callable[[str, str], None] | None = None,
+    ) -> None:
+        names = names_in_dnn(model)
+        synapses = _renamed(synaptic_layers(model) | one_to_one_layers(model), names) if operations else {}
+        neurons = _renamed(neuron_layers(model), names) if spikes else {}
+        #: Names of the rows of synaptic and of neuron layers.
+        self.synapses, self.neurons = tuple(synapses), tuple(neurons)
+        products = products and operations
+        # Modules whose products are looked for, since no input of theirs tells what they multiply.
+        owners = _renamed(dict(model.named_modules()), names) if products else {}
+        layers = synapses | neurons
+        super().__init__(model, layers | owners, layers, batch_dim)
+        self.observer, self.on_miss = observer, on_miss
+        known = known_events(model)
+        # By row, as all below.
+        self._reads_events = [module in known.readers for module in self.index]
+        self._emits_events = [module in known.sources for module in self.index]
+        #: Pairs of a row's name and what of it was not counted; a reset does not forget them.
+        self.missed: dict[tuple[str, str], None] = {}
+        self._averages = Averages()
+        self._synapses: dict[Any, Synapses] = {}
+        self._real = [True] * len(self.names)  # what a layer's input was at last
+        self._looks = Looks(model, self.index, self._multiplied, self._miss, self._averages) if products else None
+
+    # Looking on.
+
+    def _others(self) -> Iterable[nn.Module]:
+        if self._looks is None:
+            return ()
+        return [it for it, row in self.index.items() if (is_derived if self._is_synaptic(row) else may_multiply)(it)]
+
+    def _is_synaptic(self, row: int) -> bool:
+        return row < len(self.synapses)  # the first rows
+
+    def _attach(self) -> None:
+        for name in self.synapses:
+            self.hooks.before(self.modules[name], self._arrive)
+        for name in self.neurons:
+            self.hooks.after(self.modules[name], self._emit)
+        for module in self.model.modules() if self.synapses else ():
+            if isinstance(module, AVERAGE_POOLS):
+                self.hooks.after(module, self._average)
+
+    def _forget(self) -> None:
+        super()._forget()
+        #: Calls by name, in the order of the first ones; those of passes that do not count too.
+        self.called: dict[str, int] = {}
+        self._sites: dict[tuple[int, int], int] = {}  # calls by row and place in the code
+        #: Whether layers were called one by one from outside, so that no time step can be told.
+        self.alone = False
+        self._thorough = True  # whether to look at what is known
+        self._steps: dict[int, int] = {}  # of the samples under way, by the row of the outermost module
+        self._outermost = 0
+
+    # Passes.
+
+    def _begun(self, module: nn.Module) -> None:
+        row = self._outermost = self.index.get(module, -1)
+        self._thorough = is_due(self.passes + 1)
+        if row >= 0 and self._is_synaptic(row) and not is_derived(module):
+            # Layers that a checkpoint calls again come from a pass of the whole model.
+            self.alone |= module is not self.model and not _torch.is_in_backward()
+        elif self._looks is not None and not (isinstance(module, SimulatedNetwork) and module.only_layers_multiply):
+            self._looks.begin(module)
+
+    def _left(self) -> None:
+        if self._looks is not None:
+            self._looks.end()
+
+    def _ended(self, samples: int | None) -> None:
+        super()._ended(samples)
+        if self.observer is not None:
+            self.observer.ended(samples is not None)
+
+    def _steps_before(self) -> int:
+        before = self._steps.get(self._outermost, 0) if self.continues else 0
+        self._steps[self._outermost] = before + self._counts.steps()
+        return before
+
+    # What is counted in one.
+
+    @uncompiled
+    def _arrive(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
+        products = None if self._looks is None else self._looks.products
+        if products is None:
+            self._count_arrival(layer, args[0])
+        else:
+            products.counted_by_hook += isinstance(layer, (nn.Linear, *CONVOLUTIONS))
+            with _torch.without_modes():
+                self._count_arrival(layer, args[0])
+        self._called(layer, args)
+
+    def _count_arrival(self, layer: SynapticLayer, x: Tensor) -> None:
+        row, steps = self._row_of(layer), steps_of_call()
+        known = self._reads_events[row] and not self._thorough
+        if not (known and self._count_known(row, layer, x, steps)):
+            self._count_any(row, layer, x, steps)
+
+    def _row_of(self, layer: nn.Module) -> int:
+        """Find the row of a layer that was called."""
+        row = self.index[layer]
+        name = self.names[row]
+        self.called[name] = self.called.get(name, 0) + 1
+        return row
+
+    def _count_known(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> bool:
+        """Count an input known to hold events alone, as far as a sum can tell; the rest is looked at when due."""
+        shape, steps = x.shape[1:], 1 if call is None else call.steps
+        synapses = self._synapses_of(row, layer, shape)
+        sops = synapses.count_known(x, steps)
+        if sops is None:
+            return False
+        dense = [x.shape[0] // steps * synapses.dense] * steps
+        first = self.call_in_pass(row) if call is None else call.first_step
+        self._counts.add(row, _SOPS, first, sops)
+        self._counts.add(row, _DENSE, first, dense)
+        if self.observer is not None:
+            self.observer.arrived(self.names[row], layer, x, shape, (sum(sops), 0, sum(dense)))
+        return True
+
+    def _count_any(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> None:
+        average = self._averages.find(x) if len(self._averages) else None
+        if average is not None:
+            x = self._averages.events(x)
+            if average[1] and self._looks is not None:
+                self._looks.always = True
+        shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
+        synapses = self._synapses_of(row, layer, shape)
+        costs = synapses.count_steps(x, 1 if call is None else call.steps, real=self._real[row])
+        self._real[row] = costs[-1][1] > 0
+        if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
+            self._look_for_averages(layer, x)
+        self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs)
+        if self.observer is not None:
+            sops, effective, dense = map(sum, zip(*costs, strict=True))
+            self.observer.arrived(self.names[row], layer, x, shape, (sops, effective, dense))
+
+    def _synapses_of(self, row: int, layer: SynapticLayer, shape: tuple[int, ...]) -> Synapses:
+        found = self._synapses.get((row, shape))
+        if found is None:
+            if len(self._synapses) >= _SHAPES * len(self.index):  # inputs of ever new sizes
+                self._synapses.clear()
+            found = self._synapses[row, shape] = Synapses(layer, fan_out_of(layer, shape))
+        return found
+
+    def _add(self, row: int, first_step: int, costs: Sequence[tuple[int, int, int]]) -> None:
+        for column, values in enumerate(zip(*costs, strict=True)):
+            if column == _DENSE or any(values):
+                self._counts.add(row, column, first_step, values)
+
+    @uncompiled
+    def _emit(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        spikes = (output[0] if isinstance(output, tuple) else output).detach()
+        products = None if self._looks is None else self._looks.products
+        with nullcontext() if products is None else _torch.without_modes():
+            self._count_spikes(layer, spikes)
+        self._called(layer, args)
+
+    def _count_spikes(self, layer: nn.Module, spikes: Tensor) -> None:
+        row, call = self._row_of(layer), steps_of_call()
+        if call is None:
+            # All steps at once have the time in a dimension of their own.
+            dim = time_dim(layer)
+            x = spikes if dim is None or spikes.dim() <= dim else spikes.movedim(dim, 0)
+            steps = 1 if x is spikes and dim is None else x.shape[0]
+            first = steps * self.call_in_pass(row)
+        else:
+            x, steps, first = spikes, call.steps, call.first_step
+        known = self._emits_events[row] and not self._thorough
+        events = (count_known_events(x, steps) if known else None) or count_events_by_step(x, steps)
+        self._counts.add(row, _SPIKES, first, events)
+        self._counts.add(row, _NEURON_STEPS, first, [spikes.numel() // steps] * steps)
+        if self.observer is not None:
+            self.observer.emitted(self.names[row], layer, spikes, call)
+
+    # What the close look finds.
+
+    def _multiplied(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
+        """Count a product outside of layers."""
+        row = self.index[owner]
+        name = self.names[row]
+        if name not in self.layers:
+            calls = self._sites[row, site] = self._sites.get((row, site), 0) + 1
+            self.called[name] = max(self.called.get(name, 0), calls)
+        self._add(row, self.call_in_pass((row, site)), [cost])
+        if self.observer is not None:
+            self.observer.multiplied(name)
+
+    @uncompiled
+    def _average(self, pool: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor):
+            return
+        if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
+            self._miss(pool, SEVERAL_SIZES)
+
+    def _look_for_averages(self, layer: nn.Module, x: Tensor) -> None:
+        for size in self._averages.sizes():
+            events = x.detach().double() * size
+            if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
+                self._miss(
+                    layer, "averages of events, as SOPs: something between the average pool and this layer copies"
+                )
+
+    def _miss(self, owner: nn.Module, what: str) -> None:
+        missed = self.names[self.index[owner]] or type(owner).__name__, what
+        if missed not in self.missed:
+            self.missed[missed] = None
+            if self.on_miss is not None:
+                self.on_miss(*missed)
+
+
+def _renamed(modules: Mapping[str, nn.Module], names: Mapping[str, str]) -> dict[str, nn.Module]:
+    return {names[path]: module for path, module in modules.items()}
+
+
+def fan_out_of(layer: SynapticLayer, shape: tuple[int, ...]) -> Tensor:
+    """Give the fan-out of a synaptic layer, or of one-to-one synapses of another package."""
+    return fan_out(layer, shape) if is_synaptic(layer) else torch.tensor(1).expand(shape)

@@ -1,0 +1,163 @@
+"""Looking on at a model from pass to pass: rows of counts, by time step, and the samples that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+from typing_extensions import Self
+
+from snnreg_plugins._checks import one_of
+from snnreg_plugins.watching.counts import StepCounts, Table, total
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.samples import SampleCounter
+
+
+class Watch:
+    """Counts in the forward passes of a model, between :meth:`open` and :meth:`close`; a context manager.
+
+    A subclass names its ``quantities`` and attaches hooks that count with :meth:`add`. A pass that fails, or that is
+    recomputed for the backward pass, does not count.
+
+    Args:
+        model: The model to watch.
+        rows: Modules that have a row of counts, by the name that they are shown by.
+        layers: Those of them that are called as layers, by name.
+        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+    """
+
+    quantities: ClassVar[tuple[str, ...]]
+    #: Whether the hooks know that a call may hold several time steps.
+    many_steps: ClassVar[bool] = True
+
+    def __init__(
+        self, model: nn.Module, rows: Mapping[str, nn.Module], layers: Mapping[str, nn.Module], batch_dim: int = 0
+    ) -> None:
+        self.model, self.modules, self.layers, self.batch_dim = model, dict(rows), dict(layers), batch_dim
+        self.names = tuple(rows)
+        self.index = {module: row for row, module in enumerate(rows.values())}
+        self.hooks = Hooks()
+        self._counter: SampleCounter | None = None
+        self._forget()
+
+    # Looking on.
+
+    def open(self) -> Self:
+        """Begin to look on."""
+        self._counter = SampleCounter(
+            self.model,
+            self.layers,
+            self._ended,
+            self.batch_dim,
+            self._begun,
+            self._left,
+            self._others(),
+            many_steps=self.many_steps,
+        )
+        self.hooks = self._counter.hooks
+        self._attach()
+        return self
+
+    def shared(self) -> dict[int, Any]:
+        """Give what a copy that is to watch the same model does not copy, as a memo for ``deepcopy``; it is closed."""
+        return {id(part): part for part in (*self.model.modules(), self._counter, self.hooks)}
+
+    def close(self) -> None:
+        """Take all hooks off the model; what was counted stays."""
+        self._left()
+        self.hooks.remove()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _others(self) -> Iterable[nn.Module]:
+        """Give further modules whose calls from outside are passes."""
+        return ()
+
+    def _attach(self) -> None:
+        """Hook what counts."""
+
+    def reset(self) -> None:
+        """Forget all counts; the next pass brings new samples."""
+        self._forget()
+        if self._counter is not None:
+            self._counter.reset()
+
+    def _forget(self) -> None:
+        self.samples = 0
+        #: Passes that counted.
+        self.passes = 0
+        self._counts = StepCounts()
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
+        """Forget the pass under way."""
+        self._counts.drop()
+        self._calls: dict[Any, int] = {}
+
+    # Passes.
+
+    def _begun(self, module: nn.Module) -> None:
+        """Begin a pass, with a call of this module."""
+
+    def _left(self) -> None:
+        """End a pass in any way that can be noticed, before :meth:`_ended`."""
+
+    def _ended(self, samples: int | None) -> None:
+        """End a pass: with new samples, 0 for a further time step, None if it does not count."""
+        if samples is not None:
+            self.passes += 1
+            self.samples += samples
+            self._counts.keep(self._steps_before())
+        self._forget_pass()
+
+    def _steps_before(self) -> int:
+        """Count the time steps that the samples of the pass under way took before it; called once a pass."""
+        return 0
+
+    def _called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        """Tell that a layer was called, which from outside is a pass of its own."""
+        if self._counter is not None:
+            self._counter.called(layer, args)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the pass under way is a further time step, as far as it can be told by now."""
+        return self._counter is not None and self._counter.continues
+
+    def call_in_pass(self, site: Any) -> int:
+        """Count the calls at a place in the pass under way before this one."""
+        call = self._calls[site] = self._calls.get(site, -1) + 1
+        return call
+
+    # What was counted.
+
+    def table(self) -> Table:
+        """Give all numbers, by row (as in ``names``), column (as in ``quantities``) and time step."""
+        return self._counts.table()
+
+    def totals(self) -> list[list[int]]:
+        """Give for each row a number for each quantity."""
+        table = self.table()
+        return [[total(table, row, column) for column in range(len(self.quantities))] for row in range(len(self.names))]
+
+    def column(self, quantity: str) -> int:
+        """Find a quantity.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        return self.quantities.index(one_of("quantity", quantity, sorted(self.quantities)))
+
+    def by_layer(self, quantity: str, steps: int | None = None) -> dict[str, int]:
+        """Give the sums over all samples, by name; only of the first time steps, if their number is given."""
+        column, table = self.column(quantity), self.table()
+        return {name: total(table, row, column, steps) for row, name in enumerate(self.names)}
+
+    def total(self, quantity: str, steps: int | None = None) -> int:
+        """Give the sum over all layers and samples; only of the first time steps, if their number is given."""
+        return sum(self.by_layer(quantity, steps).values())
