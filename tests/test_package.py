@@ -226,3 +226,11 @@ def test_ci_runs_the_readmes_test_command():
     command = next(line for block in blocks("bash") for line in block.splitlines() if "pytest" in line)
     ours = (ROOT / ".ci" / "run").read_text()
     assert command.replace("pip install -e", "pip install -q -e") in ours
+
+
+def test_contributing_names_every_room_and_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for room in set().union(*FLOORS) - {"__main__"}:
+        assert f"`{room}`" in text or f"`{room}/`" in text
+    for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.[a-z]+)`", text):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from snnreg_plugins import ActivityRegularization
+from snnreg_plugins.functional.penalties import PENALTIES
 from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, leave, loader, start, two_processes
 
 STRENGTH = 0.5
@@ -376,6 +378,11 @@ def test_what_cannot_be_served_is_refused(module, callback, error, message):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         ActivityRegularization(**arguments)
+
+
+def test_the_type_of_a_penalty_names_them_all():
+    names, _ = get_args(get_type_hints(ActivityRegularization.__init__)["penalty"])
+    assert get_args(names) == tuple(PENALTIES)
 
 
 DDP_ROWS = {
