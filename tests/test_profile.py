@@ -140,19 +140,104 @@ def test_counts_are_those_of_brute_force(name):
     assert result.samples == 4
 
 
-@pytest.mark.parametrize("name", ["dnn", "snntorch_loop_inside", "exported"])
-def test_counts_are_those_of_the_metrics(name):
-    make, shape, _ = NETWORKS[name]
+class Weighs(nn.Module):
+    """A product with weights that no layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4, 6))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
+def averaged():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), leaky(init_hidden=True), nn.AvgPool2d(2), nn.Conv2d(4, 3, 3), nn.ReLU()
+    )
+
+
+def averaged_in_a_function():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = averaged()
+
+        def forward(self, x):
+            spikes = self.body[1](self.body[0](x))
+            return self.body[3](nn.functional.avg_pool2d(spikes, 2))
+
+    return Net()
+
+
+def recurrent_of_snntorch():
+    recurrent = snntorch.RLeaky(beta=0.9, threshold=0.3, linear_features=5, init_hidden=True)
+    one_to_one = snntorch.RLeaky(beta=0.9, threshold=0.3, all_to_all=False, V=0.5, init_hidden=True)
+    return nn.Sequential(nn.Linear(6, 5), recurrent, nn.Linear(5, 4), one_to_one)
+
+
+def recurrent_of_norse():
+    return norse.SequentialState(nn.Linear(6, 5), norse.LIFRecurrentCell(5, 5), nn.Linear(5, 4))
+
+
+class Steps(nn.Module):
+    """Gives each sample as one that is a sequence."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.read = layer, nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.read(self.layer(x.reshape(len(x), 2, 3))[0])
+
+
+ALIKE = NETWORKS | {
+    "average_pool": (averaged, IMAGE, STEPS),
+    "average_pool_in_a_function": (averaged_in_a_function, IMAGE, STEPS),
+    "attention": (lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), (4, 3, 6), None),
+    "functional": (lambda: nn.Sequential(Weighs(), nn.ReLU(), nn.Linear(4, 3)), VECTOR, None),
+    "recurrent_of_snntorch": (recurrent_of_snntorch, VECTOR, STEPS),
+    "recurrent_of_norse": (recurrent_of_norse, VECTOR, STEPS),
+    **{
+        kind.__name__: (lambda kind=kind: Steps(kind(3, 5, batch_first=True)), VECTOR, None)
+        for kind in (nn.RNN, nn.GRU, nn.LSTM)
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not count all")
+@pytest.mark.parametrize("table", ["horowitz_fp32", "lemaire"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_counts_are_those_of_the_metrics_layer_by_layer(name, table):
+    make, shape, timesteps = ALIKE[name]
     torch.manual_seed(1)
-    net, x = make().eval(), torch.rand(shape)
-    with torch.no_grad(), SynapticOperations(net) as sops, SpikeRate(net) as rate:
-        net(x)
-    result = profile(net, x)
-    assert result.sops == sops.compute()
-    assert result.dense_macs == sops.total("dense_macs")
-    assert result.spike_rate == rate.compute()
+    net, x = make().eval(), torch.rand(shape) * 3
+    result = profile(net, x, timesteps=timesteps, table=table)
+    net, counted = copy.deepcopy(net), {}
+    with torch.no_grad(), SynapticOperations(net) as operations:
+        step(net, x, timesteps)
+    for quantity in operations.quantities:
+        counted[quantity] = operations.by_layer(quantity)
+        found = {layer.name: getattr(layer, quantity) for layer in result.layers if layer.dense_macs is not None}
+        assert found == {name: count for name, count in counted[quantity].items() if name in found}
+        assert getattr(result, quantity) == operations.total(quantity)
+        assert not any(count for name, count in counted[quantity].items() if name not in found)
     rates = {layer.name: layer.spike_rate for layer in result.layers if layer.spike_rate is not None}
-    assert rates == rate.by_layer()
+    if rates:
+        net = make().eval()
+        net.load_state_dict(operations.watch.model.state_dict())
+        with torch.no_grad(), SpikeRate(net) as rate:
+            step(net, x, timesteps)
+        assert rates == {name: share for name, share in rate.by_layer().items() if share == share}
+        assert result.spike_rate == rate.compute()
+
+
+def step(net, x, timesteps):
+    """Step a network as `by_hand` does."""
+    state = ()
+    for _ in range(timesteps or 1):
+        output = net(x, *state)
+        state = output[1:2] if isinstance(output, tuple) and timesteps else ()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -238,7 +323,7 @@ def test_weights_in_other_modules_are_named(capsys):
     result = profile(Net(), torch.rand(2, 3))
     assert result.uncounted == ("recurrent",)
     result.print()
-    assert "Not counted: the weights of recurrent" in capsys.readouterr().out
+    assert "Not counted in full: recurrent." in capsys.readouterr().out
     assert profile(exported(), torch.rand(2, 6)).uncounted == ()
 
 
@@ -356,7 +441,7 @@ def test_what_cannot_be_counted_is_refused(arguments, message):
         profile(*arguments)
 
 
-def test_layers_that_are_not_called_are_no_profile():
+def test_products_that_no_layer_makes_are_a_row_of_the_module_that_makes_them():
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
@@ -365,8 +450,26 @@ def test_layers_that_are_not_called_are_no_profile():
         def forward(self, x):
             return nn.functional.linear(x, self.layer.weight)
 
-    with pytest.raises(ValueError, match=r"`model`.*called none of \['layer'\].*F\.linear"):
-        profile(Functional(), torch.rand(2, 3))
+    result = profile(nn.Sequential(Functional()), torch.ones(2, 3))
+    (row,) = result.layers
+    assert (row.name, row.kind, row.calls, row.sops, row.dense_macs) == ("0", "Functional", 1, 6, 6)
+    assert row.dense_energy == pytest.approx(4.6e-12 * 6)
+    assert result.unused == ("0.layer",)
+    with_memory = profile(nn.Sequential(Functional()), torch.ones(2, 3), table="lemaire")
+    assert (with_memory.left_out, with_memory.layers[0].energy) == (("0",), None)
+
+
+def test_a_network_that_multiplies_nothing_is_no_profile():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return x + 1
+
+    with pytest.raises(ValueError, match=r"`model`.*called none of \['layer'\]"):
+        profile(Lazy(), torch.rand(2, 3))
 
 
 def test_other_wrong_arguments_are_refused():

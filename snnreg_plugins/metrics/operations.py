@@ -17,7 +17,6 @@ from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.counts import Table, added
 from snnreg_plugins.watching.labels import ByLabel, Labels
-from snnreg_plugins.watching.looks import may_multiply
 from snnreg_plugins.watching.tally import Tally
 
 
@@ -78,11 +77,7 @@ class SynapticOperations(WatchingMetric):
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
         tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=self._warn_missed)
-        if not tally.synapses and not any(map(may_multiply, tally.index)):
-            raise ValueError(
-                "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d) or "
-                f"other weights, but {type(model).__name__} has none."
-            )
+        tally.require_operations()
         super().__init__(tally, **kwargs)
         self._labels = tally.observer = Labels(batch_dim)
 

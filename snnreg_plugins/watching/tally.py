@@ -128,6 +128,14 @@ class Tally(Watch):
         self._real = [True] * len(self.names)  # what a layer's input was at last
         self._looks = Looks(model, self.index, self._multiplied, self._miss, self._averages) if products else None
 
+    def require_operations(self) -> None:
+        """Raise a ValueError if there is nothing in the model that could multiply."""
+        if not self.synapses and not any(map(may_multiply, self.index)):
+            raise ValueError(
+                "Expected argument `model` to have a synaptic layer (Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d) or "
+                f"other weights, but {type(self.model).__name__} has none."
+            )
+
     # Looking on.
 
     def _others(self) -> Iterable[nn.Module]:
@@ -149,8 +157,9 @@ class Tally(Watch):
 
     def _forget(self) -> None:
         super()._forget()
-        #: Calls by name, in the order of the first ones; those of passes that do not count too.
+        #: Calls by name, in the order of the first ones; of a simulated network, time steps.
         self.called: dict[str, int] = {}
+        self._steps_called: dict[str, int] = {}  # in the pass under way
         self._sites: dict[tuple[int, int], int] = {}  # calls by row and place in the code
         #: Whether layers were called one by one from outside, so that no time step can be told.
         self.alone = False
@@ -175,6 +184,9 @@ class Tally(Watch):
 
     def _ended(self, samples: int | None) -> None:
         super()._ended(samples)
+        for name, steps in self._steps_called.items():
+            self.called[name] += steps
+        self._steps_called.clear()
         if self.observer is not None:
             self.observer.ended(samples is not None)
 
@@ -197,17 +209,19 @@ class Tally(Watch):
         self._called(layer, args)
 
     def _count_arrival(self, layer: SynapticLayer, x: Tensor) -> None:
-        row, steps = self._row_of(layer), steps_of_call()
+        row, steps = self.index[layer], steps_of_call()
+        self._remember_call(row, steps)
         known = self._reads_events[row] and not self._thorough
         if not (known and self._count_known(row, layer, x, steps)):
             self._count_any(row, layer, x, steps)
 
-    def _row_of(self, layer: nn.Module) -> int:
-        """Find the row of a layer that was called."""
-        row = self.index[layer]
+    def _remember_call(self, row: int, call: CallSteps | None) -> None:
         name = self.names[row]
-        self.called[name] = self.called.get(name, 0) + 1
-        return row
+        if call is None:
+            self.called[name] = self.called.get(name, 0) + 1
+        else:  # several steps, of a part of the batch
+            self.called.setdefault(name, 0)
+            self._steps_called[name] = max(self._steps_called.get(name, 0), call.first_step + call.steps)
 
     def _count_known(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> bool:
         """Count an input known to hold events alone, as far as a sum can tell; the rest is looked at when due."""
@@ -263,7 +277,8 @@ class Tally(Watch):
         self._called(layer, args)
 
     def _count_spikes(self, layer: nn.Module, spikes: Tensor) -> None:
-        row, call = self._row_of(layer), steps_of_call()
+        row, call = self.index[layer], steps_of_call()
+        self._remember_call(row, call)
         if call is None:
             # All steps at once have the time in a dimension of their own.
             dim = time_dim(layer)

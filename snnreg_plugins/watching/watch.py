@@ -153,6 +153,11 @@ class Watch:
         """
         return self.quantities.index(one_of("quantity", quantity, sorted(self.quantities)))
 
+    def steps_of(self, name: str) -> int:
+        """Count the time steps in which a row was seen."""
+        row = self.names.index(name)
+        return max((len(values) for (of, _), values in self.table().items() if of == row), default=0)
+
     def by_layer(self, quantity: str, steps: int | None = None) -> dict[str, int]:
         """Give the sums over all samples, by name; only of the first time steps, if their number is given."""
         column, table = self.column(quantity), self.table()

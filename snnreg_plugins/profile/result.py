@@ -1,0 +1,170 @@
+"""What a profile tells, and how it looks in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from snnreg_plugins._pictures import plot_layers
+from snnreg_plugins._text import Column, Note, Row, Table, estimate, in_joules, in_rate, in_short
+from snnreg_plugins.reports.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Name of the energy model with memory access, beside the names of tables.
+LEMAIRE = "lemaire"
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What a layer does, per sample. What does not apply is None.
+
+    Args:
+        name: Its name in the model.
+        kind: Its class.
+        calls: Calls for the whole batch.
+        sops: SOPs/sample of integer-valued input.
+        effective_macs: MACs/sample of real-valued input, zeros skipped.
+        dense_macs: MACs/sample of all input, at every call.
+        spike_rate: Spikes/neuron/step of a neuron layer; of real-valued activity, the share that is not zero.
+        energy: J/sample; None where the table has no price for the layer's MACs.
+        dense_energy: J/sample of the same layer in a DNN that skips no zeros and computes once.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    sops: float | None = None
+    effective_macs: float | None = None
+    dense_macs: float | None = None
+    spike_rate: float | None = None
+    energy: float | None = None
+    dense_energy: float | None = None
+
+
+@dataclass(frozen=True)
+class Profile(Result):
+    """What a network spends; plain numbers. Made by :func:`profile`.
+
+    Args:
+        model: Class of the network.
+        samples: Samples in the batch.
+        timesteps: Time steps that the network was stepped through from outside; None if it was called once.
+        spiking: Whether it has spiking neurons.
+        layers: Its layers, in the order they were first called in; those never called are in ``unused``.
+        unused: Names of layers that were not called.
+        uncounted: Names of modules whose operations are not counted in full, such as an LSTM in one operation.
+        sops: SOPs/sample.
+        effective_macs: MACs/sample of real-valued input, zeros skipped.
+        dense_macs: MACs/sample of all input, at every call.
+        spike_rate: Spikes/neuron/step over all neuron layers; None if there are none.
+        energy: J/sample. With a table that has no price for MACs, that of the SOPs alone.
+        dense_energy: J/sample of the same layers in a DNN that skips no zeros and computes once; None if MACs have
+            no price.
+        left_out: Names of layers that have no price and are not in ``energy``: MACs where the table has none for them,
+            products outside of layers where memory access is to be told.
+        breakdown: What spends ``energy``, in J/sample, where the model of energy tells.
+        table: Name of the energy table, ``"lemaire"``, or ``"custom"``.
+        source: Where its energies were published.
+    """
+
+    model: str
+    samples: int
+    timesteps: int | None
+    spiking: bool
+    layers: tuple[LayerProfile, ...]
+    unused: tuple[str, ...]
+    uncounted: tuple[str, ...]
+    sops: float
+    effective_macs: float
+    dense_macs: float
+    spike_rate: float | None
+    energy: float
+    dense_energy: float | None
+    left_out: tuple[str, ...]
+    breakdown: dict[str, float] | None
+    table: str
+    source: str
+
+    def shown(self) -> Iterator[Table | Note]:
+        """Give a table of the layers with the totals, and what the numbers mean."""
+        yield self._by_layer()
+        yield from (Note(sentence, "small") for sentence in self._notes())
+
+    def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
+        """Give the height of a picture of the energy by layer."""
+        energies = {layer.name: layer.energy for layer in self.layers if layer.energy is not None}
+
+        def draw(axes: Axes) -> None:
+            plot_layers(energies, "Energy by layer", "J / sample", axes)
+
+        return 1.5 + 0.3 * len(energies), [draw]
+
+    def _by_layer(self) -> Table:
+        spiking = self.spiking or self.sops > 0
+        columns = (
+            Column("Layer"),
+            Column("Kind", words=True),
+            Column("Calls"),
+            Column("Rate", in_rate),
+            *([Column("SOPs", in_short)] if spiking else []),
+            Column("MACs", in_short),
+            Column("Dense\nMACs", in_short),
+            Column("Energy", _in_joules_or_words),
+            Column("Dense\nDNN", in_joules),
+        )
+        rows = [
+            Row(
+                (layer.name, layer.kind, layer.calls, layer.spike_rate, *_operations(layer, spiking), *_energies(layer))
+            )
+            for layer in self.layers
+        ]
+        macs = (self.effective_macs, self.dense_macs)
+        counts = (self.spike_rate, *([self.sops] if spiking else []), *macs)
+        rows.append(Row(("total", "", None, *counts, self.energy, self.dense_energy), group=1))
+        stepped = f", {self.timesteps} steps" if self.timesteps else ""
+        return Table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})", columns, tuple(rows))
+
+    @property
+    def _prices_synapses_only(self) -> bool:
+        return self.table != LEMAIRE and self.dense_energy is not None
+
+    def _notes(self) -> Iterator[str]:
+        yield (
+            "Rate: spikes/neuron/step, or the share of active units. SOP: one spike at one synapse. MAC: one non-zero "
+            "real-valued input at one synapse; dense: every input at every call. Dense DNN: the same layers computed "
+            "once, nothing skipped."
+        )
+        if self.breakdown is not None:
+            parts = ", ".join(f"{name} {in_joules(value)}" for name, value in self.breakdown.items() if value)
+            yield f"Of the energy: {parts}."
+        if self.left_out and self.table == LEMAIRE:
+            yield f"Not in the energy: the products of {', '.join(self.left_out)}, which are in no synaptic layer."
+        elif self.left_out:
+            yield (
+                f"Not in the energy: the MACs of {', '.join(self.left_out)}, whose input is real-valued. The table has "
+                "no price for MACs."
+            )
+        if self.uncounted:
+            yield f"Not counted in full: {', '.join(self.uncounted)}."
+        if self.unused:
+            yield f"Not called as layers: {', '.join(self.unused)}."
+        yield estimate(
+            self.source, "Synapses only: no neuron updates or static power." if self._prices_synapses_only else ""
+        )
+
+
+def _operations(layer: LayerProfile, spiking: bool) -> tuple[float | None, ...]:
+    sops = None if layer.effective_macs and not layer.sops else layer.sops
+    return (*([sops] if spiking else []), layer.effective_macs or None, layer.dense_macs)
+
+
+def _energies(layer: LayerProfile) -> tuple[float | str | None, float | None]:
+    unpriced = layer.dense_macs is not None and layer.energy is None
+    return "no price" if unpriced else layer.energy, layer.dense_energy
+
+
+def _in_joules_or_words(value: float | str) -> str:
+    return value if isinstance(value, str) else in_joules(value)
