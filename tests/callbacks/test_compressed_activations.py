@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import itertools
 import weakref
@@ -410,9 +409,9 @@ def test_torch_func_is_refused_and_vmap_works():
     assert torch.equal(x.grad, 2 * x)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_regions(backend):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.manual_seed(0)
     net = Loop(timesteps=2)
     compiled = torch.compile(net, backend=backend)
@@ -420,7 +419,7 @@ def test_compiled_regions(backend):
     actual, savings, _ = gradients(compiled, compressed_activations(min_numel=1))
     assert_equal(actual, expected)
     assert savings.stored_bytes < savings.full_bytes
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 # In Lightning.
@@ -451,7 +450,7 @@ ROWS = {
     "reentrant checkpointing": dict(net=dict(checkpointing=True)),
     "step without batch_idx": dict(kind=OnlyBatch),
     "gradient penalty": dict(kind=Twice),
-    "with a penalty": dict(callbacks=[ActivityRegularization("l1", 0.5)]),
+    "with a penalty": dict(callbacks=lambda: [ActivityRegularization("l1", 0.5)]),
     "compiled network": dict(compile="network"),
     "compiled module": dict(compile="module"),
 }
@@ -461,10 +460,10 @@ def train(row, compress, **options):
     torch.manual_seed(0)
     module = fitted = row.get("kind", Module)(Loop(**row.get("net", {})), **row.get("module", {}))
     if row.get("compile") == "network":
-        module.net.compile(backend="aot_eager")
+        module.net.compile(backend="eager")  # others: test_compiled_regions
     elif row.get("compile") == "module":
-        fitted = torch.compile(module, backend="aot_eager")
-    callbacks = copy.deepcopy(row.get("callbacks", []))
+        fitted = torch.compile(module, backend="eager")
+    callbacks = row.get("callbacks", list)()
     callback = CompressedActivations(min_numel=16)
     torch.manual_seed(3)
     fit(fitted, [*callbacks, callback] if compress else callbacks, **row.get("trainer", {}), **options)
