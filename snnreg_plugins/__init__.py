@@ -9,7 +9,6 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.callbacks import ExportReport as ExportReport
     from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
     from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
-    from snnreg_plugins.callbacks import compressed_activations as compressed_activations
     from snnreg_plugins.export import ConversionError as ConversionError
     from snnreg_plugins.export import Sharded as Sharded
     from snnreg_plugins.export import SpikingNetwork as SpikingNetwork
@@ -29,6 +28,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.reports.measure import report as report
     from snnreg_plugins.reports.raster import record as record
     from snnreg_plugins.reports.run import write_page as write_page
+    from snnreg_plugins.training.compression import compressed_activations as compressed_activations
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,6 @@ _NAMES = {
         "ExportReport",
         "QCFSActivations",
         "SpikingValidation",
-        "compressed_activations",
     ),
     "export": (
         "ConversionError",
@@ -69,6 +68,7 @@ _NAMES = {
     "reports.measure": ("report",),
     "reports.raster": ("record",),
     "reports.run": ("write_page",),
+    "training.compression": ("compressed_activations",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)
