@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnreg_plugins._torch import is_in_backward, is_in_checkpoint_backward, is_in_checkpoint_forward
+from snnreg_plugins._torch import is_in_backward, is_in_checkpoint_backward, is_in_checkpoint_forward, view_base
 from snnreg_plugins.functional.penalties import Penalty, robust_maximum
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
 from snnreg_plugins.training.carried import Call, Carry, Logged, Step
@@ -125,7 +125,9 @@ class ActivityPenalty:
         # Else checkpointing computes it a second time, within the backward pass.
         first_time = compiling or not is_in_backward()
         differentiable = torch.is_grad_enabled() and activity.requires_grad
-        if activity.requires_grad and activity.is_leaf and (first_time or not is_in_checkpoint_backward()):
+        # Without gradients, a view of anything is a leaf.
+        source = activity if compiling or torch.is_grad_enabled() else view_base(activity)
+        if activity.requires_grad and source.is_leaf and (first_time or not is_in_checkpoint_backward()):
             return None  # the network's own input, which a user differentiates by
         if not differentiable and (compiling or not first_time or not is_in_checkpoint_forward()):
             return None

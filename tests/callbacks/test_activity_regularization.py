@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins import ActivityRegularization
 from snnreg_plugins.functional.penalties import PENALTIES
-from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, leave, loader, start, two_processes
+from tests.callbacks.reference import FAN_OUT, Module, fit, free_port, leave, loader, parameters, start, two_processes
 
 STRENGTH = 0.5
 
@@ -237,19 +238,81 @@ def test_training_resumed_within_an_epoch_keeps_the_penalty(tmp_path):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-def test_logs_the_penalty_of_each_layer_and_in_total():
-    module = Module(start({}, torch.float64))
-    callback = ActivityRegularization("l1", {"net.conv2": 2.0, "net.fc1": 3.0})
-    data = next(iter(loader(torch.float64)))
-    activities = []
-    module.net(data[0], activities)
-    means = {name: float(a.mean()) for name, a in activities}
-    _, trainer = fit(module, [callback], torch.float64, limit_train_batches=1)
+class Still(Module):
+    """Learns nothing, so that every batch sees the same weights."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("checkpointing", [None, "non-reentrant", "reentrant"])
+def test_logs_the_penalty_of_each_layer_and_in_total(checkpointing):
+    strengths = {"conv2": 2.0, "fc1": 3.0, "fc2": 5.0}
+    means = dict.fromkeys(strengths, 0.0)
+    for x, _ in list(loader(torch.float64))[:2]:
+        activities = []
+        start(dict(shared=True), torch.float64)(x, activities)
+        for name in strengths:  # fc2 is called twice
+            calls = [float(a.detach().mean()) for called, a in activities if called == name]
+            means[name] += sum(calls) / len(calls) / 2
+    callback = ActivityRegularization("l1", {f"net.{name}": s for name, s in strengths.items()}, warmup_epochs=1)
+    module = Still(start(dict(shared=True, checkpointing=checkpointing), torch.float64))
+    _, trainer = fit(module, [callback], torch.float64, limit_train_batches=2)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert logged["penalty/net.conv2"] == pytest.approx(means["conv2"])
-    assert logged["penalty/net.fc1"] == pytest.approx(means["fc1"])
-    assert logged["penalty/total"] == pytest.approx(2 * means["conv2"] + 3 * means["fc1"])
-    assert "penalty/net.fc2" not in logged
+    total = sum(strengths[name] * mean for name, mean in means.items())
+    expected = {f"penalty/net.{name}": mean for name, mean in means.items()} | {"penalty/total": total / 2}
+    assert {name: value for name, value in logged.items() if name.startswith("penalty")} == pytest.approx(expected)
+
+
+class Differentiated(Module):
+    """Differentiates the loss again, when its backward pass is over."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.loss(batch)
+        self.manual_backward(loss, retain_graph=True)
+        (self.again,) = torch.autograd.grad(loss, self.net.conv1.weight)
+        optimizer.step()
+
+
+def test_what_is_differentiated_again_carries_no_penalty():
+    expected = Differentiated(start({}, torch.float64), manual=True)
+    actual = Differentiated(start({}, torch.float64), manual=True)
+    fit(expected, dtype=torch.float64, limit_train_batches=1)
+    fit(actual, [ActivityRegularization("l1", STRENGTH)], torch.float64, limit_train_batches=1)
+    torch.testing.assert_close(actual.again, expected.again, rtol=0, atol=1e-12)
+    assert not torch.equal(parameters(actual), parameters(expected))
+
+
+class Head(torch.nn.Module):
+    """A region under reentrant checkpointing whose first layer reads the region's input, or a view of it."""
+
+    def __init__(self, view, checkpointing):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 3, stride=2)
+        self.head = torch.nn.Sequential(torch.nn.Flatten() if view else torch.nn.Conv2d(2, 2, 3), torch.nn.Flatten())
+        self.head.append(torch.nn.Linear(18 if view else 2, 3))
+        self.checkpointing = checkpointing
+
+    def forward(self, x, activities):
+        h = torch.relu(self.conv(x))
+        activities.append(("read", h))
+        return checkpoint(self.head, h, use_reentrant=True) if self.checkpointing else self.head(h)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "expected_rate"])
+@pytest.mark.parametrize("view", [False, True])
+def test_what_a_reentrant_checkpoint_reads_first_is_regularized(view, penalty):
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        module = Module(Head(view, checkpointing).double())
+        results.append(fit(module, [ActivityRegularization(penalty, 0.5, layers="net.head.*")], torch.float64)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+    torch.manual_seed(0)
+    without, _ = fit(Module(Head(view, False).double()), dtype=torch.float64)
+    assert (without - results[0]).abs().max() > 1e-3
 
 
 class Crash(Module):
