@@ -76,10 +76,7 @@ class EventDriven:
         return self._convolve(images, rows, columns)
 
     def _densely(self, x: Tensor) -> Tensor:
-        # Not `layer.forward`, in whose place this may have been put.
-        layer: Any = self.layer
-        out: Tensor = type(layer).forward(layer, x)
-        return out
+        return self.layer.forward(x)
 
     def _pays(self, x: Tensor, runs: float, length: int, outputs: int, places: float) -> bool:
         """Compare what events and the dense layer would take.

@@ -166,11 +166,11 @@ class Firing:
 
     def is_compilable(self, *tensors: Tensor) -> bool:
         """Tell whether compiled loops take these neurons and tensors."""
-        kind = self.dynamics.threshold.dtype
+        dtype = self.dynamics.threshold.dtype
         return (
             self.dynamics.beta.numel() == 1
-            and self.dynamics.slope.dtype == kind
-            and all(is_compilable(tensor) and tensor.dtype == kind for tensor in tensors)
+            and self.dynamics.slope.dtype == dtype
+            and all(is_compilable(tensor) and tensor.dtype == dtype for tensor in tensors)
         )
 
 
@@ -197,15 +197,23 @@ class _Fire(torch.autograd.Function):
                 of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
         if torch.is_grad_enabled():
             # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
-            refuse = torch._C._functions.DelayedError(_ONCE, 2 + len(sources))
-            of_currents, of_potential, *_ = refuse(of_currents, of_potential, *sources)
+            of_currents, of_potential = _Once.apply(of_currents, of_potential, *sources)
         return of_currents, of_potential, None, None, None, None
 
 
-_ONCE = (
-    b"Gradients of neurons that run many steps at once cannot be differentiated again: set `exact = True` on the "
-    b"spiking network for that."
-)
+class _Once(torch.autograd.Function):
+    """Passes gradients on, which depend on further tensors in a way that nobody can differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, of_currents: Tensor, of_potential: Tensor, *sources: Tensor) -> tuple[Tensor, Tensor]:
+        return of_currents.view_as(of_currents), of_potential.view_as(of_potential)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            "Gradients of neurons that run many steps at once cannot be differentiated again: set `exact = True` on "
+            "the spiking network for that."
+        )
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.frameworks.base import Neurons
-from snnreg_plugins.spiking.engine import LayerwiseCall, Plan, all_modules, can_hold_steps
+from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
 from snnreg_plugins.spiking.layers import InitialState, for_summing
+from snnreg_plugins.spiking.plan import Plan, all_modules
 from snnreg_plugins.spiking.structure import events_in
 from snnreg_plugins.watching.simulated import Known, SimulatedNetwork
 from snnreg_plugins.watching.steps import CallSteps, holding_steps
@@ -92,7 +93,7 @@ class SpikingNetwork(SimulatedNetwork):
         self._truncation: int | None = None
         self._steps_taken: Tensor | None = None
         self._states = states
-        # Listed once: the compiler cannot all_modules modules that a step has just written to.
+        # Listed once: the compiler cannot walk modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
         self.neurons = neurons
         self._plan: Plan | None = None

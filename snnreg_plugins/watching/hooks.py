@@ -1,8 +1,9 @@
-"""The one place that installs and removes hooks on a model."""
+"""The one place that installs and removes hooks on a model, and that knows who looks on."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -12,11 +13,13 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from snnreg_plugins._torch import break_graph, has_backward_hooks, hooks_after, hooks_before
+
 
 def notice_new_hooks() -> None:
     """Make compiled models notice new hooks: code compiled before ignores them silently."""
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        torch.compiler.reset()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -28,7 +31,7 @@ def uncompiled(method: Method) -> Method:
     @wraps(method)
     def run(*args: Any) -> Any:
         if torch.compiler.is_compiling():
-            torch._dynamo.graph_break(msg=_WATCHED)
+            break_graph(_WATCHED)
             return torch.compiler.disable(method)(*args)  # type: ignore[no-untyped-call]
         return method(*args)
 
@@ -39,17 +42,34 @@ _WATCHED = (
     "The metrics of snnreg_plugins count in Python, so a model that they watch cannot be compiled with "
     "fullgraph=True: leave that out, or call close() on the metric."
 )
-# Hooks that ask for it: those of the metrics.
-SEES_MANY_STEPS: set[int] = set()
 
 
-def sees_many_steps(module: nn.Module) -> bool:
-    """Tell whether all who watch a module know that a call may hold several steps."""
-    return (
-        SEES_MANY_STEPS.issuperset(module._forward_pre_hooks)
-        and SEES_MANY_STEPS.issuperset(module._forward_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-    )
+class Watcher:
+    """What stands on a module for one hook of :class:`Hooks`, and calls it.
+
+    A copy of the module has a copy of this that calls nothing: nobody watches the copy. Where the one who watches is
+    copied along with the module, its :class:`Hooks` set the copy to work.
+    """
+
+    hooks: Hooks | None = None
+    call: Callable[..., Any] | None = None  # (module, args, kwargs), and the output where it comes after forward
+    always: bool = False  # also where forward raises
+
+    def set(self, hooks: Hooks, call: Callable[..., Any], always: bool) -> None:
+        """Set to work."""
+        self.hooks, self.call, self.always = hooks, call, always
+
+    @property
+    def sees_many_steps(self) -> bool:
+        """Whether it knows that a call may hold several steps; nobody sees any number of them."""
+        return self.hooks is None or self.hooks.many_steps
+
+    def __call__(self, module: nn.Module, *given: Any) -> Any:
+        """Call the hook."""
+        return None if self.call is None else self.call(module, *given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 class Hooks:
@@ -77,7 +97,7 @@ class Hooks:
         after: list[tuple[nn.Module, Callable[..., Any]]] | None = None,
         many_steps: bool = False,
     ) -> None:
-        self._handles: list[RemovableHandle] = []
+        self._installed: list[tuple[Watcher, RemovableHandle]] = []
         self.many_steps = many_steps
         for module, hook in before or ():
             self.before(module, hook)
@@ -86,7 +106,7 @@ class Hooks:
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args)`` before every forward of ``module``, args also where they are given by keyword."""
-        self._keep(module.register_forward_pre_hook(partial(_before, hook), with_kwargs=True))
+        self._install(module.register_forward_pre_hook, partial(_before, hook))
 
     def around(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
         """Call ``enter(module, args, kwargs)`` before and ``leave(module, args, kwargs, output)`` after.
@@ -94,40 +114,47 @@ class Hooks:
         Also where forward raises; the output is None then. ``enter`` runs before the hooks that are there already
         and ``leave`` after them.
         """
-        self._keep(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
-        self._keep(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+        self._install(module.register_forward_pre_hook, enter, prepend=True)
+        self._install(module.register_forward_hook, leave, always_call=True)
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args, output)`` after every forward of ``module``, before the hooks there already."""
-        self._keep(module.register_forward_hook(hook, prepend=True))
+        self._install(module.register_forward_hook, partial(_after, hook), prepend=True)
 
-    def _keep(self, handle: RemovableHandle) -> None:
-        self._handles.append(handle)
-        if self.many_steps:
-            SEES_MANY_STEPS.add(handle.id)
+    def _install(self, register: Callable[..., RemovableHandle], call: Callable[..., Any], **how: bool) -> None:
+        watcher = Watcher()
+        watcher.set(self, call, how.get("always_call", False))
+        self._installed.append((watcher, register(watcher, with_kwargs=True, **how)))
 
     @contextmanager
     def one_step_at_a_time(self) -> Iterator[None]:
         """Have networks take one step at a time."""
-        ids = {handle.id for handle in self._handles} & SEES_MANY_STEPS
-        SEES_MANY_STEPS.difference_update(ids)
+        before, self.many_steps = self.many_steps, False
         try:
             yield
         finally:
-            SEES_MANY_STEPS.update(ids)
+            self.many_steps = before
 
     def remove(self) -> None:
         """Take all hooks off; once is enough, twice is fine."""
-        for handle in self._handles:
-            SEES_MANY_STEPS.discard(handle.id)
+        for _, handle in self._installed:
             handle.remove()
-        self._handles.clear()
+        self._installed.clear()
 
     def __enter__(self) -> Hooks:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_calls": [(watcher.call, watcher.always) for watcher, _ in self._installed]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        calls = state.pop("_calls")
+        vars(self).update(state)
+        for (watcher, _), (call, always) in zip(self._installed, calls, strict=True):
+            watcher.set(self, call, always)
 
 
 def _before(
@@ -138,3 +165,75 @@ def _before(
         return None
     replaced = replaced if isinstance(replaced, tuple) else (replaced,)
     return (replaced, kwargs) if args else ((), dict(zip(kwargs, replaced, strict=True)))
+
+
+def _after(
+    hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    return hook(module, args, output)
+
+
+# For those who compute a module in a way of their own.
+
+
+def sees_many_steps(module: nn.Module) -> bool:
+    """Tell whether all who watch a module know that a call may hold several steps."""
+    for hook in hooks_before(module) + hooks_after(module):
+        if not (isinstance(hook, Watcher) and hook.sees_many_steps):
+            return False
+    return not has_backward_hooks(module)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Tell whether somebody watches a module."""
+    return any(hook.call is not None for hook in _watchers(hooks_before(module) + hooks_after(module)))
+
+
+def watched_call(module: nn.Module, compute: Callable[..., Any], *args: Any) -> Any:
+    """Compute a module in another way than by its forward; those who watch it see what they see in a call.
+
+    Args:
+        module: A module of which :func:`sees_many_steps` is true: other hooks on it are not called.
+        compute: What to call instead of its forward.
+        args: The arguments.
+
+    Returns:
+        What ``compute`` gives, or a hook in its place.
+    """
+    before, after = _watchers(hooks_before(module)), _watchers(hooks_after(module))
+    if not (before or after):
+        return compute(*args)
+    kwargs: dict[str, Any] = {}
+    output, seen = None, 0
+    try:
+        for watcher in before:
+            replaced = watcher(module, args, kwargs)
+            if replaced is not None:
+                args, kwargs = replaced
+        output = compute(*args, **kwargs)
+        for watcher in after:
+            seen += 1
+            replaced = watcher(module, args, kwargs, output)
+            if replaced is not None:
+                output = replaced
+    except Exception:
+        for watcher in after[seen:]:
+            if watcher.always:
+                _call_after_error(watcher, module, args, kwargs, output)
+        raise
+    return output
+
+
+def _watchers(hooks: list[Callable[..., Any]]) -> list[Watcher]:
+    return [hook for hook in hooks if isinstance(hook, Watcher)]
+
+
+def _call_after_error(watcher: Watcher, module: nn.Module, *given: Any) -> None:
+    """Call a hook that is called always; an error of its own is not to hide the first."""
+    try:
+        watcher(module, *given)
+    except Exception as error:
+        warnings.warn(
+            f"A hook on {type(module).__name__} that runs also where forward raises did so itself: {error!r}",
+            stacklevel=2,
+        )

@@ -1,4 +1,4 @@
-"""Which time steps a call of a module holds."""
+"""Which time steps a call of a module holds, and how many samples take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
+
+from torch import Tensor, nn
 
 
 class CallSteps(NamedTuple):
@@ -22,7 +24,7 @@ class CallSteps(NamedTuple):
     first_step: int
 
 
-_CALL_STEPS: ContextVar[CallSteps | None] = ContextVar("fold", default=None)
+_CALL_STEPS: ContextVar[CallSteps | None] = ContextVar("call_steps", default=None)
 
 
 def steps_of_call() -> CallSteps | None:
@@ -31,10 +33,26 @@ def steps_of_call() -> CallSteps | None:
 
 
 @contextmanager
-def holding_steps(fold: CallSteps) -> Iterator[None]:
+def holding_steps(held: CallSteps) -> Iterator[None]:
     """Call modules on several steps at once."""
-    token = _CALL_STEPS.set(fold)
+    token = _CALL_STEPS.set(held)
     try:
         yield
     finally:
         _CALL_STEPS.reset(token)
+
+
+class TimeLoop(nn.Module):
+    """A network whose forward holds the loop over time steps, and in which samples may leave early.
+
+    Attributes:
+        timesteps: Number of time steps of a call.
+    """
+
+    timesteps: int
+    _steps_taken: Tensor | None = None
+
+    @property
+    def steps_taken(self) -> Tensor | None:
+        """Time steps of each sample of the last call, ``(B,)``; None if that took all steps."""
+        return self._steps_taken

@@ -59,10 +59,10 @@ def spikes_of(network, x):
 
     def record(name):
         def hook(module, args, output):
-            fold = steps_of_call() or CallSteps(1, 0 if not parts[name] else len(parts[name][-1]))
-            if fold.first_step == 0:
+            held = steps_of_call() or CallSteps(1, 0 if not parts[name] else len(parts[name][-1]))
+            if held.first_step == 0:
                 parts[name].append([])
-            parts[name][-1].extend(output[0].detach().unflatten(0, (fold.steps, -1)))
+            parts[name][-1].extend(output[0].detach().unflatten(0, (held.steps, -1)))
 
         return hook
 
@@ -82,10 +82,10 @@ def test_spikes_are_those_of_one_step_at_a_time(name, export):
     # In float64 a difference by rounding moves no spike of these networks.
     network, x = exported(name, torch.float64, export)
     with torch.no_grad():
-        folded, stepped = both(network, lambda: spikes_of(network, x))
+        layerwise, stepped = both(network, lambda: spikes_of(network, x))
         scores = both(network, lambda: network(x, per_step=True))
     for layer, spikes in stepped.items():
-        assert torch.equal(folded[layer], spikes), layer
+        assert torch.equal(layerwise[layer], spikes), layer
     torch.testing.assert_close(*scores)
 
 
@@ -97,8 +97,8 @@ def test_spikes_are_those_of_one_step_at_a_time(name, export):
 def test_spikes_in_float32(name, per_channel, beta):
     network, x = exported(name, per_channel=per_channel, beta=beta)
     with torch.no_grad():
-        folded, stepped = both(network, lambda: spikes_of(network, x))
-    different = sum(int((folded[layer] != spikes).sum()) for layer, spikes in stepped.items())
+        layerwise, stepped = both(network, lambda: spikes_of(network, x))
+    different = sum(int((layerwise[layer] != spikes).sum()) for layer, spikes in stepped.items())
     assert different <= 1e-4 * sum(spikes.numel() for spikes in stepped.values())
 
 
@@ -255,8 +255,8 @@ def test_metrics_count_the_same(name):
                 network(x)
             return [*found, operations.by_label()]
 
-    folded, stepped = both(network, counted)
-    assert folded == stepped
+    layerwise, stepped = both(network, counted)
+    assert layerwise == stepped
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -393,9 +393,9 @@ def test_export_with_batches_of_any_size():
 def test_currents_are_written_over_where_nothing_else_reads_them():
     network, x = exported("lenet_modules")
     network(x)
-    engine = network._plan
-    neurons = [node for node, kind, _ in engine.plan if kind == "neurons"]
-    assert [engine.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
+    plan = network._plan
+    neurons = [node for node, how, _ in plan.nodes if how == "neurons"]
+    assert [plan.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
 
 
 def test_modes_that_see_every_operation():
@@ -424,8 +424,8 @@ def test_a_neuron_of_an_unknown_kind_is_called_step_by_step():
     name = next(iter(neurons_of(network)))
     network.set_submodule(name, TernaryCell())
     with torch.no_grad():
-        folded, stepped = both(network, lambda: network(x, per_step=True))
-    torch.testing.assert_close(folded, stepped)
+        layerwise, stepped = both(network, lambda: network(x, per_step=True))
+    torch.testing.assert_close(layerwise, stepped)
 
 
 @pytest.mark.parametrize(
@@ -437,10 +437,10 @@ def test_a_leaky_with_other_settings_is_called_step_by_step(setting, value):
     with torch.no_grad():
         before = network(x)
         setattr(neuron, setting, value)
-        folded, stepped = both(network, lambda: network(x, per_step=True))
-    torch.testing.assert_close(folded, stepped)
+        layerwise, stepped = both(network, lambda: network(x, per_step=True))
+    torch.testing.assert_close(layerwise, stepped)
     if setting != "reset_delay":  # which makes no difference to neurons that seldom spike
-        assert not torch.equal(folded[-1], before)
+        assert not torch.equal(layerwise[-1], before)
 
 
 class Leaky(snntorch.Leaky):
@@ -461,9 +461,9 @@ def test_a_neuron_with_a_forward_of_its_own(export):
                 neuron.__class__ = Leaky
             else:
                 neuron.forward = lambda *args, forward=neuron.forward: (2 * forward(*args)[0], forward(*args)[1])
-        folded, stepped = both(network, lambda: network(x))
-    torch.testing.assert_close(folded, stepped)
-    assert not torch.equal(folded, before)
+        layerwise, stepped = both(network, lambda: network(x))
+    torch.testing.assert_close(layerwise, stepped)
+    assert not torch.equal(layerwise, before)
 
 
 def test_thresholds_that_are_trained():
@@ -481,10 +481,10 @@ def test_half_precision(dtype, export):
     network, x = exported("lenet_modules", torch.float32, export)
     network, x = network.to(dtype), x.to(dtype)
     with torch.no_grad():
-        folded, stepped = both(network, lambda: spikes_of(network, x))
+        layerwise, stepped = both(network, lambda: spikes_of(network, x))
         scores = both(network, lambda: network(x))
     assert scores[0].dtype == dtype
-    different = sum(int((folded[layer] != spikes).sum()) for layer, spikes in stepped.items())
+    different = sum(int((layerwise[layer] != spikes).sum()) for layer, spikes in stepped.items())
     assert different <= 0.02 * sum(spikes.numel() for spikes in stepped.values())
     with torch.autocast("cpu", torch.bfloat16):
         assert exported("lenet_modules")[0](x.float()).isfinite().all()
@@ -511,8 +511,8 @@ def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
 def test_shapes_on_the_meta_device(mode):
     network, x = exported("lenet_modules")
     with mode():
-        folded, stepped = both(network.to("meta"), lambda: network(x.to("meta")))
-    assert folded.shape == stepped.shape == (len(x), 10)
+        layerwise, stepped = both(network.to("meta"), lambda: network(x.to("meta")))
+    assert layerwise.shape == stepped.shape == (len(x), 10)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
