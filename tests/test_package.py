@@ -133,10 +133,6 @@ PAST_THE_DOORS = {
     "export/step_graph.py",
     "metrics/base.py",
     "metrics/scores.py",
-    "spiking/engine.py",
-    "spiking/firing.py",
-    "spiking/network.py",
-    "watching/hooks.py",
     "watching/products.py",
 }
 # Of Python; of Lightning and torchmetrics for who inherits from them, as their documentation says.

@@ -37,6 +37,7 @@ def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         "format": _FORMAT,
         "conversion": network.conversion,
         "timesteps": network.timesteps,
+        "exit_margins": network.exit_margins,
         "state_dict": network.state_dict(),
     }
     with atomic(path) as temporary:
@@ -79,6 +80,7 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
     try:
         network = _made_again(model, content["conversion"], content["state_dict"])
         network.timesteps = content["timesteps"]
+        network.exit_margins = content["exit_margins"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {reason}") from error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.hooks import uncompiled
+from snnreg_plugins.watching.simulated import SimulatedNetwork
 from snnreg_plugins.watching.watch import Watch
 
 
@@ -45,7 +46,7 @@ class TimeSteps(WatchingMetric):
     plot_unit = "Steps / sample"
 
     def __init__(self, network: nn.Module, **kwargs: Any) -> None:
-        if not (hasattr(network, "timesteps") and hasattr(network, "steps_taken")):
+        if not isinstance(network, SimulatedNetwork):
             raise TypeError(f"Expected argument `network` to be a SpikingNetwork, but got {type(network).__name__}.")
         super().__init__(_Taken(network, {"network": network}, {"network": network}), **kwargs)
 
@@ -68,6 +69,6 @@ class _Taken(Watch):
         self.hooks.after(self.model, self._observe)
 
     @uncompiled
-    def _observe(self, network: Any, args: tuple[Any, ...], output: Any) -> None:
+    def _observe(self, network: SimulatedNetwork, args: tuple[Any, ...], output: Any) -> None:
         taken = network.steps_taken
         self._counts.add(0, 0, 0, [network.timesteps * len(args[0]) if taken is None else int(taken.sum())])

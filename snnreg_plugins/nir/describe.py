@@ -95,6 +95,7 @@ class Description:
         if isinstance(output.terms, tuple):  # those who read NIR return what enters an output one by one
             output = _Value(output.shape, self._same("output_sum", output))
         self._add("output", "Output", {"shape": ints(output.shape)}, {"kind": "output"}, output)
+        margins = network.exit_margins
         self.graph = {
             "type": "NIRGraph",
             "nodes": self.nodes,
@@ -107,6 +108,7 @@ class Description:
                 "readout": _READOUT,
                 "dtype": str(self.dtype)[6:],
                 "conversion": _as_json(network.conversion),
+                **({} if margins is None else {"exit_margins": json.dumps(margins)}),
             },
         }
 

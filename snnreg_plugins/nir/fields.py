@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from snnreg_plugins.nir.hdf5 import NAME
+from snnreg_plugins.spiking.early_exit import checked_margins
 
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 # The most values of a tensor of one sample, and of a field: 1 GiB of float32.
@@ -85,6 +86,13 @@ class Fields:
         if not isinstance(found, dict):
             raise ValueError(f"{self.owner} has a {name!r} that is no dictionary.")
         return found
+
+    def margins(self, name: str) -> tuple[float, ...]:
+        """Read margins of early exit, which may be infinite."""
+        try:
+            return checked_margins(json.loads(self.string(name)))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{self.owner} has {name!r} that are no numbers.") from None
 
     def array(self, name: str) -> Any:
         return self._get(name, np.ndarray, "array")

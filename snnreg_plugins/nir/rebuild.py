@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from graphlib import CycleError, TopologicalSorter
@@ -109,9 +110,14 @@ class _Builder:
                 raise ValueError(f"node {name!r} cannot be built: {error}") from error
         self.once.output(tuple(self.exports))
         conversion = metadata.plain("conversion")
+        if "exit_margins" in conversion:  # where they were in version 0.1
+            margins = json.dumps(conversion.pop("exit_margins"))
+            metadata.values |= {"conversion": json.dumps(conversion), "exit_margins": margins}
         encoder, body = (fx.GraphModule(self.root, part) for part in (self.once, self.step))
         kind = neurons_of(self.target)
         self.network = SpikingNetwork(encoder, body, timesteps, len(self.states), kind, None, conversion)
+        if "exit_margins" in metadata:
+            self.network.exit_margins = metadata.margins("exit_margins")
 
     def _ordered(self, nodes: Tree, edges: list[tuple[str, str]]) -> list[str]:
         """Give the nodes, each behind all that it reads."""

@@ -203,6 +203,18 @@ def for_summing(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def map_tensors(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """Change the tensors that are nested in tuples, lists and dicts; all else stays."""
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, dict):
+        return {name: map_tensors(change, value) for name, value in values.items()}
+    if isinstance(values, (tuple, list)):
+        changed = [map_tensors(change, value) for value in values]
+        return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
+    return values
+
+
 def by_step(x: Tensor, steps: int) -> Tensor:
     """Give a view ``(steps, B, ...)`` of steps that are one behind the other, ``(steps * B, ...)``."""
     return x.view(steps, x.shape[0] // steps, *x.shape[1:])

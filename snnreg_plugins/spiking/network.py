@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.frameworks.base import Neurons
+from snnreg_plugins.spiking.early_exit import EarlyExit, checked_margins
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
-from snnreg_plugins.spiking.layers import InitialState, for_summing
+from snnreg_plugins.spiking.layers import InitialState, for_summing, map_tensors
 from snnreg_plugins.spiking.plan import Plan, all_modules
 from snnreg_plugins.spiking.structure import events_in
 from snnreg_plugins.watching.simulated import Known, SimulatedNetwork
@@ -91,7 +91,7 @@ class SpikingNetwork(SimulatedNetwork):
         self.exact = False
         self.checkpointing = False
         self._truncation: int | None = None
-        self._steps_taken: Tensor | None = None
+        self._exit_margins: tuple[float, ...] | None = None
         self._states = states
         # Listed once: the compiler cannot walk modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
@@ -132,39 +132,22 @@ class SpikingNetwork(SimulatedNetwork):
 
         Neither when training nor with ``per_step``. :func:`~snnreg_plugins.export.exit_margins` finds safe
         ones; :class:`~snnreg_plugins.TimeSteps` tells the steps that samples took on average, and
-        :class:`~snnreg_plugins.SynapticOperations` what they cost. Kept in ``conversion``, so they are saved too.
+        :class:`~snnreg_plugins.SynapticOperations` what they cost. They are saved with the network.
 
         Raises:
             ValueError: If they are no numbers, or a part of the DNN comes behind the spikes.
         """
-        margins = self.conversion.get("exit_margins")
-        return None if margins is None else tuple(margins)
+        return self._exit_margins
 
     @exit_margins.setter
     def exit_margins(self, value: Sequence[float] | None) -> None:
-        if value is None:
-            self.conversion.pop("exit_margins", None)
-            return
-        try:
-            margins: list[float] | None = [float(margin) for margin in value]
-        except (TypeError, ValueError):
-            margins = None
-        if margins is None or any(margin != margin for margin in margins):
-            raise ValueError(
-                f"Expected argument `exit_margins` to be numbers, one for each step, but got {value!r}. "
-                "export.exit_margins() finds some."
-            )
-        if self.head is not None:
+        margins = None if value is None else checked_margins(value)
+        if margins is not None and self.head is not None:
             raise ValueError(
                 "Expected a network whose scores are the mean of its steps to set `exit_margins`, but this one has a "
                 "part of the DNN behind its spikes (`until`)."
             )
-        self.conversion["exit_margins"] = margins
-
-    @property
-    def steps_taken(self) -> Tensor | None:
-        """Time steps of each sample of the last call, ``(B,)``; None if that took all steps."""
-        return self._steps_taken
+        self._exit_margins = margins
 
     @property
     def only_layers_multiply(self) -> bool:
@@ -223,25 +206,28 @@ class SpikingNetwork(SimulatedNetwork):
             for tensor in chain((x,), self.parameters(), self.buffers())
         )
         self._steps_taken = None
+        size = x.shape[0]  # not len(x): an exporter keeps this open
+        leaving = None
         if self.exit_margins is not None and not (trained or per_step):
-            return self._until_sure(run, x)
+            leaving = EarlyExit(self.exit_margins, self.timesteps, size, x.device)
         means: list[Tensor] = []
         first = 0
-        size = x.shape[0]  # not len(x): an exporter keeps this open
         while first < size or not means:
-            samples, steps = run.split(x, self.timesteps, trained)
+            samples, steps = run.split(x, self.timesteps, trained) if leaving is None else (size, 1)
             if trained:
                 steps = self.truncation or self.timesteps
                 if self.checkpointing:
                     samples = min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps)))
             samples += first + samples == size - 1  # leaves none alone
-            simulate = partial(self._simulate, run, steps=steps, per_step=per_step)
+            simulate = partial(self._simulate, run, steps=steps, per_step=per_step, leaving=leaving)
             part = x[first : first + samples]
             if trained and self.checkpointing:
                 means.append(checkpoint(simulate, part, use_reentrant=False))
             else:
                 means.append(simulate(part))
             first += max(1, part.shape[0])
+        if leaving is not None:
+            self._steps_taken = leaving.steps_taken
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
 
@@ -253,7 +239,9 @@ class SpikingNetwork(SimulatedNetwork):
             self._plan = Plan(self.body, self.neurons.describe_constant)
         return LayerwiseCall(self._plan)
 
-    def _simulate(self, run: LayerwiseCall | _StepByStep, x: Tensor, steps: int, per_step: bool) -> Tensor:
+    def _simulate(
+        self, run: LayerwiseCall | _StepByStep, x: Tensor, steps: int, per_step: bool, leaving: EarlyExit | None
+    ) -> Tensor:
         """Give the mean of the outputs, ``(1, B, ...)``; with ``per_step`` that of the steps so far, ``(T, B, ...)``.
 
         Args:
@@ -261,59 +249,29 @@ class SpikingNetwork(SimulatedNetwork):
             x: Input.
             steps: Steps to run at once; no gradient flows from one such number of steps to those before.
             per_step: Which means to give.
+            leaving: Which samples run; None for all.
         """
         means: list[Tensor] = []
         states: Any = (None,) * self._states
         total: Any = 0
         try:
             constants = run.begin(self.encoder, x)
+            if leaving is not None:
+                leaving.require_samples(constants)
             for first in range(0, self.timesteps, steps):
-                states = tree_map_only(Tensor, Tensor.detach, states)
+                states = map_tensors(Tensor.detach, states)
                 outputs, states = run(constants, states, min(steps, self.timesteps - first), first)
                 for step, output in enumerate(outputs, start=first + 1):
                     total = total + for_summing(output)
-                    if per_step or step == self.timesteps:
+                    if per_step or leaving is not None or step == self.timesteps:
                         means.append((total / step).to(output.dtype))
+                if leaving is not None:
+                    constants, states, total = leaving.leave(means.pop(), step, (constants, states, total))
+                    if not leaving.samples:
+                        return leaving.scores.unsqueeze(0)
         finally:
             run.end()
         return torch.stack(means)
-
-    def _until_sure(self, run: LayerwiseCall | _StepByStep, x: Tensor) -> Tensor:
-        """Give scores; simulate each sample until its margin is safe."""
-        margins = self.exit_margins or ()
-        left = torch.arange(len(x), device=x.device)
-        scores, steps_taken = torch.empty(0), torch.zeros_like(left)
-        states: Any = (None,) * self._states
-        total: Any = 0
-        try:
-            constants = run.begin(self.encoder, x)
-            if not all(isinstance(constant, Tensor) for constant in constants):
-                raise ValueError(
-                    "Expected a network that takes any batch to use `exit_margins`, but this one reads the size of its "
-                    "input, which stays as samples leave. Write x.flatten(1) for x.view(x.size(0), -1) in the DNN."
-                )
-            for step in range(1, self.timesteps + 1):
-                outputs, states = run(constants, states, 1, step - 1)
-                total = total + for_summing(outputs[0])
-                mean = (total / step).to(outputs.dtype)
-                if step == 1:
-                    scores = mean.clone()
-                last = step == self.timesteps
-                if step > len(margins) and not last:
-                    continue
-                ahead = margin(mean)
-                # At the last step all leave, those whose margin is no number too.
-                sure = torch.ones_like(ahead, dtype=torch.bool) if last else ahead >= margins[step - 1]
-                scores[left[sure]], steps_taken[left[sure]] = mean[sure], step
-                if bool(sure.any()):
-                    left, total = left[~sure], total[~sure]
-                    constants, states = (_without(sure, values) for values in (constants, states))
-                if not len(left):
-                    break
-        finally:
-            run.end()
-        self._steps_taken = steps_taken
-        return scores
 
     def _scores(self, mean: Tensor) -> Tensor:
         scores: Tensor = mean if self.head is None else self.head(mean)
@@ -359,37 +317,6 @@ class _StepByStep:
         with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
             for module in self.modules:
                 self.release(module)
-
-
-def margin(scores: Tensor) -> Tensor:
-    r"""Give how far the best score of each sample is ahead of the second best.
-
-    Args:
-        scores: ``(B, K)``, with K of at least 2.
-
-    Returns:
-        ``(B,)``; not below 0.
-
-    Raises:
-        ValueError: If there are not two scores to compare.
-
-    Example:
-        >>> margin(torch.tensor([[0.25, 1.0, 0.5], [2.0, 2.0, 0.0]]))
-        tensor([0.5000, 0.0000])
-    """
-    if scores.dim() != 2 or scores.shape[1] < 2:
-        raise ValueError(
-            f"Expected scores of at least two classes, (B, K), to tell a margin, but got shape {tuple(scores.shape)}."
-        )
-    best = scores.topk(2, dim=1).values
-    return best[:, 0] - best[:, 1]
-
-
-def _without(done: Tensor, values: Any) -> Any:
-    """Take samples out of what a step reads, nested in tuples."""
-    if isinstance(values, (tuple, list)):
-        return tuple(_without(done, value) for value in values)
-    return values[~done] if isinstance(values, Tensor) else values
 
 
 def require_timesteps(value: int, name: str = "timesteps") -> None:

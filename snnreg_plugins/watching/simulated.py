@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Known(NamedTuple):
@@ -23,7 +23,18 @@ class SimulatedNetwork(nn.Module):
     """A network one call of which is all time steps of its samples, from fresh states; base of those that are.
 
     What it says here is taken for granted in every pass, and looked at in few.
+
+    Attributes:
+        timesteps: Number of time steps of a call.
     """
+
+    timesteps: int
+    _steps_taken: Tensor | None = None
+
+    @property
+    def steps_taken(self) -> Tensor | None:
+        """Time steps of each sample of the last call, ``(B,)``; None if that took all steps."""
+        return self._steps_taken
 
     @property
     def only_layers_multiply(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which time steps a call of a module holds, and how many samples take."""
+"""Which time steps a call of a module holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
-
-from torch import Tensor, nn
 
 
 class CallSteps(NamedTuple):
@@ -40,19 +38,3 @@ def holding_steps(held: CallSteps) -> Iterator[None]:
         yield
     finally:
         _CALL_STEPS.reset(token)
-
-
-class TimeLoop(nn.Module):
-    """A network whose forward holds the loop over time steps, and in which samples may leave early.
-
-    Attributes:
-        timesteps: Number of time steps of a call.
-    """
-
-    timesteps: int
-    _steps_taken: Tensor | None = None
-
-    @property
-    def steps_taken(self) -> Tensor | None:
-        """Time steps of each sample of the last call, ``(B,)``; None if that took all steps."""
-        return self._steps_taken

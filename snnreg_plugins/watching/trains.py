@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins.watching.hooks import uncompiled
 from snnreg_plugins.watching.layers import is_spiking_neuron, time_dim
-from snnreg_plugins.watching.simulated import names_in_dnn
+from snnreg_plugins.watching.simulated import SimulatedNetwork, names_in_dnn
 from snnreg_plugins.watching.steps import steps_of_call
 from snnreg_plugins.watching.watch import Watch
 
@@ -64,11 +64,11 @@ class Trains(Watch):
         spikes = output[0] if isinstance(output, tuple) else output
         dim = time_dim(layer)
         spikes = spikes.detach() != 0
-        seen, fold = self._seen.setdefault(self.index[layer], []), steps_of_call()
-        if fold is None:
+        seen, held = self._seen.setdefault(self.index[layer], []), steps_of_call()
+        if held is None:
             seen.extend([part] for part in ([spikes] if dim is None else spikes.unbind(dim)))
         else:
-            for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
+            for step, part in enumerate(spikes.tensor_split(held.steps), start=held.first_step):
                 seen.extend([] for _ in range(step + 1 - len(seen)))
                 seen[step].append(part)
         self._called(layer, args)
@@ -94,8 +94,8 @@ class Trains(Watch):
     def _running(self, step: int, samples: int) -> Tensor | None:
         """Tell which samples of the pass took a step, where a network lets some leave early."""
         for module in self.model.modules():
-            taken = getattr(module, "steps_taken", None)
-            if isinstance(taken, Tensor) and len(taken) == samples:
+            taken = module.steps_taken if isinstance(module, SimulatedNetwork) else None
+            if taken is not None and len(taken) == samples:
                 return taken > step
         return None
 

@@ -194,6 +194,11 @@ HOSTILE = {
     "another reset": (put("metadata/reset", "to v_reset"), "'metadata/reset' should be"),
     "conversion that is no JSON": (put("metadata/conversion", "{'a': print}"), "no JSON"),
     "conversion without end": (put("metadata/conversion", "[" * 60_000), "no JSON"),
+    "margins that are no list": (put("metadata/exit_margins", "0.5"), "'exit_margins' that are no numbers"),
+    "margins that are no numbers": (put("metadata/exit_margins", "[NaN]"), "'exit_margins' that are no numbers"),
+    "margins without end": (put("metadata/exit_margins", "[" * 60_000), "'exit_margins' that are no numbers"),
+    "margins where version 0.1 has them": (
+        put("metadata/conversion", '{"exit_margins": [0.25, "a"]}'), "'exit_margins' that are no numbers"),
     "conversion of infinity": (put("metadata/conversion", '{"percent": Infinity}'), "plain data"),
     "name of code": (put("nodes/conv/metadata/module", CODE), "which no module may have"),
     "name of a keyword": (put("nodes/conv/metadata/module", "lambda"), "which no module may have"),

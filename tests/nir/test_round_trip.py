@@ -61,6 +61,17 @@ def test_files_of_version_0_1_are_read(name, target, path):
         assert torch.equal(found(torch.from_numpy(told["x"])), torch.from_numpy(told["scores"]))
     if name == "margins":
         assert found.steps_taken.tolist() == told["steps"].tolist() == [6, 1, 6, 6]
+        assert "exit_margins" not in found.conversion
+
+
+@pytest.mark.parametrize("margins", [[torch.inf, 0.25], []])
+def test_margins_of_early_exit_come_back(path, margins):
+    model, _, x = nets.make("mlp")
+    network = to_snntorch(model, x, timesteps=3)
+    network.exit_margins = margins
+    to_nir(network, path)
+    assert from_nir(path).exit_margins == tuple(margins)
+    assert from_nir(path).conversion == network.conversion
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,7 +11,7 @@ from torch import nn
 from snnreg_plugins import SpikeStatistics, SynapticOperations, TimeSteps, to_snntorch
 from snnreg_plugins.export import exit_margins
 from snnreg_plugins.export.files import load_network, save_network
-from snnreg_plugins.spiking.network import margin
+from snnreg_plugins.spiking.early_exit import margin
 from tests.nets import make
 
 T = 8
