@@ -161,7 +161,7 @@ def to_norse(
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
 
     Returns:
-        The spiking network, on the model's device, in eval mode, with parameters that can be trained.
+        The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
 
     Raises:
         ConversionError: If a part of the model cannot be expressed; names the layer and what to do instead.

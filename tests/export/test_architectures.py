@@ -161,6 +161,15 @@ with torch.random.fork_rng():
     "norm behind average pooling": sequential(
         conv(1, 4), POOL(2), negated(BN(4)), RELU(), nn.Flatten(), nn.Linear(16, 3)
     ),
+    "norm behind padded average pooling": sequential(
+        conv(1, 4), RELU(), conv(4, 4), POOL(2, padding=1), negated(BN(4)), RELU(), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "norm behind padding that does not count": sequential(
+        conv(1, 4), POOL(2, padding=1, count_include_pad=False), negated(BN(4)), RELU(), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "norm behind a divisor": sequential(
+        conv(1, 4), POOL(2, divisor_override=3), BN(4), RELU(), nn.Flatten(), nn.Linear(16, 3)
+    ),
     "norm behind max pooling": sequential(
         conv(1, 4), RELU(), conv(4, 4), nn.MaxPool2d(2), BN(4), RELU(), nn.Flatten(), nn.Linear(16, 3)
     ),
@@ -208,19 +217,19 @@ def inputs(samples=30):
     return torch.rand(samples, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("name", NETS)
-def test_scores_are_those_of_a_plain_simulation(name, per_channel):
+def test_scores_are_those_of_a_plain_simulation(name):
     model, x = NETS[name](), inputs()
-    if per_channel and name == "pixel shuffle":  # which makes positions of channels
-        with pytest.raises(ConversionError, match="use per_channel=False"):
-            to_snntorch(model, x, timesteps=T, per_channel=True)
-        return
-    network = to_snntorch(model, x, timesteps=T, threshold="max", per_channel=per_channel)
-    expected = simulate_model(model, x[:7], x, T, per_channel)
-    with torch.no_grad():
-        found = network(x[:7], per_step=True)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for per_channel in (False, True):
+        if per_channel and name == "pixel shuffle":  # which makes positions of channels
+            with pytest.raises(ConversionError, match="use per_channel=False"):
+                to_snntorch(model, x, timesteps=T, per_channel=True)
+            continue
+        network = to_snntorch(model, x, timesteps=T, threshold="max", per_channel=per_channel)
+        expected = simulate_model(model, x[:7], x, T, per_channel)
+        with torch.no_grad():
+            found = network(x[:7], per_step=True)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -341,7 +350,7 @@ FUNCTIONAL = {
 
 @pytest.mark.parametrize("name", FUNCTIONAL)
 def test_functions_are_the_modules_they_stand_for(name):
-    function, module = FUNCTIONAL[name]
+    function, module = FUNCTIONAL[name][0], copy.deepcopy(FUNCTIONAL[name][1])
     torch.manual_seed(0)
     first, last, x = conv(1, 4).double(), nn.LazyLinear(3).double(), inputs()
     by_module = nn.Sequential(first, module, nn.Flatten(), last)

@@ -32,13 +32,13 @@ def assert_simulates(network, chain, thresholds, x, **options):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
-@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("name", NETS)
-def test_spikes_and_scores(name, per_channel):
+def test_spikes_and_scores(name):
     net, chain, x = make(name)
-    network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
-    assert_simulates(network, chain, max_thresholds(chain, x, per_channel), x[:5])
-    assert all(type(neuron) is snntorch.Leaky for neuron in neurons_of(network).values())
+    for per_channel in (False, True):
+        network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
+        assert_simulates(network, chain, max_thresholds(chain, x, per_channel), x[:5])
+        assert all(type(neuron) is snntorch.Leaky for neuron in neurons_of(network).values())
 
 
 @pytest.mark.parametrize("options", [{"initial_potential": 0.0}, {"initial_potential": 0.25}, {"beta": 0.9}])

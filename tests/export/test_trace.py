@@ -523,3 +523,11 @@ def test_until_is_the_users_layer_and_no_copy_of_another():
     network = to_snntorch(model, torch.rand(20, 6), timesteps=6, until="act_1")
     assert list(network.levels) == ["act", "act_2", "act_1"]
     assert [name for name, _ in network.head.named_parameters()] == ["c.weight", "c.bias"]
+
+
+def test_a_network_without_parameters():
+    x = torch.rand(20, 4)
+    network = to_snntorch(nn.Sequential(nn.Flatten(), nn.ReLU()), x, timesteps=64, threshold="max")
+    assert float((network(x) - x).abs().max()) <= float(x.max()) / 64
+    with pytest.raises(ConversionError, match="nothing would spike"):
+        to_snntorch(nn.Sequential(nn.Flatten()), x, timesteps=4)
