@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from operator import attrgetter, methodcaller
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -82,7 +82,17 @@ _IN_CACHE = 2**16
 Adjustment: TypeAlias = Callable[[Neurons, Balance], Balance]
 
 
-class Simulation:
+class _Value(NamedTuple):
+    """What a node gives: in the DNN, and, where that differs, at each step of the spiking network."""
+
+    exact: Any
+    steps: list[Any] | None = None
+
+    def at(self, step: int) -> Any:
+        return self.exact if self.steps is None else self.steps[step]
+
+
+class Simulation(fx.Interpreter):
     """Runs the spiking network of a traced DNN on some samples, and adjusts each layer before the next one runs.
 
     Everything but neurons and max pooling is the DNN's own, applied to every step; a spike is worth its level.
@@ -95,18 +105,20 @@ class Simulation:
     """
 
     def __init__(self, traced: fx.GraphModule, timesteps: int, beta: float, per_channel: bool) -> None:
-        self.traced = traced
+        super().__init__(traced)
         self.timesteps = timesteps
         self.beta = beta
         self.per_channel = per_channel
-        self.modules = dict(traced.named_modules())
+        self.balances: dict[str, Balance] = {}
+        self.adjustments: list[Adjustment] = []
+        self.code: Callable[[Tensor], list[Tensor] | None] = lambda inputs: None
 
     def adjust(
         self,
         inputs: Tensor,
         balances: dict[str, Balance],
         adjustments: list[Adjustment],
-        code: Callable[[Tensor], list[Tensor] | None] = lambda inputs: None,
+        code: Callable[[Tensor], list[Tensor] | None],
     ) -> dict[str, Balance]:
         """Adjust all balances, in the order in which the layers run.
 
@@ -119,66 +131,43 @@ class Simulation:
         Returns:
             The balances, by population.
         """
-        balances = dict(balances)
-        exact: dict[fx.Node, Any] = {}  # what the DNN computes
-        steps: dict[fx.Node, list[Any]] = {}  # what the spiking network computes, where it differs
-        last_use = {source: node for node in self.traced.graph.nodes for source in node.all_input_nodes}
-        for node in self.traced.graph.nodes:
-            if node.op == "output" or node.meta["head"]:
-                break
-            exact[node] = inputs if node.op == "placeholder" else self._compute(node, exact)
-            module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-            if node.op == "placeholder":
-                coded = code(inputs)
-                if coded is not None:
-                    steps[node] = coded
-            elif isinstance(module, RECTIFIERS):
-                source = node.args[0]
-                currents = steps.get(source, [exact[source]] * self.timesteps)
-                steps[node] = self._fire(node.meta["populations"], currents, exact[source], balances, adjustments)
-            elif any(source in steps for source in node.all_input_nodes):
-                at = [
-                    {source: steps[source][t] if source in steps else exact[source] for source in node.all_input_nodes}
-                    for t in range(self.timesteps)
-                ]
-                if isinstance(module, (*MAX_POOLS, *ADAPTIVE_MAX_POOLS)):
-                    steps[node] = _growth(module, [values[node.args[0]] for values in at])
-                else:
-                    steps[node] = [self._compute(node, values) for values in at]
-            for source in node.all_input_nodes:
-                if last_use[source] is node:
-                    exact.pop(source, None)
-                    steps.pop(source, None)
-        return balances
+        self.balances, self.adjustments, self.code = dict(balances), adjustments, code
+        self.run(inputs)
+        return self.balances
 
-    def _fire(
-        self,
-        populations: dict[str, Population],
-        currents: list[Tensor],
-        exact: Tensor,
-        balances: dict[str, Balance],
-        adjustments: list[Adjustment],
-    ) -> list[Tensor]:
+    def run_node(self, n: fx.Node) -> _Value | None:
+        if n.op == "output" or n.meta["head"]:
+            return None
+        if n.op == "placeholder":
+            inputs = super().run_node(n)
+            return _Value(inputs, self.code(inputs))
+        given = [self.env[source] for source in n.all_input_nodes]
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        exact = self._compute(n, attrgetter("exact"))
+        if isinstance(module, RECTIFIERS):
+            return _Value(exact, self._fire(n.meta["populations"], given[0]))
+        if all(value.steps is None for value in given):
+            return _Value(exact)
+        if isinstance(module, (*MAX_POOLS, *ADAPTIVE_MAX_POOLS)):
+            return _Value(exact, _growth(module, given[0].steps))
+        return _Value(exact, [self._compute(n, methodcaller("at", t)) for t in range(self.timesteps)])
+
+    def _compute(self, node: fx.Node, pick: Callable[[_Value], Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: pick(self.env[source]))
+        return getattr(self, node.op)(node.target, args, kwargs)
+
+    def _fire(self, populations: dict[str, Population], given: _Value) -> list[Tensor]:
+        currents = [given.at(step) for step in range(self.timesteps)]
         total: list[Tensor] = []
         for key, population in populations.items():
             signed = currents if population.sign > 0 else [-current for current in currents]
-            neurons = Neurons(population, signed, population.rectify(exact), self.beta, self.per_channel)
-            for adjustment in adjustments:
-                balances[key] = adjustment(neurons, balances[key])
-            worth = balances[key].level * channelwise(population.gain, exact.dim())
-            fired = [spike.mul_(worth) for spike in neurons.fire(balances[key])]
+            neurons = Neurons(population, signed, population.rectify(given.exact), self.beta, self.per_channel)
+            for adjustment in self.adjustments:
+                self.balances[key] = adjustment(neurons, self.balances[key])
+            worth = self.balances[key].level * channelwise(population.gain, given.exact.dim())
+            fired = [spike.mul_(worth) for spike in neurons.fire(self.balances[key])]
             total = fired if not total else [a.add_(b) for a, b in zip(total, fired, strict=True)]
         return total
-
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.traced)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "call_module":
-            return self.modules[str(node.target)](*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def channelwise(values: float | Tensor | None, dims: int) -> Any:

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 import traceback
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from snnreg_plugins.export.copies import add_submodule, bare_copy, synaptic_base, unwrapped
-from snnreg_plugins.export.forms import (
-    ARITHMETIC,
-    AS_MODULE,
-    DROPOUT_FUNCTIONS,
-    DROPPED,
-    KEPT,
-    function_name,
-    is_size,
-    is_value,
-    moves_values,
-)
-from snnreg_plugins.export.names import Names
+from snnreg_plugins.export.copies import synaptic_base, unwrapped
+from snnreg_plugins.export.normalize import normalized
 from snnreg_plugins.export.qcfs import QCFS
-from snnreg_plugins.export.rectifiers import ENDINGS, RECTIFIERS, Population, populations
-from snnreg_plugins.export.refusals import ConversionError, is_users, refusal
+from snnreg_plugins.export.refusals import ConversionError, is_users
 from snnreg_plugins.functional.synapses import is_synaptic
 from snnreg_plugins.spiking.network import SpikingNetwork
 
@@ -59,7 +46,7 @@ def trace(model: nn.Module, until: str | None = None) -> fx.GraphModule:
             module.training = False  # directly: `eval()` may be overridden
         # Parameters of a traced copy are to be trained, also when validation runs in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            return _normalized(model, _traced(_Tracer(), model), until)
+            return normalized(model, _traced(_Tracer(), model), until)
     finally:
         for module, mode, attributes in before:
             vars(module).clear()
@@ -107,169 +94,3 @@ def _traced(tracer: fx.Tracer, model: nn.Module) -> fx.Graph:
             )
         graph.erase_node(node)
     return graph
-
-
-def _normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.GraphModule:
-    """Check every node, and rebuild the graph on modules of its own."""
-    named = dict(model.named_modules())
-    own = nn.Module()  # holds the new modules at the user's names
-    names: list[str] = []
-    users = {_users_name(node) for node in graph.nodes if node.op == "call_module"}
-    free = Names(users)
-    constants, constant_names = free.free("constants"), Names()
-    held: dict[str, str] = {}
-    block = [node for node in graph.nodes if node.op == "call_module" and f"{node.target}.".startswith(f"{until}.")]
-    cut = block[-1] if block and until not in [str(node.target) for node in block] else None
-    for node in list(graph.nodes):
-        head = any(source.meta.get("head") or source.meta.get("cut") for source in node.all_input_nodes)
-        node.meta["head"] = head
-        name, module = "", None
-        if node.op == "call_module":
-            layer, name = named[node.target], _users_name(node)
-            if isinstance(layer, DROPPED):
-                _skip(graph, node, node is cut)
-                continue
-            module = bare_copy(layer) if head else _layer(node, layer, name)
-        elif node.op == "get_attr":
-            if str(node.target) not in held:
-                held[str(node.target)] = constant_names.free(str(node.target).replace(".", "_"))
-                value = operator.attrgetter(str(node.target))(model).detach().clone()
-                add_submodule(own, constants, nn.Module()).register_buffer(held[str(node.target)], value)
-            node.target = f"{constants}.{held[str(node.target)]}"
-        elif node.op == "placeholder":
-            node.meta["name"] = free.free("input", ENDINGS[1:])
-        elif node.op in ("call_function", "call_method") and node.target in DROPOUT_FUNCTIONS:
-            _skip(graph, node, node is cut)
-            continue
-        elif node.op in ("call_function", "call_method") and not head:
-            module, name = _function(node), node.name
-        elif node.op == "output" and not isinstance(node.args[0], fx.Node):
-            kind = type(node.args[0]).__name__.removeprefix("immutable_")
-            raise ConversionError(
-                f"{type(model).__name__}.forward returns a {kind}, but a spiking network gives one tensor of scores. "
-                "Wrap the model in a module whose forward(x) returns that tensor."
-            )
-        if module is not None:
-            # A module called twice becomes two: each has a state and a scale of its own.
-            unique = name if node.op == "call_module" and name not in names else free.free(name)
-            names.append(unique)
-            if isinstance(module, RECTIFIERS) and not head:
-                node.meta["populations"] = _named(unique, module, free)
-            add_submodule(own, unique, module)
-            args = (node.args, node.kwargs) if head and node.op == "call_module" else ((_input(node),), {})
-            node.op, node.target, (node.args, node.kwargs) = "call_module", unique, args
-            node.meta["cut"] = node is cut or (unique == until and not head)
-    if until is not None and not any(node.meta.get("cut") for node in graph.nodes):
-        raise ValueError(f"Expected argument `until` to be a layer or block, one of {names}, but got {until!r}.")
-    traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced.eval()
-
-
-def _users_name(node: fx.Node) -> str:
-    return str(node.target).replace("._orig_mod", "")
-
-
-def _named(name: str, activation: nn.Module, free: Names) -> dict[str, Population]:
-    """Name the populations of an activation such that they and where they start have names of their own."""
-    found = {}
-    for population in populations(activation) or ():
-        own = not population.suffix and free.is_free(f"{name}_initial")
-        found[name if own else free.free(name + population.suffix, ("_initial",))] = population
-        free.taken.add(f"{name}_initial")
-    return found
-
-
-def _layer(node: fx.Node, layer: nn.Module, name: str) -> nn.Module:
-    """Copy a layer that can be converted."""
-    if not isinstance(layer, KEPT):
-        raise refusal(node, type(layer).__name__, name)
-    if len(node.args) + len(node.kwargs) > 1:
-        raise refusal(node, "a call with more than the input", name, "give the layer its input alone")
-    return _checked(node, bare_copy(layer), name)
-
-
-def _checked(node: fx.Node, module: Any, name: str | None = None) -> nn.Module:
-    """Refuse what a layer does only with some arguments."""
-    if getattr(module, "return_indices", False):
-        raise refusal(node, "max pooling with return_indices=True", name, "use return_indices=False")
-    if isinstance(module, nn.Upsample) and "nearest" not in module.mode:
-        raise refusal(node, f"upsampling with mode={module.mode!r}", name, 'use mode="nearest"')
-    if isinstance(module, RECTIFIERS):
-        if populations(module) is None:
-            raise refusal(node, f"{module}, which does not map 0 to 0,", name, "choose a range around 0")
-        if getattr(module, "inplace", False):
-            if _is_read_elsewhere(node):
-                raise refusal(node, "an in-place ReLU whose input is read again", name, "read its output instead")
-            module.inplace = False
-    checked: nn.Module = module
-    return checked
-
-
-def _function(node: Any) -> nn.Module | None:
-    """Give the module that a function is in disguise; bring arithmetic to one form; refuse all others."""
-    if node.target in AS_MODULE:
-        kind, names = AS_MODULE[node.target]
-        arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        arguments.pop("input", None)
-        module = kind(**arguments)
-        if module is None:
-            raise refusal(node, function_name(node))
-        return _checked(node, module)
-    if moves_values(node):
-        if "input" in node.kwargs:
-            node.args = (node.kwargs["input"], *node.args)
-            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
-        return None
-    if node.target not in ARITHMETIC:
-        raise refusal(node, function_name(node))
-    function, in_place = ARITHMETIC[node.target]
-    if in_place and _is_read_elsewhere(node):
-        raise refusal(node, f"{function_name(node)} in place on what is read again", remedy="write `x = x + y`")
-    if function is torch.cat:
-        given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
-        node.args, node.kwargs = (list(given["tensors"]), given.get("dim", given.get("axis", 0))), {}
-    elif function is torch.mean:
-        given = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-        dims = given.get("dim", given.get("axis"))
-        dims = [dims] if isinstance(dims, int) else dims
-        if not dims or 0 in dims:
-            raise refusal(node, "mean")
-        node.args, node.kwargs = (_input(node), list(dims)), {"keepdim": given.get("keepdim", False)}
-    else:
-        operands = [*node.args, *(value for key, value in node.kwargs.items() if key in ("input", "other"))]
-        if len(operands) != (1 if function is operator.neg else 2) or len(operands) < len(node.args) + len(node.kwargs):
-            raise refusal(node, f"{function_name(node)} with more than the operands", remedy="write it as `x + y`")
-        values = [is_value(operand) for operand in operands]
-        if function is operator.mul and all(values):
-            raise refusal(node, "a product of two activations", remedy="multiply by constants only")
-        if function is operator.truediv and values[1]:
-            raise refusal(node, "a division by an activation", remedy="divide by constants only")
-        node.args, node.kwargs = tuple(operands), {}
-    node.op, node.target = "call_function", function
-    return None
-
-
-def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0] if node.args else node.kwargs["input"]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _skip(graph: fx.Graph, node: fx.Node, cut: bool = False) -> None:
-    source = _input(node)
-    source.meta["cut"] = source.meta.get("cut", False) or cut
-    node.replace_all_uses_with(source)
-    graph.erase_node(node)
-
-
-def _is_read_elsewhere(node: fx.Node) -> bool:
-    """Tell whether what a node writes to in place is read by others, also through views."""
-    while True:
-        source = _input(node)
-        if any(user is not node and not is_size(user) for user in source.users):
-            return True
-        if source.op not in ("call_function", "call_method") or not moves_values(source):
-            return False
-        node = source

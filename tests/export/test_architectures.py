@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from snnreg_plugins import ConversionError, SynapticOperations, to_snntorch
 from snnreg_plugins.functional import OneToOne
+from snnreg_plugins.spiking.layers import Current
 from tests.export.reference import simulate_model
 from tests.nets import Chain
 
@@ -362,3 +363,8 @@ def test_functions_are_the_modules_they_stand_for(name):
     with torch.no_grad():
         torch.testing.assert_close(ours(x, per_step=True), theirs(x, per_step=True))
     assert len(ours.levels) == len(theirs.levels) >= 1
+
+
+def test_a_shift_that_is_the_same_everywhere_is_a_bias():
+    network = to_snntorch(NETS["norm before linear"](), inputs(), timesteps=T)
+    assert not any(isinstance(module, Current) for module in network.modules())
