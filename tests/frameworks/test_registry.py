@@ -23,7 +23,14 @@ from snnreg_plugins.export.options import Options
 from snnreg_plugins.frameworks.base import Dynamics, Framework, Neurons
 from snnreg_plugins.frameworks.registry import FRAMEWORKS, exported_to, framework_of, neurons_of, target_of
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
-from snnreg_plugins.watching.layers import forget_states, is_spiking_neuron, leaks, neuron_layers, time_dim
+from snnreg_plugins.watching.layers import (
+    forget_states,
+    is_spiking_neuron,
+    leaks,
+    neuron_layers,
+    one_to_one_layers,
+    time_dim,
+)
 from tests import nets
 
 
@@ -99,6 +106,36 @@ def test_neurons_are_described_as_made_and_share_no_memory(toy, framework):
             assert neurons.describe_constant(cell) is None
             assert neurons.describe(cell) is not None
             trained.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("framework", ["snntorch", "norse"])
+def test_potentials_are_summed_in_the_order_that_is_promised(framework, dtype):
+    torch.manual_seed(0)
+    threshold, beta = torch.rand(7, 1, dtype=dtype) + 0.1, torch.tensor(0.9, dtype=dtype)
+    currents = torch.rand(40, 3, 7, 11, dtype=dtype)
+    cell = neurons_of(framework).make(threshold, beta, torch.tensor(5.0, dtype=dtype))
+    v = state = torch.zeros_like(currents[0])
+    for current in currents:
+        v = (beta * v + current) - (v > threshold).to(dtype) * threshold
+        spikes, state = cell(current, state)
+        assert torch.equal(state, v)
+        assert torch.equal(spikes, (v > threshold).to(dtype))
+
+
+def test_a_beta_that_training_has_pushed_out_of_range_counts_as_snntorch_counts_it():
+    leaky = neurons_of("snntorch").make(torch.tensor(1.0), torch.tensor(1.5), torch.tensor(5.0))
+    assert float(neurons_of("snntorch").describe(leaky).beta) == 1.0
+    _, state = leaky(torch.tensor([0.5]), torch.tensor([0.4]))
+    assert float(state) == float(torch.tensor(0.5) + 0.4)
+
+
+@pytest.mark.parametrize("all_to_all", [False, True])
+def test_synapses_of_one_target_within_recurrent_neurons(all_to_all):
+    import snntorch
+
+    neuron = snntorch.RLeaky(beta=0.9, **({"linear_features": 3} if all_to_all else {"all_to_all": False, "V": 1.0}))
+    assert list(one_to_one_layers(nn.Sequential(neuron))) == ([] if all_to_all else ["0.recurrent"])
 
 
 CHANGES = {
