@@ -27,6 +27,11 @@ REFUSED = {
     "permuted": (made("reshapes"), "permute"),
     "unequal windows": (named("uneven adaptive pooling"), "'pool'.*windows.*one size"),
     "ceil_mode": (named("pooled with ceil_mode"), "'pool'.*ceil_mode=False"),
+    "divisor": (layers(nn.AvgPool2d(2, divisor_override=3), FLAT(), nn.Linear(16, 3), RELU()), "'0'.*divisor_override"),
+    "padding not counted": (
+        layers(nn.AvgPool2d(2, padding=1, count_include_pad=False), FLAT(), nn.Linear(25, 3), RELU()),
+        "'0'.*what pads",
+    ),
     "upsampling": (named("upsampling"), "'up'.*Upsample"),
     "mean over channels": (named("mean over channels"), r"'mean'.*dimensions \(1,\)"),
 }
