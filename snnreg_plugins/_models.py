@@ -67,5 +67,32 @@ def eval_and_back(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def part_of(model: nn.Module, name: str | None, argument: str = "network") -> nn.Module:
+    """A module within a model, by its name; the model itself if there is none.
+
+    Args:
+        model: The model.
+        name: Name of the module, as in ``named_modules()``.
+        argument: Name of the argument, for the error.
+
+    Raises:
+        ValueError: If there is no such module.
+
+    Example:
+        >>> part_of(nn.ModuleDict({"net": nn.Linear(2, 3)}), "net")
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    if name is None:
+        return model
+    try:
+        return model.get_submodule(name)
+    except (AttributeError, TypeError) as error:
+        names = [known for known, _ in model.named_children()]
+        raise ValueError(
+            f"Expected argument `{argument}` to name a module within {type(model).__name__}, such as one of {names}, "
+            f"but got {name!r}."
+        ) from error
+
+
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())

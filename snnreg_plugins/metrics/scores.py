@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanSquaredError, Metric
 
 #: What a network is trained to give.
 Task: TypeAlias = Literal["multiclass", "binary", "multilabel", "regression"]
@@ -54,6 +56,8 @@ _LOSS_MODULES = {
     nn.HuberLoss: _REGRESSION,
 }
 _MOST_STEPS = 100_000  # of a backward pass that are looked at
+#: A value that is worse than any where less is better: the largest that a logged number can be.
+MOST = torch.finfo(torch.float32).max
 
 
 def loss_of_backward(loss: Tensor) -> Loss | None:
@@ -72,6 +76,15 @@ def loss_of_backward(loss: Tensor) -> Loss | None:
         >>> loss_of_backward(nn.functional.mse_loss(scores, torch.ones(4, 3))).task
         'regression'
     """
+    return _only(losses_of_backward(loss))
+
+
+def losses_of_backward(loss: Tensor) -> set[Loss]:
+    """Find all that a computed loss tells, as :func:`loss_of_backward` does; empty if it tells nothing.
+
+    Args:
+        loss: The loss.
+    """
     found: set[Loss] = set()
     normalized = False
     for step in _steps(loss):
@@ -83,9 +96,24 @@ def loss_of_backward(loss: Tensor) -> Loss | None:
         elif name in _LOSSES:
             found.add(_LOSSES[name])
         normalized |= name == _CLASS_PROBABILITIES
-    if not found and normalized:
-        return Loss("multiclass")
-    return found.pop() if len(found) == 1 else None
+    return {Loss("multiclass")} if normalized and not found else found
+
+
+def loss_told(found: set[Loss], module: nn.Module) -> Loss | None:
+    """Tell the task from what losses that were computed tell, or else from the loss modules of a LightningModule.
+
+    Args:
+        found: What the losses tell.
+        module: The module.
+
+    Returns:
+        What they tell; None if that is nothing, or several things.
+    """
+    return _only(found) if found else loss_of_modules(module)
+
+
+def _only(found: set[Loss]) -> Loss | None:
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _steps(loss: Tensor) -> Iterator[Any]:
@@ -118,7 +146,34 @@ def loss_of_modules(module: nn.Module) -> Loss | None:
             found.add(Loss("multiclass", ignore_index=part.ignore_index))
         elif type(part) in _LOSS_MODULES:
             found.add(_LOSS_MODULES[type(part)])
-    return found.pop() if len(found) == 1 else None
+    return _only(found)
+
+
+class Share(Metric):
+    """The share of right decisions, exact."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("right", torch.tensor(0), "sum")
+        self.add_state("total", torch.tensor(0), "sum")
+
+    def update(self, decided: Tensor, targets: Tensor) -> None:
+        """Add some decisions."""
+        self.right = self.right + (decided == targets).sum()
+        self.total = self.total + targets.numel()
+
+    def compute(self) -> Tensor:
+        """Return the share as float64, on the CPU; nan of none."""
+        share: Tensor = self.right.cpu().double() / self.total.cpu()
+        return share
 
 
 class Score:
@@ -131,13 +186,38 @@ class Score:
 
     Attributes:
         higher_is_better: Whether a higher value is better; None if the metric does not say.
+        by_class: Whether the highest output decides.
     """
 
-    def __init__(self, name: str, metric: Metric, prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        metric: Metric,
+        prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        by_class: bool = False,
+    ) -> None:
         self.name = name
         self.metric = metric
         self.higher_is_better = metric.higher_is_better
+        self.by_class = by_class
         self._prepare = prepare
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is a share of right decisions."""
+        return isinstance(self.metric, Share)
+
+    @property
+    def decisions(self) -> int | None:
+        """How many decisions were added, in this process; None if it is no share of such."""
+        return int(self.metric.total) if isinstance(self.metric, Share) else None
+
+    @property
+    def worst(self) -> float:
+        """The worst value there is, finite, as monitors end a training at others; nan if no side is better."""
+        if self.is_accuracy or self.higher_is_better is None:
+            return 0.0 if self.is_accuracy else math.nan
+        return -MOST if self.higher_is_better else MOST
 
     def fresh(self, sync: bool = True) -> Score:
         """Give the same score with nothing in it, for another network.
@@ -148,7 +228,7 @@ class Score:
         metric = deepcopy(self.metric)
         metric.reset()
         metric.sync_on_compute = sync
-        return Score(self.name, metric, self._prepare)
+        return Score(self.name, metric, self._prepare, self.by_class)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch.
@@ -159,8 +239,28 @@ class Score:
         self.metric.to(outputs.device).update(*self._prepare(outputs.detach(), targets.to(outputs.device)))
 
     def compute(self) -> float:
-        """Return the score of all batches."""
-        return float(self.metric.compute())
+        """Return the score of all batches.
+
+        Raises:
+            TypeError: If the user's metric gives something else than a number.
+        """
+        value = self.metric.compute()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"Expected argument `metric` to give one number, but {type(self.metric).__name__} gives {kind}. Choose "
+                'an average of it, such as `average="macro"`.'
+            )
+        return float(value)
+
+
+def require_metric(metric: Any) -> None:
+    """Raise a TypeError unless ``metric`` is a task, a metric of torchmetrics, or None."""
+    if metric is not None and not isinstance(metric, Metric) and metric not in get_args(Task):
+        raise TypeError(
+            f"Expected argument `metric` to be one of {list(get_args(Task))} or a metric of torchmetrics, but got "
+            f"{metric!r}."
+        )
 
 
 def choose_score(outputs: Tensor, targets: Any, loss: Loss | None = None, metric: Metric | Task | None = None) -> Score:
@@ -186,13 +286,9 @@ def choose_score(outputs: Tensor, targets: Any, loss: Loss | None = None, metric
         >>> score.name, score.compute()
         ('accuracy', 0.5)
     """
+    require_metric(metric)
     if isinstance(metric, Metric):
         return Score(_snake_case(type(metric).__name__), metric, _as_given).fresh()
-    if metric is not None and metric not in get_args(Task):
-        raise TypeError(
-            f"Expected argument `metric` to be one of {list(get_args(Task))} or a metric of torchmetrics, but got "
-            f"{metric!r}."
-        )
     if not isinstance(targets, Tensor):
         raise TypeError(f"Expected targets to be a tensor, but got {type(targets).__name__}. Use `unpack` to pick it.")
     task = metric or _task(outputs, targets, loss)
@@ -249,56 +345,53 @@ def _as_given(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _multiclass(outputs: Tensor, _: float, ignored: int | None) -> Score:
-    from torchmetrics.classification import MulticlassAccuracy
-
-    classes = outputs.shape[1] if outputs.dim() > 1 else 1
-
-    def prepare(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = outputs.argmax(1)
-        if targets.shape == outputs.shape:
-            targets = targets.float().argmax(1)  # booleans have none
-        elif targets.numel() != chosen.numel() or targets.is_floating_point():
-            raise ValueError(
-                f"Expected targets to be class indices, one for each of {tuple(chosen.shape)}, or probabilities of "
-                f"shape {tuple(outputs.shape)}, but got {targets.dtype} of shape {tuple(targets.shape)}."
-            )
-        targets = targets.reshape(chosen.shape).long()
-        counted = targets if ignored is None else targets[targets != ignored]
-        wrong = counted[(counted < 0) | (counted >= classes)]
-        if wrong.numel():
-            raise ValueError(
-                f"Expected targets to be class indices below {classes}, the number of scores, but got {int(wrong[0])}."
-            )
-        return chosen, targets
-
-    metric = MulticlassAccuracy(max(classes, 2), average="micro", ignore_index=ignored, validate_args=False)
-    return Score("accuracy", metric, prepare)
+    return Score("accuracy", Share(), partial(_decided, ignored), by_class=True)
 
 
 def _labels(outputs: Tensor, threshold: float, _: int | None) -> Score:
-    from torchmetrics.classification import BinaryAccuracy
-
-    def prepare(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        targets = _same_number(outputs, targets)
-        if not bool(((targets == 0) | (targets == 1)).all()):
-            # Soft labels: the likelier one is right.
-            if not _are_probabilities(targets):
-                wrong = targets[(targets < 0) | (targets > 1)].flatten()[0]
-                raise ValueError(f"Expected targets to be labels in [0, 1], but got {wrong.item():g}.")
-            targets = targets > 0.5
-        # Decided here: torchmetrics takes outputs for probabilities in batches where all are in [0, 1].
-        return (outputs > threshold).long().flatten(), targets.long().flatten()
-
-    return Score("accuracy", BinaryAccuracy(validate_args=False), prepare)
+    return Score("accuracy", Share(), partial(_given, threshold))
 
 
 def _regression(outputs: Tensor, _: float, __: int | None) -> Score:
-    from torchmetrics import MeanSquaredError
+    return Score("mse", MeanSquaredError(), _values)
 
-    def prepare(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return outputs.flatten(), _same_number(outputs, targets).to(outputs.dtype).flatten()
 
-    return Score("mse", MeanSquaredError(), prepare)
+def _decided(ignored: int | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the classes that were chosen and those that are right, of all places that count."""
+    classes, chosen = outputs.shape[1] if outputs.dim() > 1 else 1, outputs.argmax(1)
+    if targets.shape == outputs.shape:
+        targets = targets.float().argmax(1)  # booleans have none
+    elif targets.numel() != chosen.numel() or targets.is_floating_point():
+        raise ValueError(
+            f"Expected targets to be class indices, one for each of {tuple(chosen.shape)}, or probabilities of "
+            f"shape {tuple(outputs.shape)}, but got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    targets = targets.reshape(chosen.shape).long()
+    if ignored is not None:
+        chosen, targets = chosen[targets != ignored], targets[targets != ignored]
+    wrong = targets[(targets < 0) | (targets >= classes)]
+    if wrong.numel():
+        raise ValueError(
+            f"Expected targets to be class indices below {classes}, the number of scores, but got {int(wrong[0])}."
+        )
+    return chosen, targets
+
+
+def _given(threshold: float, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the labels that were given and those that are right."""
+    targets = _same_number(outputs, targets)
+    if not bool(((targets == 0) | (targets == 1)).all()):
+        # Soft labels: the likelier one is right.
+        if not _are_probabilities(targets):
+            wrong = targets[(targets < 0) | (targets > 1)].flatten()[0]
+            raise ValueError(f"Expected targets to be labels in [0, 1], but got {wrong.item():g}.")
+        targets = targets > 0.5
+    return (outputs > threshold).long().flatten(), targets.long().flatten()
+
+
+def _values(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Give values and what they should be, each beside its own."""
+    return outputs.flatten(), _same_number(outputs, targets).to(outputs.dtype).flatten()
 
 
 def _same_number(outputs: Tensor, targets: Tensor) -> Tensor:

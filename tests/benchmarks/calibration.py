@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from snnreg_plugins import to_snntorch
-from snnreg_plugins.callbacks.spiking_validation import _Run
+from snnreg_plugins.callbacks.measurement import Measurement
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.export.trace import trace
 from tests.benchmarks import conversion
@@ -65,9 +65,9 @@ def main() -> None:
     for timesteps in options.timesteps:
         for name, method in METHODS.items():
             printed(name, timesteps, lambda t=timesteps, m=method: to_snntorch(model, batches, timesteps=t, **m))
-        run = _Run(trace(model), to_snntorch(model, batches[:8], timesteps=timesteps))
+        run = Measurement(trace(model), to_snntorch(model, batches[:8], timesteps=timesteps), None)
 
-        def validate(run: _Run = run) -> None:
+        def validate(run: Measurement = run) -> None:
             for x, y in batches:
                 run.update(x, y)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, TimeSteps, to_snntorch
-from snnreg_plugins.callbacks.spiking_validation import NeuronRates
+from snnreg_plugins.callbacks.measurement import NeuronRates
 from tests.callbacks.reference import free_port, leave, two_processes
 
 QUIET = dict(
@@ -115,11 +116,11 @@ def test_every_n_epochs_and_limit_batches():
 
     class Spy(SpikingValidation):
         def on_validation_epoch_end(self, trainer, pl_module):
-            calls.append((trainer.current_epoch, self._run and int(self._run.operations["snn"].samples)))
+            calls.append((trainer.current_epoch, [int(run.operations["snn"].samples) for run in self._runs.values()]))
             super().on_validation_epoch_end(trainer, pl_module)
 
     fit([Spy(timesteps=2, every_n_epochs=2, limit_batches=2)], max_epochs=4, num_sanity_val_steps=0)
-    assert calls == [(0, None), (1, 16), (2, None), (3, 16)]
+    assert calls == [(0, []), (1, [16]), (2, []), (3, [16])]
 
 
 def test_works_in_validation_alone_and_leaves_the_users_metrics_alone():
@@ -145,7 +146,8 @@ def test_a_layer_that_falls_silent_does_not_end_the_training():
     torch.nn.init.constant_(module.norm.bias, -100.0)
     with pytest.warns(UserWarning, match="SpikingValidation is left out in epoch 0.*is silent"):
         _, trainer = fit([SpikingValidation(timesteps=2)], module, max_epochs=1)
-    assert "snn/accuracy" not in trainer.callback_metrics
+    assert trainer.callback_metrics["snn/accuracy"] == 0
+    assert "snn/accuracy" not in trainer.logged_metrics
 
 
 def test_what_cannot_be_exported_is_refused_before_training():
@@ -156,7 +158,7 @@ def test_what_cannot_be_exported_is_refused_before_training():
 def test_other_batches_need_unpack():
     class Dicts(Module):
         def training_step(self, batch, batch_idx):
-            return self(batch["x"]).sum()
+            return F.cross_entropy(self(batch["x"]), batch["y"])
 
         def validation_step(self, batch, batch_idx):
             self(batch["x"])
@@ -194,13 +196,15 @@ def test_bad_arguments(arguments, message):
 
 def _two_process_worker(rank, port, file):
     callback = SpikingValidation(timesteps=4, figures=True)
-    module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*sync_dist=True.*")
+        module, trainer = fit([callback], max_epochs=1, devices=2, strategy=two_processes(rank, port))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     found = {"logged": logged, "snn": callback.network.state_dict(), "dnn": module.state_dict()}
     silent = Module()
     torch.nn.init.constant_(silent.norm.bias, -100.0)
     options = dict(max_epochs=1, devices=2, strategy=two_processes(rank, port))
-    found["logged of a silent network"] = list(fit([SpikingValidation()], silent, **options)[1].callback_metrics)
+    found["logged of a silent network"] = list(fit([SpikingValidation()], silent, **options)[1].logged_metrics)
     torch.save(found, f"{file}{rank}")
     leave()
 
