@@ -79,7 +79,7 @@ class SynapticOperations(WatchingMetric):
         tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=self._warn_missed)
         tally.require_operations()
         super().__init__(tally, **kwargs)
-        self._labels = tally.observer = Labels(batch_dim)
+        self._labels = Labels(batch_dim)
 
     def _warn_missed(self, name: str, what: str) -> None:
         warnings.warn(f"{type(self).__name__} does not count all: {name!r} ({what}).", stacklevel=2)
@@ -109,11 +109,13 @@ class SynapticOperations(WatchingMetric):
             {3: 10.0, 7: 2.5}
         """
         self._labels.tell(labels)
+        self.watch.observer = self._labels
         try:
             with self.watch.hooks.one_step_at_a_time():  # which samples a call holds is plain then
                 yield
         finally:
             self._labels.tell(None)
+            self.watch.observer = None
 
     def by_label(self, quantity: str = "sops") -> dict[Any, float]:
         """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample of each label.

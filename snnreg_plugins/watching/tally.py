@@ -21,6 +21,7 @@ from snnreg_plugins.functional.synapses import (
     sample_shape,
 )
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, averaged_over
+from snnreg_plugins.watching.counts import Table
 from snnreg_plugins.watching.hooks import uncompiled
 from snnreg_plugins.watching.layers import neuron_layers, one_to_one_layers, synaptic_layers, time_dim
 from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multiply
@@ -30,6 +31,8 @@ from snnreg_plugins.watching.watch import Watch
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
+# Values of inputs that are held at most, to be counted at once: small ones take as long as large ones.
+_HELD = 2**18
 _SOPS, _, _DENSE, _SPIKES, _NEURON_STEPS = range(5)
 
 
@@ -166,12 +169,17 @@ class Tally(Watch):
         self._thorough = True  # whether to look at what is known
         self._steps: dict[int, int] = {}  # of the samples under way, by the row of the outermost module
         self._outermost = 0
+        self._holds = False  # whether to hold small inputs known to be events
+        self._held: list[tuple[int, CallSteps, Tensor]] = []  # of the pass under way
+        self._held_before: list[tuple[int, CallSteps, Tensor]] = []  # of passes that count
+        self._held_size = 0
 
     # Passes.
 
     def _begun(self, module: nn.Module) -> None:
         row = self._outermost = self.index.get(module, -1)
         self._thorough = is_due(self.passes + 1)
+        self._holds = isinstance(module, SimulatedNetwork) and not self._thorough and self.observer is None
         if row >= 0 and self._is_synaptic(row) and not is_derived(module):
             # Layers that a checkpoint calls again come from a pass of the whole model.
             self.alone |= module is not self.model and not _torch.is_in_backward()
@@ -187,6 +195,12 @@ class Tally(Watch):
         for name, steps in self._steps_called.items():
             self.called[name] += steps
         self._steps_called.clear()
+        if self._held and samples is not None:
+            self._held_before += self._held
+            self._held_size += sum(x.numel() for _, _, x in self._held)
+            if self._held_size > _HELD:
+                self._count_held()
+        self._held.clear()
         if self.observer is not None:
             self.observer.ended(samples is not None)
 
@@ -212,6 +226,9 @@ class Tally(Watch):
         row, steps = self.index[layer], steps_of_call()
         self._remember_call(row, steps)
         known = self._reads_events[row] and not self._thorough
+        if known and self._holds and steps is not None and x.numel() * 8 <= _HELD:
+            self._held.append((row, steps, x.detach()))
+            return
         if not (known and self._count_known(row, layer, x, steps)):
             self._count_any(row, layer, x, steps)
 
@@ -237,6 +254,31 @@ class Tally(Watch):
         if self.observer is not None:
             self.observer.arrived(self.names[row], layer, x, shape, (sum(sops), 0, sum(dense)))
         return True
+
+    def _count_held(self) -> None:
+        """Count the inputs that are held, those of one layer and shape at once."""
+        alike: dict[Any, list[Tensor]] = {}
+        for row, call, x in self._held_before:
+            alike.setdefault((row, call, x.shape), []).append(x)
+        self._held_before.clear()
+        self._held_size = 0
+        for (row, call, shape), inputs in alike.items():
+            layer: Any = self.modules[self.names[row]]
+            synapses = self._synapses_of(row, layer, shape[1:])
+            sops = synapses.count_known(torch.cat(inputs), len(inputs) * call.steps)
+            if sops is None:
+                for x in inputs:
+                    self._add(row, call.first_step, synapses.count_steps(x, call.steps))
+            else:
+                dense = len(inputs) * (shape[0] // call.steps) * synapses.dense
+                costs = [(sum(sops[step :: call.steps]), 0, dense) for step in range(call.steps)]
+                self._add(row, call.first_step, costs)
+        self._counts.keep()
+
+    def table(self) -> Table:
+        """Give all numbers, by row (as in ``names``), column (as in ``quantities``) and time step."""
+        self._count_held()
+        return super().table()
 
     def _count_any(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> None:
         average = self._averages.find(x) if len(self._averages) else None
