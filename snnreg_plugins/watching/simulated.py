@@ -42,7 +42,7 @@ class SimulatedNetwork(nn.Module):
         return False
 
     def name_in_dnn(self, path: str) -> str:
-        """Give the name that a module has in the user's DNN.
+        """Give the name that a module has in the user's DNN; empty for a part that is none of it.
 
         Args:
             path: Its name in this network.
@@ -68,12 +68,19 @@ def names_in_dnn(model: nn.Module) -> dict[str, str]:
     networks = [(f"{path}." if path else "", it) for path, it in modules.items() if isinstance(it, SimulatedNetwork)]
     shown = {path: path for path in modules}
     taken = {path for path in modules if not any(path.startswith(prefix) for prefix, _ in networks)}
+    parts = []
     for prefix, network in networks:
         for path in modules:
-            if path != prefix[:-1] and path.startswith(prefix):
-                name = prefix + network.name_in_dnn(path.removeprefix(prefix))
-                shown[path] = path if name in taken or name.endswith(".") or not name else name
-                taken.add(shown[path])
+            if path == prefix[:-1] or not path.startswith(prefix):
+                continue
+            name = network.name_in_dnn(path.removeprefix(prefix))
+            if not name:
+                parts.append(path)
+                continue
+            shown[path] = path if prefix + name in taken else prefix + name
+            taken.add(shown[path])
+    for path in parts:  # layers go first
+        shown[path] = f"<{path}>" if path in taken else path
     return shown
 
 

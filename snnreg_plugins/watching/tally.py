@@ -241,7 +241,11 @@ class Tally(Watch):
             self._steps_called[name] = max(self._steps_called.get(name, 0), call.first_step + call.steps)
 
     def _count_known(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> bool:
-        """Count an input known to hold events alone, as far as a sum can tell; the rest is looked at when due."""
+        """Count an input known to hold events alone, where its sum does not tell otherwise.
+
+        Values are looked at in passes 1, 2, 4, 8, ... since the last reset; an input that holds others in one of them
+        is known no more. Weights and inputs of a network cannot make it so, only other neurons.
+        """
         shape, steps = x.shape[1:], 1 if call is None else call.steps
         synapses = self._synapses_of(row, layer, shape)
         sops = synapses.count_known(x, steps)
@@ -290,6 +294,7 @@ class Tally(Watch):
         synapses = self._synapses_of(row, layer, shape)
         costs = synapses.count_steps(x, 1 if call is None else call.steps, real=self._real[row])
         self._real[row] = costs[-1][1] > 0
+        self._reads_events[row] &= not self._real[row]
         if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
             self._look_for_averages(layer, x)
         self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs)
