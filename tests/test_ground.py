@@ -32,6 +32,8 @@ def test_no_integers(value):
     sentence = f"Expected argument `steps` to be an integer of at least 3, but got {value!r}."
     with pytest.raises(ValueError, match=re.escape(sentence)):
         as_integer("steps", value, at_least=3)
+    with pytest.raises(ValueError, match="an integer of at least 1, but got True"):
+        as_integer("steps", True)
 
 
 @pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), torch.tensor(0.5), np.float64(1)])

@@ -118,3 +118,16 @@ def test_training_in_less_memory():
 def test_numbers_are_checked(name):
     with pytest.raises(ValueError, match=f"Expected argument `{name}` to be an integer of at least 1, but got 0"):
         SpikingClassifier(exact_network(), **{name: 0})
+
+
+def test_calibration_leaves_random_numbers_as_they_are():
+    class Drawing(SpikingClassifier):
+        def setup(self, stage):
+            self.before = torch.get_rng_state()
+            super().setup(stage)
+            self.after = torch.get_rng_state()
+
+    module = Drawing(exact_network(), calibration_batches=2)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    Trainer(max_steps=1, accelerator="cpu", **quiet).fit(module, datamodule=Data(shuffle=True))
+    assert torch.equal(module.before, module.after)
