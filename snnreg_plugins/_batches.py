@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from itertools import chain, islice
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 #: A tensor of inputs, or any iterable of batches or (input, target) pairs, such as a DataLoader.
 Calibration: TypeAlias = Tensor | Iterable[Any]
+T = TypeVar("T")
 CHUNK = 256
 _INPUTS = "to be a tensor, or to give tensors or (input, target) pairs"
 _PAIRS = "to give (input, target) pairs of tensors, as a DataLoader does"
@@ -74,6 +76,21 @@ def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tens
             raise TypeError(f"{expected} a batch that is a single number.")
         if len(batch[0]):
             yield batch[0], batch[1]
+
+
+def begun(batches: Iterator[T]) -> tuple[T | None, Iterator[T]]:
+    """Take a look at the first of some batches.
+
+    Returns:
+        The first one, None if there is none; and all of them.
+
+    Example:
+        >>> first, batches = begun(iter("abc"))
+        >>> first, list(batches)
+        ('a', ['a', 'b', 'c'])
+    """
+    taken = list(islice(batches, 1))
+    return (taken[0] if taken else None), chain(taken, batches)
 
 
 def _batches(data: Any, expected: str) -> Iterable[Any]:

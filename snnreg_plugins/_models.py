@@ -94,5 +94,32 @@ def part_of(model: nn.Module, name: str | None, argument: str = "network") -> nn
         ) from error
 
 
+@contextmanager
+def kept_as_it_is(module: nn.Module) -> Iterator[None]:
+    """Put back all attributes and buffers of a module and all within it, as its forward may write to them.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with kept_as_it_is(norm):
+        ...     norm.seen = norm(torch.rand(3, 2))
+        >>> norm.num_batches_tracked, hasattr(norm, "seen")
+        (tensor(0), False)
+    """
+    registries = [registry for part in module.modules() for registry in (vars(part), part._buffers)]
+    entries = [(registry, registry.copy()) for registry in registries]
+    tensors = {id(value): value for registry in registries for value in registry.values() if isinstance(value, Tensor)}
+    values = [(tensor, tensor.detach().clone(), tensor.is_inference()) for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        for registry, before in entries:
+            registry.clear()
+            registry.update(before)
+        for tensor, value, is_inference in values:
+            if not torch.equal(tensor, value):
+                with torch.no_grad(), torch.inference_mode(is_inference):
+                    tensor.copy_(value)
+
+
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())

@@ -210,3 +210,11 @@ def is_of_leaf(node: Node) -> bool:
     Without it, casts of weights count as activations, and are rounded where few bits are kept.
     """
     return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def is_assertion(function: object) -> bool:
+    """Tell whether a function is the assertion that models write where they are to be traced.
+
+    Without it, models that assert something of their input are refused.
+    """
+    return function is torch._assert

@@ -217,3 +217,9 @@ def test_normalizations():
         for kind in (nn.BatchNorm1d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.SyncBatchNorm):
             assert isinstance(kind(2), _torch.normalizations())
         assert not isinstance(nn.Linear(2, 2), _torch.normalizations())
+
+
+def test_assertions():
+    with there("is_assertion"):
+        assert _torch.is_assertion(torch._assert)
+        assert not _torch.is_assertion(torch.relu)

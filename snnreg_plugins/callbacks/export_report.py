@@ -11,9 +11,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from torch import nn
 from typing_extensions import Unpack, override
 
+from snnreg_plugins._batches import inputs_of
 from snnreg_plugins.export import SpikingNetwork
+from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.export.options import ExportOptions, Options
-from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy_table
 from snnreg_plugins.reports.exported import export_run
 from snnreg_plugins.reports.report import Report
@@ -95,11 +96,17 @@ class ExportReport(Callback):
         # What cannot be exported or measured is said before training.
         if getattr(trainer, "datamodule", None) is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
-        if not isinstance(getattr(pl_module, "network", None), SpikingNetwork):
-            trace(pl_module, self.options.get("until"))
         if trainer.limit_test_batches == 0:
             raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
         Run(self.output_dir).claim(self.diagnose, self.html)
+
+        self._is_checked = isinstance(getattr(pl_module, "network", None), SpikingNetwork)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._is_checked:
+            traced_faithfully(pl_module, next(inputs_of([batch])), self.options.get("until"))
+            self._is_checked = True
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

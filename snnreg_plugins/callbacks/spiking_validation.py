@@ -21,8 +21,8 @@ from snnreg_plugins._pictures import histograms_figure, layers_figure
 from snnreg_plugins.callbacks.measurement import Measurement, Randomness, no_values
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
+from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.export.options import ExportOptions, Options
-from snnreg_plugins.export.trace import trace
 from snnreg_plugins.functional.energy import energy_table
 from snnreg_plugins.metrics.scores import Task, require_metric
 from snnreg_plugins.training.first_batch import FirstBatch
@@ -158,7 +158,7 @@ class SpikingValidation(Callback):
         return x, y
 
     def _traced(self, pl_module: LightningModule, x: Tensor) -> fx.GraphModule:
-        return trace(part_of(pl_module, self.network_name), self.options.get("until"))
+        return traced_faithfully(part_of(pl_module, self.network_name), x, self.options.get("until"))
 
     # Training.
 

@@ -334,15 +334,18 @@ class _Builder(Arithmetic):
         for index, term in enumerate(given.terms):
             outputs.append(term.node)
             if not self._decide(source, f"output as it is {index}", partial(is_one, term.scale)):
-                held = self._held("output_scale", term.scale)
+                held = self._held(source, "output_scale", term.scale)
                 outputs[-1] = self.step.call_function(operator.mul, (term.node, held))
         output = self.graph.added(outputs)
         if self._decide(source, "output shift", lambda: bool(given.shift.any())):
-            output = self.step.call_function(operator.add, (output, self._held("output_shift", given.shift)))
+            held = self._held(source, "output_shift", given.shift)
+            output = self.step.call_function(operator.add, (output, held))
         self.step.output((output, tuple(self.graph.states)))
 
-    def _held(self, name: str, values: Tensor) -> fx.Node:
-        return self.graph.held(name, values[:1].clone(memory_format=torch.contiguous_format))
+    def _held(self, source: fx.Node, name: str, values: Tensor) -> fx.Node:
+        layout = self._decide(source, f"{name} layout", lambda: layout_of(values))
+        small = compact(values, layout)
+        return self.graph.held(name, small.reshape(1, *(small.shape or [1] * (values.dim() - 1))))
 
 
 def _names(traced: fx.GraphModule) -> Names:

@@ -14,6 +14,7 @@ from snnreg_plugins._models import device_of
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import Statistics, Threshold, example, propagate_shapes, threshold_function
 from snnreg_plugins.export.choose import choose
+from snnreg_plugins.export.faithful import compared, two_of
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.input_code import code_for
 from snnreg_plugins.export.options import CORRECTIONS, Options, code_settings
@@ -22,6 +23,8 @@ from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, chan
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.functional.synapses import OneToOne
+from snnreg_plugins.spiking.layers import Current, InitialState
 from snnreg_plugins.spiking.network import SpikingNetwork
 
 # Samples that simulations run on, and the most elements of one tensor over all steps that they hold at once.
@@ -33,8 +36,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
     """Export ``model`` to spiking neurons of ``target``."""
     processes = Processes(calibration)
     share = calibration.calibration if isinstance(calibration, Sharded) else calibration
-    traced = trace(model, options.until)
-    device = device_of(traced)
+    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     with (
         # Weights of the result are to be trained, also when it is made in validation; this turns gradients on.
         torch.inference_mode(False),
@@ -42,15 +44,16 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices=[]),  # a DataLoader draws a seed
     ):
-        _require_finite(traced)
         first, inputs = example(inputs_of(share, device), processes)
-        # Two samples: with one, squeeze() would take the batch away.
-        samples = first.to(device).repeat_interleave(2, 0)
+        samples = two_of(first.to(device))
+        traced = trace(model, samples, options.until)
+        _require_finite(traced)
         propagate_shapes(traced, samples)
         folded = Structure()
         fold_batch_norms(traced, folded)
         auto = options.threshold == "auto"
         kept = _simulated(traced, options.timesteps) if auto or _adjustments(options) else 0
+        inputs = compared(model, traced, inputs)
         statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes)
         with _same_random_numbers(processes, device):
             converter = _Converter(traced, statistics, target, folded, samples)
@@ -126,7 +129,9 @@ class _Converter:
         }
         structure = Structure()
         structure.written = copy.deepcopy(self.folded.written)
-        return build(self.traced, balances, self.target, options.timesteps, code, structure, conversion)
+        network = build(self.traced, balances, self.target, options.timesteps, code, structure, conversion)
+        network.conversion["any_size"] = self.traced.meta["any_size"] and not _has_places(network)
+        return network
 
     def _balances(self, options: Options) -> dict[str, Balance]:
         method: Threshold | None = None
@@ -140,6 +145,14 @@ class _Converter:
     def _balance(self, name: str, level: Tensor, options: Options) -> Balance:
         level = channelwise(level, self.dims[self.statistics.layers[name]])
         return Balance(level, level, options.initial_potential * level, torch.zeros_like(level))
+
+
+def _has_places(network: SpikingNetwork) -> bool:
+    """Tell whether neurons or synapses of one channel differ by place, so that inputs of another size fit none."""
+    parts = [module for module in network.body.modules() if isinstance(module, (Current, InitialState, OneToOne))]
+    own = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    scales = [buffer for name, buffer in network.body.named_buffers() if "." not in name]
+    return any(tensor.shape[1:].numel() > 1 for tensor in own) or any(scale.shape[2:].numel() > 1 for scale in scales)
 
 
 def _require_finite(network: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from snnreg_plugins._torch import hooks_before
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
 
@@ -25,10 +26,7 @@ def bare_copy(module: nn.Module) -> nn.Module:
 
 def _plain(layer: Any) -> nn.Module:
     """Rebuild a synaptic layer with the weights it computes with: parametrized, normed and pruned ones too."""
-    for hook in layer._forward_pre_hooks.values():
-        # Old weight norm and pruning set the weight in a hook; `trace` puts back the one that was there.
-        if type(hook).__module__.startswith("torch.nn.utils"):
-            hook(layer, ())
+    set_weights(layer)
     base, has_bias = synaptic_base(layer), layer.bias is not None
     plain: Any
     if base is nn.Linear:
@@ -44,6 +42,18 @@ def _plain(layer: Any) -> nn.Module:
         plain.bias = nn.Parameter(layer.bias.detach().clone())
     plain.eval()
     return plain  # type: ignore[no-any-return]
+
+
+def set_weights(layer: nn.Module) -> None:
+    """Set the weight of a layer that computes it in a hook of torch: old weight norm and pruning; :func:`is_folded`."""
+    for hook in hooks_before(layer):
+        if is_folded(hook):
+            hook(layer, ())
+
+
+def is_folded(hook: Any) -> bool:
+    """Tell whether a hook sets a weight, in a way that the export takes over."""
+    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 def synaptic_base(layer: nn.Module) -> Any:

@@ -103,10 +103,10 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
     # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
     structure = Structure(conversion["structure"])
-    traced = trace(model, options.until)
     with torch.inference_mode(False), torch.no_grad():
         # Any input gives the shapes.
-        samples = torch.zeros((2, *conversion["input_shape"]), device=device_of(traced), dtype=dtype_of(traced))
+        samples = torch.zeros((2, *conversion["input_shape"]), device=device_of(model), dtype=dtype_of(model))
+        traced = trace(model, samples, options.until)
         propagate_shapes(traced, samples)
         fold_batch_norms(traced, structure)
         settings = code_settings(options, traced, samples)

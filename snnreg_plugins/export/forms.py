@@ -54,6 +54,39 @@ def _clamp(min: float | None = None, max: float | None = None) -> nn.Module | No
     return nn.ReLU() if max is None else nn.Hardtanh(0.0, max)
 
 
+def _linear(weight: Any, bias: Any = None) -> nn.Module | None:
+    if not isinstance(weight, Tensor) or isinstance(bias, fx.Node):
+        return None
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    return _with_weights(layer, weight, bias)
+
+
+def _convolution(
+    dims: int,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> nn.Module | None:
+    if not isinstance(weight, Tensor) or isinstance(bias, fx.Node):
+        return None
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    layer = kind(
+        weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation, groups,
+        bias is not None, device="meta",
+    )  # fmt: skip
+    return _with_weights(layer, weight, bias)
+
+
+def _with_weights(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer  # type: ignore[no-any-return]
+
+
 def _upsample(size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_: Any, **__: Any) -> nn.Module:
     return nn.Upsample(size, scale_factor, mode)
 
@@ -76,6 +109,12 @@ AS_MODULE: dict[Any, tuple[Callable[..., nn.Module | None], tuple[str, ...]]] = 
     "clip": (_clamp, ("min", "max")),
     torch.clamp_min: (_clamp, ("min",)),
     "clamp_min": (_clamp, ("min",)),
+    F.linear: (_linear, ("weight", "bias")),
+    **{
+        function: (partial(_convolution, dims), ("weight", "bias", "stride", "padding", "dilation", "groups"))
+        for dims, functions in enumerate(((F.conv1d, torch.conv1d), (F.conv2d, torch.conv2d), (F.conv3d,)), start=1)
+        for function in functions
+    },
     F.interpolate: (_upsample, ("size", "scale_factor", "mode")),
     F.max_pool1d: (nn.MaxPool1d, _MAX_POOL),
     F.max_pool2d: (nn.MaxPool2d, _MAX_POOL),
@@ -93,6 +132,12 @@ AS_MODULE: dict[Any, tuple[Callable[..., nn.Module | None], tuple[str, ...]]] = 
     F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
     F.adaptive_max_pool3d: (nn.AdaptiveMaxPool3d, ("output_size", "return_indices")),
 }
+#: Functions that become neurons.
+ACTIVATION_FUNCTIONS = tuple(
+    form
+    for form, (kind, _) in AS_MODULE.items()
+    if kind in (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, _RELU_IN_PLACE, _clamp)
+)
 DROPOUT_FUNCTIONS = (
     F.dropout,
     F.dropout1d,
@@ -127,9 +172,13 @@ _SHAPE_METHODS = (
     "chunk",
     "split",
 )
-_SIZE_METHODS = ("size", "dim", "numel")
-_SIZE_ATTRIBUTES = ("shape", "ndim")
-_SIZE_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.floordiv)
+#: What does nothing to a tensor that has the type and place already.
+CASTS = ("float", "double", "half", "bfloat16", "to", "type", "type_as", "detach", "clone", "contiguous", torch.clone)
+#: What may come last: it is computed once, on the mean of the scores.
+LAST = (
+    *(F.softmax, F.log_softmax, F.sigmoid, torch.softmax, torch.log_softmax, torch.sigmoid),
+    *("softmax", "log_softmax", "sigmoid", nn.Softmax, nn.LogSoftmax, nn.Sigmoid),
+)
 # Arithmetic on values, in every form that Python has for it: the one form it gets, and whether it writes to its input.
 ARITHMETIC: dict[Any, tuple[Callable[..., Any], bool]] = {
     form: (function, in_place)
@@ -145,6 +194,8 @@ ARITHMETIC: dict[Any, tuple[Callable[..., Any], bool]] = {
         (operator.neg, (operator.neg, torch.neg, torch.negative, "neg"), False),
         (torch.cat, (torch.cat, torch.concat, torch.concatenate), False),
         (torch.mean, (torch.mean, "mean"), False),
+        (torch.sum, (torch.sum, "sum"), False),
+        (torch.amax, (torch.amax, "amax"), False),
     )
     for form in forms
 }
@@ -152,27 +203,20 @@ ARITHMETIC: dict[Any, tuple[Callable[..., Any], bool]] = {
 
 def is_value(operand: Any) -> bool:
     """Tell whether an operand depends on the network's input by more than its size."""
-    return isinstance(operand, fx.Node) and operand.op != "get_attr" and not is_size(operand)
-
-
-def moves_values(node: Any) -> bool:
-    """Tell whether a function only moves values, or reads or computes sizes."""
-    if node.target is getattr:
-        return node.args[1] in _SIZE_ATTRIBUTES
-    if node.target in _SIZE_ARITHMETIC:
-        return all(not isinstance(arg, fx.Node) or is_size(arg) for arg in node.args)
-    if node.target is F.pad:
-        given = dict(zip(("mode", "value"), node.args[2:], strict=False)) | dict(node.kwargs)
-        return given.get("mode", "constant") == "constant" and not given.get("value")
-    return node.target in (*_SHAPE_FUNCTIONS, *_SHAPE_METHODS, *_SIZE_METHODS)
+    return isinstance(operand, fx.Node) and operand.meta["role"] == "value"
 
 
 def is_size(node: fx.Node) -> bool:
-    """Tell whether a node is a size or shape, or computed from such alone."""
-    if node.target in _SIZE_METHODS or node.target is getattr:
-        return True
-    sources = node.all_input_nodes
-    return node.op == "call_function" and bool(sources) and all(is_size(source) for source in sources)
+    """Tell whether a node is a size or shape, or computed from such alone: whether it gives no tensor."""
+    return bool(node.meta["role"] == "size")
+
+
+def moves_values(node: Any) -> bool:
+    """Tell whether a function only moves values."""
+    if node.target is F.pad:
+        given = dict(zip(("mode", "value"), node.args[2:], strict=False)) | dict(node.kwargs)
+        return given.get("mode", "constant") == "constant" and not given.get("value")
+    return node.target in (*_SHAPE_FUNCTIONS, *_SHAPE_METHODS)
 
 
 def function_name(node: fx.Node) -> str:

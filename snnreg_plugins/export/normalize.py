@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from snnreg_plugins._torch import is_assertion
 from snnreg_plugins.export.copies import add_submodule, bare_copy
 from snnreg_plugins.export.forms import (
+    ACTIVATION_FUNCTIONS,
+    ADAPTIVE_AVERAGE_POOLS,
+    ADAPTIVE_MAX_POOLS,
     ARITHMETIC,
     AS_MODULE,
+    CASTS,
     DROPOUT_FUNCTIONS,
     DROPPED,
     KEPT,
+    LAST,
     function_name,
     is_size,
     is_value,
@@ -24,6 +32,7 @@ from snnreg_plugins.export.forms import (
 from snnreg_plugins.export.names import Names
 from snnreg_plugins.export.rectifiers import ENDINGS, RECTIFIERS, Population, populations
 from snnreg_plugins.export.refusals import ConversionError, refusal
+from snnreg_plugins.functional.synapses import is_synaptic
 
 
 def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.GraphModule:
@@ -31,7 +40,7 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
 
     Args:
         model: What was traced.
-        graph: Its graph; is changed.
+        graph: What :class:`~snnreg_plugins.export.tracer.Tracer` recorded; is changed.
         until: The last layer to convert; see :func:`~snnreg_plugins.export.trace.trace`, which says what it leaves in
             ``node.meta`` too.
 
@@ -39,10 +48,16 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
         ValueError: If there is no layer ``until``.
         ConversionError: If something is not supported.
     """
+    _tell_roles(graph)
+    _drop_questions(graph)
     _find_end_of_block(graph, until)
+    if until is None:
+        _cut_before_the_last(model, graph)
     _drop(model, graph)
-    free = _name(graph)
+    _write_out(graph)
+    free = _name(model, graph)
     _mark_head(graph, until)
+    _mark_neural(model, graph)
     own = nn.Module()  # holds the new modules at the user's names
     _hold_constants(model, graph, own, free)
     for node in graph.nodes:
@@ -58,10 +73,47 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
                 f"{type(model).__name__}.forward returns a {kind}, but a spiking network gives one tensor of scores. "
                 "Wrap the model in a module whose forward(x) returns that tensor."
             )
+    any_size = not any(map(_fixes_a_size, graph.nodes))
+    for node in graph.nodes:
+        node.meta.pop("known", None)
     traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
     traced.graph.eliminate_dead_code()
     traced.recompile()
+    traced.meta["any_size"] = any_size
     return traced.eval()
+
+
+def _tell_roles(graph: fx.Graph) -> None:
+    """Tell sizes (no tensors), constants (tensors that depend on no input) and values apart, in ``meta["role"]``."""
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            node.meta["role"] = "value"
+        elif not _has_tensor(node.meta["known"]):
+            node.meta["role"] = "size"
+        else:
+            constant = all(source.meta["role"] == "constant" for source in node.all_input_nodes)
+            node.meta["role"] = "constant" if constant else "value"
+
+
+def _has_tensor(known: Any) -> bool:
+    return isinstance(known, Tensor) or (isinstance(known, (tuple, list)) and any(map(_has_tensor, known)))
+
+
+def _drop_questions(graph: fx.Graph) -> None:
+    """Take out what only asked for a size, and assertions, which the samples have passed."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op != "output" and (is_size(node) or is_assertion(node.target)):
+            graph.erase_node(node)
+
+
+def _cut_before_the_last(model: nn.Module, graph: fx.Graph) -> None:
+    """Have a softmax or sigmoid of the scores computed once, on their mean over the steps, as ``until`` would."""
+    last = graph.output_node().args[0]
+    if not isinstance(last, fx.Node) or not last.all_input_nodes:
+        return
+    called = type(model.get_submodule(str(last.target))) if last.op == "call_module" else last.target
+    if called in LAST:
+        last.all_input_nodes[0].meta["cut"] = True
 
 
 def _find_end_of_block(graph: fx.Graph, until: str | None) -> None:
@@ -76,14 +128,90 @@ def _drop(model: nn.Module, graph: fx.Graph) -> None:
     named = dict(model.named_modules())
     for node in list(graph.nodes):
         is_module = node.op == "call_module" and isinstance(named[node.target], DROPPED)
-        if is_module or (node.op in ("call_function", "call_method") and node.target in DROPOUT_FUNCTIONS):
+        if is_module or (node.op in ("call_function", "call_method") and _does_nothing(node)):
             source = _input(node)
             source.meta["cut"] = source.meta.get("cut", False) or node.meta.get("cut", False)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 
-def _name(graph: fx.Graph) -> Names:
+def _does_nothing(node: fx.Node) -> bool:
+    """Tell of dropout in eval mode, of another library's too, and of a cast to the type that is there."""
+    if node.target in DROPOUT_FUNCTIONS:
+        return True
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.meta["known"], Tensor):
+        return False
+    before, after = source.meta["known"], node.meta["known"]
+    if node.target in CASTS:
+        return bool(before.dtype == after.dtype and before.device == after.device)
+    home = getattr(node.target, "__module__", None) or "torch"
+    # Functions of torch that give back their input write to it.
+    return node.op == "call_function" and before is after and home.partition(".")[0] not in ("torch", "_operator")
+
+
+def _write_out(graph: fx.Graph) -> None:
+    """Write a sum as a mean times the number of its terms, and a maximum over all positions as a pooling."""
+    for node in list(graph.nodes):
+        function, _ = ARITHMETIC.get(node.target, (None, False)) if node.op.startswith("call_") else (None, False)
+        if function in (torch.sum, torch.amax) and node.meta["role"] == "value":
+            with graph.inserting_before(node):
+                source, (dims, keepdim) = _input(node), _reduced(node)
+                if function is torch.sum:
+                    number = math.prod(source.meta["known"].shape[dim] for dim in dims)
+                    inner = graph.call_function(torch.mean, (source, dims), {"keepdim": keepdim})
+                    outer = graph.call_function(operator.mul, (inner, number))
+                else:
+                    inner = graph.call_function(_pool_of(node, dims, source), (source, 1))
+                    outer = inner if keepdim else graph.call_function(torch.flatten, (inner, 1))
+            for made in (inner, outer):
+                # What stays open: the sizes of the dimensions that are gone.
+                known = node.meta["known"] if made is outer else _known_before(node, inner, dims, keepdim)
+                made.meta = {**node.meta, "known": known, "cut": made is outer and node.meta.get("cut", False)}
+            node.replace_all_uses_with(outer)
+            graph.erase_node(node)
+
+
+def _known_before(node: fx.Node, inner: fx.Node, dims: list[int], keepdim: bool) -> Tensor:
+    known: Tensor = node.meta["known"]
+    if inner.target is torch.mean or keepdim:
+        return known
+    return known.reshape(*known.shape, *[1] * len(dims))
+
+
+def _pool_of(node: fx.Node, dims: list[int], source: fx.Node) -> Any:
+    pools = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+    if sorted(dims) != list(range(2, source.meta["known"].dim())) or len(dims) not in pools:
+        raise refusal(node, "amax", remedy="take the maximum over all positions of each channel, and no others")
+    return pools[len(dims)]
+
+
+def _reduced(node: fx.Node) -> tuple[list[int], bool]:
+    """Give the dimensions that are taken together, counted from 0, and whether they are kept."""
+    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    what = function_name(node)
+    if set(given) - {"dim", "axis", "keepdim", "input"}:
+        raise refusal(node, f"{what} with more than the dimensions", remedy=f"write `x.{what}((2, 3))`")
+    dims = _number(node, given.get("dim", given.get("axis")))
+    rank = _input(node).meta["known"].dim()
+    dims = [dim % rank for dim in ([dims] if isinstance(dims, int) else dims or ())]
+    if not dims or 0 in dims:
+        raise refusal(node, what)
+    return dims, bool(given.get("keepdim", False))
+
+
+def _number(node: fx.Node, value: Any) -> Any:
+    """Give what sizes and constants among the arguments of a node are for the samples; sizes are fixed then."""
+
+    def known(source: fx.Node) -> Any:
+        node.meta["is_number"] = node.meta.get("is_number") or is_size(source)
+        return source if is_value(source) else source.meta["known"]
+
+    found = fx.map_arg(value, known)
+    return tuple(found) if isinstance(found, torch.Size) else found
+
+
+def _name(model: nn.Module, graph: fx.Graph) -> Names:
     """Name all that is, or becomes, a module; give the names that are taken.
 
     Layers keep their names, those too that come later. A module called twice becomes two: each has a state and a scale
@@ -91,12 +219,16 @@ def _name(graph: fx.Graph) -> Names:
     """
     layers = {node: str(node.target).replace("._orig_mod", "") for node in graph.nodes if node.op == "call_module"}
     free, given = Names(layers.values()), set()
+    own = {name for name, module in model.named_modules() if is_synaptic(module)}
     for node in graph.nodes:
         if node in layers and layers[node] not in given:
             given.add(layers[node])
             node.meta["layer"] = layers[node]
         elif node in layers or (node.op in ("call_function", "call_method") and node.target in AS_MODULE):
-            node.meta["layer"] = free.free(layers.get(node, node.name))
+            # A function in the forward of a synaptic layer of the user's own has the layer's name.
+            within = [path for path, _ in node.meta.get("nn_module_stack", {}).values()][-1:]
+            name = within[0] if within and within[0] in own else node.name
+            node.meta["layer"] = free.free(layers.get(node, name))
     return free
 
 
@@ -111,20 +243,44 @@ def _mark_head(graph: fx.Graph, until: str | None) -> None:
         raise ValueError(f"Expected argument `until` to be a layer or block, one of {names}, but got {until!r}.")
 
 
+def _mark_neural(model: nn.Module, graph: fx.Graph) -> None:
+    """Mark what depends on neurons, and so is not computed once in front of them."""
+    for node in graph.nodes:
+        layer = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        function = node.op in ("call_function", "call_method") and node.target in ACTIVATION_FUNCTIONS
+        sources = any(source.meta["neural"] for source in node.all_input_nodes)
+        node.meta["neural"] = sources or function or isinstance(layer, RECTIFIERS)
+
+
+def _fixes_a_size(node: fx.Node) -> bool:
+    """Tell whether what a node does in the steps holds for the sizes of the samples alone."""
+    if node.meta.get("is_number"):
+        return True
+    if node.meta["head"] or not node.meta["neural"]:
+        return False
+    if node.target is torch.mean:
+        return bool(node.args[1] != [1])
+    return (
+        node.op == "call_function"
+        and any(is_size(source) for source in node.all_input_nodes)
+        and (node.target in _ARGUMENTS)
+    )
+
+
 def _hold_constants(model: nn.Module, graph: fx.Graph, own: nn.Module, free: Names) -> None:
-    """Copy the tensors that a forward reads into a module that holds nothing else."""
-    constants = [node for node in graph.nodes if node.op == "get_attr"]
+    """Copy the tensors that a forward reads, or computes of such alone, into a module that holds nothing else."""
+    constants = [node for node in graph.nodes if node.meta["role"] == "constant" and node.users]
     if not constants:
         return
     holder, names = free.free("constants"), Names()
     held: dict[str, str] = {}
     for node in constants:
-        name = str(node.target)
+        name = str(node.target) if node.op == "get_attr" else node.name
         if name not in held:
             held[name] = names.free(name.replace(".", "_"))
-            value = operator.attrgetter(name)(model).detach().clone()
+            value = node.meta["known"].detach().clone()
             add_submodule(own, holder, nn.Module()).register_buffer(held[name], value)
-        node.target = f"{holder}.{held[name]}"
+        node.op, node.target, node.args, node.kwargs = "get_attr", f"{holder}.{held[name]}", (), {}
 
 
 def _module(model: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -132,12 +288,16 @@ def _module(model: nn.Module, node: fx.Node) -> nn.Module | None:
     if node.op == "call_module":
         layer = model.get_submodule(str(node.target))
         return bare_copy(layer) if node.meta["head"] else _layer(node, layer, node.meta["layer"])
-    return None if node.meta["head"] else _function(node)
+    if node.meta["head"] or is_size(node) or (node.target in CASTS and not node.meta["neural"]):
+        return None
+    return _function(node)
 
 
 def _put(node: fx.Node, module: nn.Module, own: nn.Module, free: Names) -> None:
     """Let a node call a module at its name."""
     name = node.meta["layer"]
+    if isinstance(module, (*ADAPTIVE_AVERAGE_POOLS, *ADAPTIVE_MAX_POOLS)) and node.meta["neural"]:
+        node.meta["is_number"] = True  # windows are those of the samples
     if isinstance(module, RECTIFIERS) and not node.meta["head"]:
         node.meta["populations"] = _named(name, module, free)
     add_submodule(own, name, module)
@@ -188,7 +348,7 @@ def _function(node: Any) -> nn.Module | None:
         kind, names = AS_MODULE[node.target]
         arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
         arguments.pop("input", None)
-        module = kind(**arguments)
+        module = kind(**_number(node, arguments))
         if module is None:
             raise refusal(node, function_name(node))
         return _checked(node, module)
@@ -214,12 +374,8 @@ def _of_cat(node: fx.Node) -> tuple[Any, dict[str, Any]]:
 
 
 def _of_mean(node: fx.Node) -> tuple[Any, dict[str, Any]]:
-    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    dims = given.get("dim", given.get("axis"))
-    dims = [dims] if isinstance(dims, int) else dims
-    if not dims or 0 in dims:
-        raise refusal(node, "mean")
-    return (_input(node), list(dims)), {"keepdim": given.get("keepdim", False)}
+    dims, keepdim = _reduced(node)
+    return (_input(node), dims), {"keepdim": keepdim}
 
 
 def _of_one(node: fx.Node) -> tuple[Any, dict[str, Any]]:

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._batches import Calibration, inputs_of
+from snnreg_plugins._batches import Calibration, begun, inputs_of
 from snnreg_plugins._models import device_of
-from snnreg_plugins.export.trace import trace
+from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.reports.compare import Comparison, Events, comparisons, reads
 from snnreg_plugins.reports.diagnosis import Diagnosis, LayerDiagnosis, SharedSynapses
 from snnreg_plugins.reports.measure import run_as
@@ -79,7 +79,10 @@ def diagnose(
         )
     if limit_samples is not None and (isinstance(limit_samples, bool) or limit_samples < 1):
         raise ValueError(f"Expected argument `limit_samples` to be at least 1 or None, but got {limit_samples!r}.")
-    traced = trace(dnn, network.conversion.get("until"))
+    first, walk = begun(_inputs(data, limit_samples))
+    if first is None:
+        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
+    traced = traced_faithfully(dnn, first, network.conversion.get("until"))
     timesteps, samples = network.timesteps, 0
     compared, events = comparisons(traced, network), Events(network)
     hooks = Hooks()
@@ -88,7 +91,7 @@ def diagnose(
             comparison.watch(hooks)
         events.watch(hooks)
         with torch.no_grad(), run_as(network, timesteps):
-            for inputs in _inputs(data, limit_samples):
+            for inputs in walk:
                 traced(inputs.to(device_of(traced)))
                 network(inputs.to(device_of(network)))
                 for comparison in compared.values():
@@ -96,8 +99,6 @@ def diagnose(
                 samples += len(inputs)
     finally:
         hooks.remove()
-    if not samples:
-        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     layers = _layers(compared, reads(traced), events)
     worst = max((one for one in layers if one.added is not None), key=lambda one: one.added or 0.0, default=None)
     cause, remedies, advice = _advice(worst, network)

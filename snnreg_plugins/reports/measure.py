@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._batches import pairs_of
+from snnreg_plugins._batches import begun, pairs_of
 from snnreg_plugins._models import device_of, eval_and_back
-from snnreg_plugins.export.trace import trace
+from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.functional.synapses import Synapses, count_events, fan_out, sample_shape
 from snnreg_plugins.reports.report import DNNReport, LayerReport, Report, StepReport
@@ -83,7 +83,10 @@ def report(
         )
     longest = ascending[-1]
     at = network.timesteps if network.timesteps in ascending else longest
-    traced = trace(dnn)
+    first, pairs = begun(_pairs(data, progress))
+    if first is None:
+        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
+    traced = traced_faithfully(dnn, first[0], network.conversion.get("until"))
     samples, correct, correct_at = 0, 0, torch.zeros(longest, dtype=torch.int64)
     with (
         torch.no_grad(),
@@ -91,7 +94,7 @@ def report(
         _Counter([network.encoder, network.body], longest, network.head) as of_snn,
         run_as(network, longest),
     ):
-        for inputs, targets in _pairs(data, progress):
+        for inputs, targets in pairs:
             scores = traced(inputs.to(device_of(traced))).cpu()
             labels = _labels(targets, scores)
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
@@ -99,8 +102,6 @@ def report(
             correct_at += (running.argmax(2) == labels).sum(1)
             readout = of_snn.readout or running[0, 0].numel()
             samples += len(labels)
-    if not samples:
-        raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     return Report(
         samples=samples,
         dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),

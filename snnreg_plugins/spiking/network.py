@@ -198,7 +198,12 @@ class SpikingNetwork(SimulatedNetwork):
         Returns:
             Scores of shape ``(B, K)``; with ``per_step``, the running scores ``(T, B, K)``: those that a run of
             1, 2, ..., T steps gives.
+
+        Raises:
+            ValueError: If the input is of a size that the network was not made for. One that has neither averages nor
+                neurons that depend on the size takes any, as its DNN does.
         """
+        self._require_fitting(x)
         run = self._call_of(x)
         trained = torch.is_grad_enabled() and any(
             # Buffers too: thresholds and initial potentials may be all that is trained.
@@ -230,6 +235,18 @@ class SpikingNetwork(SimulatedNetwork):
             self._steps_taken = leaving.steps_taken
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
+
+    def _require_fitting(self, x: Tensor) -> None:
+        """Refuse an input of other sizes where divisors, windows or neurons are those of the calibration data's."""
+        made_for = self.conversion.get("input_shape")
+        if made_for is None or list(x.shape[1:]) == made_for:
+            return
+        if self.conversion.get("any_size") and x.dim() - 1 == len(made_for) and x.shape[1] == made_for[0]:
+            return
+        raise ValueError(
+            f"Expected inputs of shape (B, {', '.join(map(str, made_for))}), as the calibration data had, but got "
+            f"{tuple(x.shape)}. For another size, export the DNN again with calibration data of that size."
+        )
 
     def _call_of(self, x: Tensor) -> LayerwiseCall | _StepByStep:
         """Choose how to run the steps."""

@@ -47,6 +47,10 @@ class RunningThresholds:
         # A silent layer has λ = 0: nothing to divide by, nothing to push down.
         return self.values[name].clamp_min(torch.finfo(torch.float32).tiny)
 
+    def forget_batch(self) -> None:
+        """Leave out what was observed since the last move."""
+        self._observed.clear()
+
     def move(self, names: list[str], sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         """Move every λ towards the percentiles of this batch.
 
@@ -109,6 +113,8 @@ class ActivityPenalty:
         self.active = factor > 0
         self.ran_backward = False
         self._step = Step()
+        if self._thresholds is not None:
+            self._thresholds.forget_batch()
 
     def _read(self, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Put the penalty of one call of a layer on the way of its gradient."""

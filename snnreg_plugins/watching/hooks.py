@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
@@ -44,6 +45,25 @@ _WATCHED = (
 )
 
 
+_NOBODY_LOOKS: ContextVar[bool] = ContextVar("nobody looks", default=False)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Run models without that any :class:`Hooks` see it: a pass that is nobody's to count.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> with Hooks(after=[(layer, lambda *_: print("seen"))]), unwatched():
+        ...     _ = layer(torch.zeros(5, 2))
+    """
+    token = _NOBODY_LOOKS.set(True)
+    try:
+        yield
+    finally:
+        _NOBODY_LOOKS.reset(token)
+
+
 class Watcher:
     """What stands on a module for one hook of :class:`Hooks`, and calls it.
 
@@ -66,7 +86,7 @@ class Watcher:
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
         """Call the hook."""
-        return None if self.call is None else self.call(module, *given)
+        return None if self.call is None or _NOBODY_LOOKS.get() else self.call(module, *given)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

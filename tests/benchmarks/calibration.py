@@ -65,7 +65,7 @@ def main() -> None:
     for timesteps in options.timesteps:
         for name, method in METHODS.items():
             printed(name, timesteps, lambda t=timesteps, m=method: to_snntorch(model, batches, timesteps=t, **m))
-        run = Measurement(trace(model), to_snntorch(model, batches[:8], timesteps=timesteps), None)
+        run = Measurement(trace(model, batches[0][0][:2]), to_snntorch(model, batches[:8], timesteps=timesteps), None)
 
         def validate(run: Measurement = run) -> None:
             for x, y in batches:

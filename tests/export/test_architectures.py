@@ -292,7 +292,7 @@ def test_resnet18_is_a_plain_simulation_of_it():
     with torch.no_grad():
         torch.testing.assert_close(network(x[:2], per_step=True), simulate_model(model, x[:2], x, 4))
     # One synapse to each neuron for the identity shortcuts, and as many operations as spikes.
-    shortcuts = [name for name, module in network.named_modules() if isinstance(module, OneToOne)]
+    shortcuts = [name for name, module in network.body.named_modules() if isinstance(module, OneToOne)]
     assert len(shortcuts) == 5
     with SynapticOperations(network) as sops, torch.no_grad():
         network(x[:2])
