@@ -150,27 +150,33 @@ def break_graph(why: str) -> None:
     torch._dynamo.graph_break(msg=why)
 
 
-def is_in_checkpoint_forward() -> bool:
-    """Tell whether reentrant checkpointing runs a region for the first time, without gradients.
+def checkpoint_in_forward() -> Any | None:
+    """Give the node of the region that reentrant checkpointing runs for the first time, without gradients.
 
-    Without it, a penalty on activity within such a region does not know how many calls share its mean, and is lost.
+    The outermost one, if they are nested, which alone gets into the graph; None outside. Without it, a penalty on
+    activity within such a region does not know whether a backward pass reaches it, and is lost.
     """
-    return _is_running(torch.utils.checkpoint.CheckpointFunction.forward)
+    return _outermost(torch.utils.checkpoint.CheckpointFunction.forward)
 
 
-def is_in_checkpoint_backward() -> bool:
-    """Tell whether reentrant checkpointing runs a region for the second time, on inputs that look like leaves.
+def checkpoint_in_backward() -> Any | None:
+    """Give the node of the region that reentrant checkpointing runs for the second time, on inputs like leaves.
 
-    Without it, what the region reads is taken for the network's own input, and its penalty is lost.
+    The outermost one, if they are nested; None outside. Without it, what the region reads is taken for the network's
+    own input, and its penalty is lost.
     """
-    return _is_running(torch.utils.checkpoint.CheckpointFunction.backward)
+    return _outermost(torch.utils.checkpoint.CheckpointFunction.backward)
 
 
-def _is_running(function: Any) -> bool:
+def _outermost(function: Any) -> Any | None:
+    """First argument of the outermost running call of a function: the node of the graph, for those of autograd."""
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not function.__code__:
+    found = None
+    while frame is not None:
+        if frame.f_code is function.__code__:
+            found = frame
         frame = frame.f_back
-    return frame is not None
+    return None if found is None else found.f_locals[function.__code__.co_varnames[0]]
 
 
 def view_base(tensor: Tensor) -> Tensor:
@@ -202,6 +208,14 @@ def storage_address(storage: UntypedStorage) -> int:
 def hold_address(storage: UntypedStorage) -> object:
     """Keep the address of a storage from being used again, but not its memory; see :func:`storage_address`."""
     return torch.multiprocessing.reductions.StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def leaf_of(node: Node) -> Tensor | None:
+    """Give the leaf that a node of a graph collects the gradient of; None if it is another node.
+
+    Without it, a penalty cannot tell what depends on parameters, and counts the network's own input.
+    """
+    return getattr(node, "variable", None)  # of nodes of this kind alone
 
 
 def is_of_leaf(node: Node) -> bool:

@@ -131,15 +131,31 @@ def test_reentrant_checkpointing():
     seen = []
 
     def region(x):
-        seen.append((_torch.is_in_checkpoint_forward(), _torch.is_in_checkpoint_backward()))
+        seen.append((_torch.checkpoint_in_forward(), _torch.checkpoint_in_backward()))
         return x.square()
 
-    with there("is_in_checkpoint_forward"), there("is_in_checkpoint_backward"):
+    def nested(x):
+        return checkpoint(region, x, use_reentrant=True)
+
+    with there("checkpoint_in_forward"), there("checkpoint_in_backward"):
         region(torch.ones(2))
-        checkpoint(region, torch.ones(2, requires_grad=True), use_reentrant=True).sum().backward()
-        assert seen == [(False, False), (True, False), (False, True)]
+        for function in (region, nested):
+            result = checkpoint(function, torch.ones(2, requires_grad=True), use_reentrant=True)
+            result.sum().backward()
+            node = result.grad_fn
+            assert seen[:2] == [(None, None), (node, None)]
+            assert seen[-1] == (None, node)
+            del seen[1:]
         checkpoint(region, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
-        assert seen[3:] == [(False, False)] * 2
+        assert seen[1:] == [(None, None)] * 2
+
+
+def test_leaf_of_a_node():
+    weight = nn.Parameter(torch.ones(2))
+    with there("leaf_of"):
+        product = (2 * weight).grad_fn
+        assert _torch.leaf_of(product) is None
+        assert _torch.leaf_of(product.next_functions[0][0]) is weight
 
 
 def test_views_and_changes_of_tensors():

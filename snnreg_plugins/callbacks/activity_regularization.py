@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,7 +20,8 @@ from snnreg_plugins._checks import as_integer, as_number, one_of
 from snnreg_plugins._lightning import loss_scale
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate
 from snnreg_plugins.functional.synapses import SynapticLayer
-from snnreg_plugins.training.penalty import ActivityPenalty, RunningThresholds
+from snnreg_plugins.training.penalty import ActivityPenalty
+from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.layers import synaptic_layers
 
 
@@ -41,9 +43,30 @@ class ActivityRegularization(Callback):
 
     The gradient is exactly that of the penalty added to the loss by hand: with gradient accumulation, mixed precision
     (bf16 and fp16 with loss scaling), manual optimization (through ``manual_backward``), both kinds of activation
-    checkpointing, DDP, and ``torch.compile``. The value of the loss that the module returns and logs is left as it
-    is (but in compiled regions). Logged each epoch: ``penalty/<layer>`` and ``penalty/total``, where ``total``
-    includes strength and warm-up.
+    checkpointing, DDP, and ``torch.compile``. The calls that count are those that the loss of a backward pass depends
+    on, whatever ran between, and each counts once: of two losses on one trunk, the first to go backward brings the
+    trunk's penalty (in compiled regions, all calls of a region that the loss depends on). In manual optimization the
+    penalty is added to every loss as it goes backward: ``manual_backward(loss / N)`` in N parts brings N times the
+    penalty of ``accumulate_grad_batches=N``, so divide ``strength`` by N, too. The value of the loss that the module
+    returns and logs is left as it is (but in compiled regions). A layer that gets no penalty in the first batch (in
+    manual optimization, the first epoch) is named in a warning, or in an error.
+
+    Logged each epoch: ``penalty/<layer>`` and ``penalty/total``, means over the backward passes that brought any, where
+    ``total`` includes strength and warm-up. Of several such callbacks the total is the sum; a layer that more than one
+    of them regularizes is logged as ``penalty/<penalty>/<layer>``.
+
+    Networks of a loss are left alone by default: children of the LightningModule with more than one module and no
+    trained parameter. Name their layers in ``layers`` or ``strength`` to regularize them too.
+
+    In a model with spiking neurons, layers that read spikes (or counts, or constant multiples of them) have penalties
+    that act on spikes, through the surrogate: ``"expected_rate"`` without the clip (see
+    :func:`~snnreg_plugins.functional.penalties.expected_rate_of_spikes`), ``"hoyer"`` and ``"hoyer_square"`` with a
+    denominator that is constant in the gradient
+    (:func:`~snnreg_plugins.functional.penalties.hoyer_of_spikes`); ``"l1"``, ``"l2"`` and ``"transformed_l1"`` act as
+    they are.
+
+    λ is saved in checkpoints. Training that is resumed goes on bit by bit where the data does: within an epoch,
+    Lightning starts again at the epoch's first batch, unless the loader keeps its place (``state_dict``).
 
     Args:
         penalty: ``"l1"``, ``"l2"``, ``"hoyer"``, ``"hoyer_square"``, ``"transformed_l1"``, ``"expected_rate"``, or a
@@ -63,7 +86,8 @@ class ActivityRegularization(Callback):
     Raises:
         ValueError: If an argument is out of range, or on start of training, if a pattern matches no layer.
         MisconfigurationException: In training, where the penalty could not be exact (LBFGS with line search,
-            DeepSpeed, ``loss.backward()`` in place of ``manual_backward``), or where no activity was seen.
+            DeepSpeed, ``loss.backward()`` in place of ``manual_backward``), where no activity was seen, where the
+            gradient of the penalty is 0 everywhere, or where a layer that was asked for by its name is never called.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -100,13 +124,23 @@ class ActivityRegularization(Callback):
         self._function = PENALTIES[penalty] if isinstance(penalty, str) else penalty
         self._thresholds = RunningThresholds(self.percent, self.momentum)
         self._penalty: ActivityPenalty | None = None  # while a fit runs
+        self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
+        self._means: dict[str, Tensor] = {}  # of the last epoch
 
     @property
     @override
     def state_key(self) -> str:
         """Tells callbacks with different settings apart in a checkpoint."""
-        penalty = self.penalty if isinstance(self.penalty, str) else self.penalty.__qualname__
-        return self._generate_state_key(penalty=penalty, weighting=self.weighting, layers=self.layers)
+        return self._generate_state_key(
+            penalty=_name(self.penalty),
+            strength=self.strength,
+            weighting=self.weighting,
+            layers=self.layers,
+            start_epoch=self.start_epoch,
+            warmup_epochs=self.warmup_epochs,
+            percent=self.percent,
+            momentum=self.momentum,
+        )
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -127,12 +161,15 @@ class ActivityRegularization(Callback):
         _refuse(trainer.strategy)
         values = self._thresholds.values
         self._thresholds.values = {name: value.to(pl_module.device) for name, value in values.items()}
+        layers = self._choose(synaptic_layers(pl_module))
         self._penalty = ActivityPenalty(
             self._function,
-            self._choose(synaptic_layers(pl_module)),
+            pl_module,
+            layers,
             by_fan_out=self.weighting == "fan_out",
             thresholds=self._thresholds if self._function is expected_rate else None,
         )
+        self._unwatched = {name for name, _ in layers.values()}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,9 +179,18 @@ class ActivityRegularization(Callback):
                     "ActivityRegularization cannot serve LBFGS with line_search_fn='strong_wolfe': the search compares "
                     "losses, and the penalty is not in them. Use line_search_fn=None or another optimizer."
                 )
+        if 0 <= (trainer.max_epochs or -1) <= self.start_epoch:
+            rank_zero_warn(
+                f"ActivityRegularization will never act: start_epoch is {self.start_epoch}, and epochs 0 to "
+                f"{trainer.max_epochs} - 1 are trained."
+            )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not before: only now it is settled what is trained. Later, too, as networks may be trained from later on.
+        if self._unwatched and (found := self._unwatched - self._of_losses(pl_module)):
+            self._running.watch(found)
+            self._unwatched -= found
         # Not at the start of the epoch, which a run that is resumed within one does not see.
         epochs = trainer.current_epoch - self.start_epoch + 1
         self._running.start_batch(factor=min(1.0, max(0.0, epochs / (self.warmup_epochs + 1))))
@@ -171,19 +217,24 @@ class ActivityRegularization(Callback):
                 "ActivityRegularization saw a backward pass that did not go through Lightning, and could not add the "
                 "penalty. Call self.manual_backward(loss) instead of loss.backward()."
             )
-        if penalty.active and penalty.ran_backward and not penalty.seen:
-            raise MisconfigurationException(
-                f"ActivityRegularization saw no activity in the first batch: none of {penalty.names} received an input "
-                "that depends on parameters. Only what nn.Linear, nn.Conv and nn.ConvTranspose modules read is seen, "
-                "not F.linear or a module that was never called; a network compiled before training is not seen either."
-            )
+        if penalty.active and penalty.ran_backward and penalty.sightings.looking:
+            penalty.sightings.refuse_what_cannot_act(self._by_name(penalty), _name(self.penalty))
+            # By hand, the optimizers may take turns.
+            if pl_module.automatic_optimization or penalty.sightings.passes >= _PATIENCE:
+                self._say_what_is_missing(penalty)
         over_processes = partial(trainer.strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else None
         penalty.end_batch(over_processes)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Summed up by batches and logged once: Lightning's own summing costs more than the penalty.
-        pl_module.log_dict(self._running.end_epoch(), sync_dist=True)
+        self._means = self._running.end_epoch()
+        if self._running.sightings.looking and self._running.sightings.passes:
+            self._say_what_is_missing(self._running)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        together = [callback for callback in callbacks if isinstance(callback, ActivityRegularization)]
+        if self is together[-1]:
+            pl_module.log_dict(_logged([(_name(one.penalty), one._means) for one in together]), sync_dist=True)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -203,6 +254,29 @@ class ActivityRegularization(Callback):
         assert self._penalty is not None, "between on_fit_start and on_fit_end"
         return self._penalty
 
+    def _say_what_is_missing(self, penalty: ActivityPenalty) -> None:
+        """Say once which layers get no penalty."""
+        penalty.sightings.looking = False
+        penalty.sightings.refuse_if_nothing_seen()
+        for warning in penalty.sightings.warnings(self._by_name(penalty)):
+            rank_zero_warn(warning)
+
+    def _by_name(self, penalty: ActivityPenalty) -> set[str]:
+        """Layers that were asked for by their name, not a pattern."""
+        return set(penalty.names) & {*(self.layers or ()), *(self.strength if isinstance(self.strength, dict) else ())}
+
+    def _of_losses(self, pl_module: LightningModule) -> set[str]:
+        """Layers of networks that belong to a loss, which are regularized only if asked for."""
+        if self.layers is not None or isinstance(self.strength, dict):
+            return set()
+        return {
+            f"{child}.{name}"
+            for child, network in pl_module.named_children()
+            if not any(parameter.requires_grad for parameter in network.parameters())
+            for name in synaptic_layers(network)
+            if name  # else it is a layer of the module's own
+        }
+
     def _choose(self, layers: dict[str, Any]) -> dict[SynapticLayer, tuple[str, float]]:
         """Find the layers to regularize, with the name and strength of each."""
         if not layers:
@@ -216,6 +290,37 @@ class ActivityRegularization(Callback):
         return {
             layer: (name, strengths[name]) for name, layer in layers.items() if name in chosen and name in strengths
         }
+
+
+_PATIENCE = 100  # backward passes to wait for all layers, in manual optimization
+
+
+def _name(penalty: Any) -> str:
+    """Name a penalty: the same in every run, and another for other arguments of a partial function."""
+    if isinstance(penalty, str):
+        return penalty
+    if isinstance(penalty, partial):
+        given = [*map(repr, penalty.args), *(f"{name}={value!r}" for name, value in penalty.keywords.items())]
+        return f"{_name(penalty.func)}({', '.join(given)})"
+    return str(getattr(penalty, "__qualname__", type(penalty).__qualname__))
+
+
+def _logged(parts: list[tuple[str, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """What to log of all callbacks, from the name of the penalty and the means by layer of each."""
+    logged: dict[str, Tensor] = {}
+    shared = Counter(layer for _, means in parts for layer in means)
+    for penalty, means in parts:
+        for layer, mean in means.items():
+            if not layer:
+                logged["penalty/total"] = logged.get("penalty/total", 0.0) + mean
+                continue
+            key = name = f"penalty/{penalty}/{layer}" if shared[layer] > 1 else f"penalty/{layer}"
+            for count in range(2, len(parts) + 2):
+                if key not in logged:
+                    break
+                key = f"{name}_{count}"
+            logged[key] = mean
+    return logged
 
 
 def _matching(layers: dict[str, Any], pattern: str, argument: str) -> set[str]:

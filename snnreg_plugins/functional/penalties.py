@@ -80,8 +80,9 @@ def hoyer(activity: Tensor, weight: Tensor | None = None) -> Tensor:
     .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i |a_{bi}|}{\sqrt{\sum_i w_i a_{bi}^2}}
         \quad \text{with the weights scaled to mean 1}
 
-    A silent sample gives 0, with gradient 0. From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 1, there
-    on weights.
+    A silent sample gives 0, with gradient 0. So does one whose active positions are all equal, as spikes are: scaling
+    them changes nothing; see :func:`hoyer_of_spikes`. From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 1,
+    there on weights.
 
     Args:
         activity: Shape ``(B, ...)``.
@@ -101,8 +102,8 @@ def hoyer_square(activity: Tensor, weight: Tensor | None = None) -> Tensor:
     .. math:: \frac{1}{B} \sum_b \frac{\left(\sum_i w_i |a_{bi}|\right)^2}{\sum_i w_i a_{bi}^2}
         \quad \text{with the weights scaled to mean 1}
 
-    A silent sample gives 0, with gradient 0. From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 3; on
-    activations Kurtz et al. 2020.
+    A silent sample gives 0, with gradient 0; the gradient of spikes is 0 too, see :func:`hoyer_square_of_spikes`.
+    From Yang et al. 2020 (DeepHoyer, arXiv 1908.09979), Eq. 3; on activations Kurtz et al. 2020.
 
     Args:
         activity: Shape ``(B, ...)``.
@@ -123,7 +124,7 @@ def expected_rate(activity: Tensor, weight: Tensor | None = None, *, threshold: 
 
     With fan-out weights this is the share of its synapses that a layer will use in a time step. As λ follows the
     activity (a robust maximum), scaling all activity down gains nothing, unlike with :func:`l1`. The gradient is 0
-    at and beyond both ends of the clip.
+    at and beyond both ends of the clip, where all spikes are; see :func:`expected_rate_of_spikes`.
 
     Args:
         activity: Shape ``(B, ...)``.
@@ -139,6 +140,107 @@ def expected_rate(activity: Tensor, weight: Tensor | None = None, *, threshold: 
     return _mean(F.hardtanh(activity / level, 0.0, 1.0), weight)
 
 
+def hoyer_of_spikes(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Hoyer's ratio of norms for spikes: the denominator is constant in the gradient, sg(·).
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i |s_{bi}|}{\text{sg}\left(\sqrt{\sum_i w_i s_{bi}^2}\right)}
+        \quad \text{with the weights scaled to mean 1}
+
+    Of n spikes of a sample the value is √n, as that of :func:`hoyer`, whose gradient cancels there; here each spike has
+    the gradient 1/√n, which the surrogate passes on. Datta et al. 2022 (arXiv 2212.10170) instead take Hoyer-square of
+    the clipped potentials, which no callback can see.
+
+    Args:
+        activity: Spikes, counts of spikes or constant multiples of them, of shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> spikes = torch.tensor([[1.0, 0.0, 1.0, 1.0, 1.0]], requires_grad=True)
+        >>> value = hoyer_of_spikes(spikes)
+        >>> value.backward()
+        >>> value.item(), spikes.grad.tolist()
+        (2.0, [[0.5, 0.0, 0.5, 0.5, 0.5]])
+    """
+    first, second = _moments(activity, weight)
+    return (first / second.detach().sqrt()).mean()
+
+
+def hoyer_square_of_spikes(activity: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Hoyer-square for spikes: the denominator is constant in the gradient, sg(·).
+
+    .. math:: \frac{1}{B} \sum_b \frac{\left(\sum_i w_i |s_{bi}|\right)^2}{\text{sg}\left(\sum_i w_i s_{bi}^2\right)}
+        \quad \text{with the weights scaled to mean 1}
+
+    Of n spikes of a sample the value is n, as that of :func:`hoyer_square`, whose gradient cancels there; here each
+    spike has the gradient 2. See :func:`hoyer_of_spikes`.
+
+    Args:
+        activity: Spikes, counts of spikes or constant multiples of them, of shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+
+    Example:
+        >>> spikes = torch.tensor([[1.0, 0.0, 1.0]], requires_grad=True)
+        >>> value = hoyer_square_of_spikes(spikes)
+        >>> value.backward()
+        >>> value.item(), spikes.grad.tolist()
+        (2.0, [[2.0, 0.0, 2.0]])
+    """
+    first, second = _moments(activity, weight)
+    return (first.square() / second.detach()).mean()
+
+
+def expected_rate_of_spikes(
+    activity: Tensor, weight: Tensor | None = None, *, threshold: Tensor | float = 1.0
+) -> Tensor:
+    r"""Mean rate of spikes, or of counts of them by the threshold λ, without the clip of :func:`expected_rate`.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i \, |s_{bi}| / \lambda}{\sum_i w_i}
+
+    λ is at least the smallest spike, or 1 without any: a percentile of rare spikes is 0. The gradient is 1/λ wherever
+    there is none or a positive spike, so that the surrogate passes it to neurons that nearly fire, too.
+
+    Args:
+        activity: Spikes, counts of spikes or constant multiples of them, of shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+        threshold: λ, broadcastable to one sample; no gradient flows into it.
+
+    Example:
+        >>> spikes = torch.tensor([[1.0, 0.0, 1.0, 0.0]], requires_grad=True)
+        >>> value = expected_rate_of_spikes(spikes)
+        >>> value.backward()
+        >>> value.item(), spikes.grad.tolist()
+        (0.5, [[0.25, 0.25, 0.25, 0.25]])
+    """
+    smallest = _smallest(activity)
+    smallest = torch.where(smallest.isinf(), 1.0, smallest)
+    level = torch.as_tensor(threshold, dtype=smallest.dtype, device=smallest.device).detach()
+    magnitude = torch.where(activity < 0, -activity, activity)  # unlike abs(), with a slope at 0
+    return _mean(_single(magnitude) / torch.maximum(level, smallest), weight)
+
+
+def are_spikes(activity: Tensor) -> Tensor:
+    """Tell whether all values are whole multiples of the smallest: spikes, counts of them, or a constant times them.
+
+    Args:
+        activity: Of any shape.
+
+    Returns:
+        A scalar of bool, so that nobody has to wait for it; True where all is silent.
+
+    Example:
+        >>> are_spikes(torch.tensor([0.0, 0.25, 0.75])), are_spikes(torch.tensor([0.0, 0.5, 0.7]))
+        (tensor(True), tensor(False))
+    """
+    counts = _single(activity.detach()).abs() / _smallest(activity)
+    return (counts - counts.round()).abs().amax() < 1e-3
+
+
+def _smallest(activity: Tensor) -> Tensor:
+    """Smallest magnitude that is not 0; infinite if there is none."""
+    magnitude = _single(activity.detach()).abs()
+    return torch.where(magnitude > 0, magnitude, torch.inf).amin()
+
+
 #: Penalties by name.
 PENALTIES: dict[str, Penalty] = {
     "l1": l1,
@@ -147,6 +249,12 @@ PENALTIES: dict[str, Penalty] = {
     "hoyer_square": hoyer_square,
     "transformed_l1": transformed_l1,
     "expected_rate": expected_rate,
+}
+# What to take of spikes in place of the penalties that do not act on them.
+ON_SPIKES: dict[Penalty, Penalty] = {
+    hoyer: hoyer_of_spikes,
+    hoyer_square: hoyer_square_of_spikes,
+    expected_rate: expected_rate_of_spikes,
 }
 
 

@@ -1,21 +1,31 @@
 """A penalty's gradient, carried into a backward pass that somebody else runs.
 
+A penalty belongs to the backward pass that reaches what it was taken of, which is known when that pass starts: then
+:meth:`Carrier.start` walks the graph from the loss and finds the calls of layers that it holds. What no loss uses
+counts nothing, and is forgotten with its graph.
+
 There are two ways for one gradient, as neither serves everywhere. :class:`Carry` rides on the activity, so that it is
 exact where checkpointing computes the activity again, within the backward pass; but a scale that is held in Python
 would be baked into compiled code. So a call in a compiled region keeps its value in the graph, and
-:meth:`Step.compiled_penalty` is added to the loss that goes into the backward pass.
+:meth:`Carrier.compiled_penalty` is added to the loss that goes into the backward pass.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from snnreg_plugins._torch import leaf_of
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call of a layer in a forward pass, and its penalty."""
 
@@ -24,68 +34,150 @@ class Call:
     amount: float  # how much the call counts in it: its samples, or the synapses that they reach
     strength: float  # of the layer
     value: Tensor  # in a graph only if compiled
-    compiled: bool
+    level: Tensor | None = None  # a percentile of what the layer read
+    activity: Tensor | None = None  # what it read, if compiled
+    due: bool = False  # whether the backward pass that runs now brings the penalty
+    delivered: bool = False  # whether an earlier one did
 
 
-@dataclass
-class Step:
-    r"""What the forward passes up to a backward pass saw, and the scale that the backward pass runs with.
+class Carrier:
+    r"""The backward pass that Lightning runs now: the scale that it runs with, and the calls that it reaches.
 
     The penalty is
 
     .. math:: \sum_c s_c \frac{a_c}{\sum_{d \in \text{group of } c} a_d} v_c
 
-    over calls c with strength s, amount a and value v.
+    over the calls c that are reached for the first time, with strength s, amount a and value v.
     """
 
-    calls: list[Call] = field(default_factory=list)
-    scale: float = 0.0  # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean
-    ran_without_scale: bool = False
-    _amounts: dict[str, float] | None = None
+    def __init__(self) -> None:
+        self.compiled: list[Call] = []  # of this batch, not reached yet
+        self.ran_without_scale = False  # in this batch
+        self.calls: list[Call] = []  # that this backward pass brings the penalty of
+        self.fixed: set[str] = set()  # layers that read what depends on no parameter, in any backward pass
+        # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean.
+        self._scale = 0.0
+        self._amounts: dict[str, float] = {}
+
+    def start_batch(self) -> None:
+        """Forget what no backward pass asked for."""
+        self.compiled = []
+        self.ran_without_scale = False
+
+    def start(self, loss: Tensor, scale: float) -> Graph:
+        """Find what the backward pass of a loss will reach, and let its penalty in times ``scale``."""
+        graph = Graph(loss)
+        self.calls, self._amounts, self._scale = self._reached(graph), {}, scale
+        for call in self.calls:
+            call.due = True
+            self._amounts[call.group] = self._amounts.get(call.group, 0.0) + call.amount
+        return graph
+
+    def _reached(self, graph: Graph) -> list[Call]:
+        calls: list[Call] = []
+        for node in graph.python_nodes:
+            if getattr(node, "carrier", None) is self:
+                call: Call = node.call
+                if call.delivered:
+                    continue
+                if graph.depends_on_parameters(node.next_functions[0][0]):
+                    calls.append(call)
+                else:
+                    self.fixed.add(call.name)
+            calls += [call for carrier, call in carried_in(node) if carrier is self and not call.delivered]
+        waiting, self.compiled = self.compiled, []
+        for call in waiting:
+            (calls if graph.holds(call.value) or graph.holds(call.activity) else self.compiled).append(call)
+        return calls
 
     def slope(self, call: Call) -> float:
-        """Derivative of the penalty by the value of one call; asked for when the forward pass is over."""
-        if self._amounts is None:
-            self._amounts = {}
-            for seen in self.calls:
-                self._amounts[seen.group] = self._amounts.get(seen.group, 0.0) + seen.amount
-        # A group that the forward pass did not see is the network's own input, repeated by checkpointing.
-        return call.strength * call.amount / self._amounts.get(call.group, float("inf"))
+        """Derivative of the penalty by the value of one call."""
+        return call.strength * call.amount / self._amounts[call.group] if call.due else 0.0
 
     def carried_slope(self, call: Call) -> float:
         """Derivative of the scaled loss by the value of one call, in the backward pass that is under way."""
-        if self.scale == 0.0:
+        if self._scale == 0.0:
             self.ran_without_scale = True
             return 0.0
-        return self.scale * self.slope(call)
+        return self._scale * self.slope(call)
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
-        terms = [
-            self.scale * self.slope(call) * call.value
-            for call in self.calls
-            if call.compiled and call.value.requires_grad
-        ]
+        terms = [self._scale * self.slope(call) * call.value for call in self.calls if call.activity is not None]
         return torch.stack(terms).sum() if terms else None
+
+    def end(self) -> None:
+        """Let no more of the gradient in; what is differentiated again carries no penalty again."""
+        self._scale = 0.0
+        for call in self.calls:
+            call.due, call.delivered = False, True
+        self.calls = []
+
+
+class Graph:
+    """What a backward pass from a loss reaches."""
+
+    def __init__(self, loss: Tensor) -> None:
+        start = [] if loss.grad_fn is None else [loss.grad_fn]
+        # In a dict for its order. Nodes must be kept to stay equal to themselves.
+        self._nodes: dict[Node, None] = dict.fromkeys(start)
+        ahead = list(start)
+        while ahead:
+            for node, _ in ahead.pop().next_functions:
+                if node is not None and node not in self._nodes:
+                    self._nodes[node] = None
+                    ahead.append(node)
+        self._without_parameters: set[Node] = set()
+
+    @property
+    def python_nodes(self) -> list[Any]:
+        """Nodes of autograd functions written in Python, each of which is the function's ``ctx``."""
+        nodes: Iterable[Any] = self._nodes
+        return [node for node in nodes if isinstance(node, BackwardCFunction)]
+
+    def holds(self, tensor: Tensor | None) -> bool:
+        """Tell whether the backward pass reaches what made a tensor."""
+        return tensor is not None and tensor.grad_fn in self._nodes
+
+    def leaves(self) -> list[Tensor]:
+        """List the leaves that it collects the gradients of."""
+        return [leaf for leaf in map(leaf_of, self._nodes) if leaf is not None]
+
+    def depends_on_parameters(self, node: Node | None) -> bool:
+        """Tell whether there may be a parameter below a node; usually a few nodes away."""
+        ahead = deque([] if node is None else [node])
+        seen = set(ahead)
+        while ahead:
+            node = ahead.popleft()
+            # Functions in Python may hide parameters, as those of checkpointing do.
+            if isinstance(leaf_of(node), nn.Parameter) or _is_foreign(node):
+                return True
+            for below, _ in node.next_functions:
+                if below is not None and below not in seen and below not in self._without_parameters:
+                    seen.add(below)
+                    ahead.append(below)
+        self._without_parameters |= seen
+        return False
 
 
 @dataclass
 class Logged:
-    """Sums over the batches of an epoch of what is to be logged."""
+    """Sums over backward passes of what is to be logged."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    batches: int = 0
+    passes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, step: Step, factor: float) -> None:
+    def add(self, carrier: Carrier, factor: float) -> None:
         """Add each layer's mean over its calls, and the penalty as it is added to the loss."""
         amounts: dict[str, float] = {}
-        for call in step.calls:
+        for call in carrier.calls:
             amounts[call.name] = amounts.get(call.name, 0.0) + call.amount
-        for call in step.calls:
+        for call in carrier.calls:
             value = call.value.detach()
-            self._add(f"penalty/{call.name}", value, call.amount / amounts[call.name])
-            self._add("penalty/total", value, factor * step.slope(call))
-        self.batches += 1
+            self._add(call.name, value, call.amount / amounts[call.name])
+            self._add("", value, factor * carrier.slope(call))
+        for name in [*amounts, ""] if amounts else ():
+            self.passes[name] = self.passes.get(name, 0) + 1
 
     def _add(self, name: str, value: Tensor, share: float) -> None:
         if name not in self.sums:
@@ -93,19 +185,36 @@ class Logged:
         self.sums[name].add_(value, alpha=share)
 
     def means(self) -> dict[str, Tensor]:
-        """Mean over the batches."""
-        return {name: value / self.batches for name, value in self.sums.items()}
+        """Mean by layer, and in total under the name ``""``, over the backward passes that brought any."""
+        return {name: value / self.passes[name] for name, value in self.sums.items()}
 
 
 class Carry(torch.autograd.Function):
     """Identity on an activity that gives a penalty its gradient when the activity gets its own."""
 
     @staticmethod
-    def forward(ctx: Any, activity: Tensor, value: Tensor, step: Step, call: Call) -> Tensor:
-        ctx.step, ctx.call = step, call
+    def forward(ctx: Any, activity: Tensor, value: Tensor, carrier: Carrier, call: Call) -> Tensor:
+        ctx.carrier, ctx.call = carrier, call
         return activity.view_as(activity)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        slope = torch.full_like(ctx.call.value, ctx.step.carried_slope(ctx.call))
+        slope = torch.full_like(ctx.call.value, ctx.carrier.carried_slope(ctx.call))
         return grads[0], slope, None, None
+
+
+def _is_foreign(node: Any) -> bool:
+    return isinstance(node, BackwardCFunction) and not hasattr(node, "carrier")
+
+
+def carry_in(region: Any, carrier: Carrier, call: Call) -> None:
+    """Have the node of a region that is computed again in the backward pass know of a call within it."""
+    if not hasattr(region, "carried"):
+        region.carried = []
+    region.carried.append((carrier, call))
+
+
+def carried_in(region: Any) -> Iterable[tuple[Carrier, Call]]:
+    """Give the calls within a region, and whose they are."""
+    carried: Iterable[tuple[Carrier, Call]] = getattr(region, "carried", ())
+    return carried

@@ -3,79 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from snnreg_plugins._torch import is_in_backward, is_in_checkpoint_backward, is_in_checkpoint_forward, view_base
-from snnreg_plugins.functional.penalties import Penalty, robust_maximum
+from snnreg_plugins._torch import (
+    checkpoint_in_backward,
+    checkpoint_in_forward,
+    is_in_backward,
+    is_transformed,
+    view_base,
+)
+from snnreg_plugins.functional.penalties import ON_SPIKES, Penalty, are_spikes
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
-from snnreg_plugins.training.carried import Call, Carry, Logged, Step
+from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carried_in, carry_in
+from snnreg_plugins.training.sightings import Sightings
+from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
-
-
-class RunningThresholds:
-    r"""A threshold λ for each layer: the running mean of each batch's percentile of activity.
-
-    .. math:: \lambda \leftarrow m \lambda + (1 - m) \cdot \mathrm{percentile}
-
-    The first batch that a layer sees starts its λ.
-
-    Args:
-        percent: The percentile.
-        momentum: m.
-        values: λ by layer, of a training that goes on.
-    """
-
-    def __init__(self, percent: float, momentum: float, values: Mapping[str, Tensor] | None = None) -> None:
-        self.percent, self.momentum = percent, momentum
-        self.values: dict[str, Tensor] = dict(values or {})
-        self._observed: dict[str, list[Tensor]] = {}
-        self._fresh: set[str] = set()  # from the first batch of this process alone
-
-    def observe(self, name: str, activity: Tensor) -> None:
-        """Look at what a layer reads."""
-        level = robust_maximum(activity, self.percent / 100)
-        self._observed.setdefault(name, []).append(level)
-        if name not in self.values:
-            self.values[name] = level.clone()
-            self._fresh.add(name)
-
-    def of(self, name: str) -> Tensor:
-        """Give λ of a layer that was observed."""
-        # A silent layer has λ = 0: nothing to divide by, nothing to push down.
-        return self.values[name].clamp_min(torch.finfo(torch.float32).tiny)
-
-    def forget_batch(self) -> None:
-        """Leave out what was observed since the last move."""
-        self._observed.clear()
-
-    def move(self, names: list[str], sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Move every λ towards the percentiles of this batch.
-
-        Args:
-            names: All layers, in the same order in all processes.
-            sum_over_processes: Sums a tensor over processes, if there are several; all then have the same λ.
-        """
-        if not self.values:
-            return
-        missing = torch.full_like(next(iter(self.values.values())), float("nan"))
-        seen = [torch.stack(self._observed[name]).mean() if name in self._observed else missing for name in names]
-        levels = torch.stack(seen)
-        if sum_over_processes is not None:
-            # The mean over the processes that saw the layer.
-            sums = torch.stack([levels.nan_to_num(0.0), (~levels.isnan()).to(levels)])
-            levels, processes = sum_over_processes(sums)
-            levels = levels / processes
-        for name, level in zip(names, levels, strict=True):
-            if name in self.values:
-                threshold = self.values[name]
-                momentum = 0.0 if name in self._fresh else self.momentum
-                # In place, so that compiled code keeps its tensor and need not be compiled again.
-                threshold.lerp_(torch.where(level.isnan(), threshold, level), 1 - momentum)
-        self._observed.clear()
-        self._fresh.clear()
+from snnreg_plugins.watching.layers import is_spiking_neuron
 
 
 class ActivityPenalty:
@@ -83,7 +32,8 @@ class ActivityPenalty:
 
     Args:
         function: The penalty of one call.
-        layers: Name and strength of each layer whose input is to be regularized.
+        model: The model. Where it has spiking neurons, layers may read spikes.
+        layers: Name and strength of each layer whose input is to be regularized, from when :meth:`watch` is told of it.
         by_fan_out: Whether layers, and positions within a layer, count by fan-out.
         thresholds: λ of each layer, if the penalty takes one.
     """
@@ -91,57 +41,102 @@ class ActivityPenalty:
     def __init__(
         self,
         function: Penalty,
-        layers: dict[SynapticLayer, tuple[str, float]],
+        model: nn.Module,
+        layers: Mapping[SynapticLayer, tuple[str, float]],
         by_fan_out: bool,
         thresholds: RunningThresholds | None,
     ) -> None:
         self.names = [name for name, _ in layers.values()]
         self.active = False  # apart from the factor, whose every change would make compiled code compile again
-        self.seen = False  # whether any activity was seen in a forward pass with a backward pass
         self.ran_backward = False  # in this batch
-        self._function, self._layers, self._by_fan_out = function, layers, by_fan_out
+        self.sightings = Sightings({name: layer for layer, (name, _) in layers.items()}, model)
+        self._function, self._layers, self._by_fan_out = function, dict(layers), by_fan_out
+        self._on_spikes = ON_SPIKES.get(function) if any(map(is_spiking_neuron, model.modules())) else None
         self._thresholds = thresholds
         self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._factor = 0.0
-        self._step, self._logged = Step(), Logged()
+        self._carrier, self._logged = Carrier(), Logged()
+        self._hooks = Hooks()
+
+    def watch(self, names: set[str]) -> None:
+        """Regularize these layers from now on."""
         notice_new_hooks()
-        self._hooks = Hooks(before=[(layer, self._read) for layer in layers])
+        for layer, (name, _) in self._layers.items():
+            if name in names:
+                self._hooks.before(layer, self._read)
+                self.sightings.expect(name)
 
     def start_batch(self, factor: float) -> None:
         """Have the forward passes to come carry the penalty times a factor."""
         self._factor = factor
         self.active = factor > 0
         self.ran_backward = False
-        self._step = Step()
-        if self._thresholds is not None:
-            self._thresholds.forget_batch()
+        self._carrier.start_batch()
 
     def _read(self, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Put the penalty of one call of a layer on the way of its gradient."""
         activity = args[0]
         if not self.active or not activity.is_floating_point():
             return None
-        compiling = torch.compiler.is_compiling()
-        # Else checkpointing computes it a second time, within the backward pass.
-        first_time = compiling or not is_in_backward()
         differentiable = torch.is_grad_enabled() and activity.requires_grad
-        # Without gradients, a view of anything is a leaf.
-        source = activity if compiling or torch.is_grad_enabled() else view_base(activity)
-        if activity.requires_grad and source.is_leaf and (first_time or not is_in_checkpoint_backward()):
-            return None  # the network's own input, which a user differentiates by
-        if not differentiable and (compiling or not first_time or not is_in_checkpoint_forward()):
+        if torch.compiler.is_compiling():
+            if differentiable and not activity.is_leaf:
+                self._carrier.compiled.append(self._call(layer, activity)[0])
             return None
+        if differentiable and is_transformed():
+            raise MisconfigurationException(
+                f"ActivityRegularization cannot serve layer {self._layers[layer][0]!r} within a transform of "
+                "torch.func (grad, vmap, jacrev). Use torch.autograd.grad there, or leave the layer out by the "
+                "argument `layers`."
+            )
+        if is_in_backward():
+            return self._read_again(layer, args) if differentiable else None
+        name, _ = self._layers[layer]
+        self.sightings.called(name)
+        # Without gradients, a view of a leaf is one too, and so is a view of what is none.
+        if activity.requires_grad and activity.is_leaf and view_base(activity).is_leaf:
+            return None  # the network's own input, which a user differentiates by
+        region = None if differentiable else checkpoint_in_forward()
+        if not differentiable and region is None:
+            return None
+        call, value = self._call(layer, activity)
+        self.sightings.depends(name, activity, partial(self._acts, layer, activity))
+        if region is None:
+            return (Carry.apply(activity, value, self._carrier, call), *args[1:])
+        carry_in(region, self._carrier, call)
+        return None
 
+    def _read_again(self, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Read within the backward pass, where checkpointing computes it a second time."""
+        name, _ = self._layers[layer]
+        region = checkpoint_in_backward()
+        if region is None:
+            # For its place among what is saved; its gradient is that of the first time.
+            if args[0].is_leaf:
+                return None
+            self.sightings.called_again(name)
+            call, value = self._call(layer, args[0], again=True)
+        else:
+            calls = [call for carrier, call in carried_in(region) if carrier is self._carrier and call.name == name]
+            if not calls:
+                return None  # the network's own input
+            call, value = self._call(layer, args[0], again=True)
+            call.due = calls[0].due
+        return (Carry.apply(args[0], value, self._carrier, call), *args[1:])
+
+    def _call(self, layer: SynapticLayer, activity: Tensor, again: bool = False) -> tuple[Call, Tensor]:
+        """Describe a call, and give its penalty in the graph."""
         name, strength = self._layers[layer]
         weight, amount = self._weight(name, layer, activity)
-        value = self._value(name, activity, weight, first_time)
+        level = None
+        if self._thresholds is not None and not again:
+            with torch.no_grad():
+                level = self._thresholds.look(name, activity)
+        value = self._value(name, activity, weight)
         group = "" if self._by_fan_out else name
-        call = Call(name, group, amount, strength, value if compiling else value.detach(), compiling)
-        if first_time:
-            self._step.calls.append(call)
-        if not differentiable or compiling:
-            return None
-        return (Carry.apply(activity, value, self._step, call), *args[1:])
+        if torch.compiler.is_compiling():
+            return Call(name, group, amount, strength, value, level, activity), value
+        return Call(name, group, amount, strength, value.detach(), level), value
 
     def _weight(self, name: str, layer: SynapticLayer, activity: Tensor) -> tuple[Tensor | None, float]:
         """Weights of the positions, and how much the call counts against others: B, or B·F."""
@@ -157,14 +152,33 @@ class ActivityPenalty:
             self._fan_outs[name, shape] = weight, total
         return weight, float(samples * total)
 
-    def _value(self, name: str, activity: Tensor, weight: Tensor | None, first_time: bool) -> Tensor:
-        if self._thresholds is None:
-            return self._function(activity, weight)
-        with torch.no_grad():
-            if first_time:
-                self._thresholds.observe(name, activity)
-            threshold = self._thresholds.of(name)
-        return self._function(activity, weight, threshold=threshold)
+    def _value(self, name: str, activity: Tensor, weight: Tensor | None) -> Tensor:
+        arguments = {}
+        if self._thresholds is not None:
+            with torch.no_grad():
+                arguments["threshold"] = self._thresholds.of(name)
+        value = self._function(activity, weight, **arguments)
+        if self._on_spikes is not None:
+            of_spikes = self._on_spikes(activity, weight, **arguments)
+            value = torch.where(are_spikes(activity), of_spikes.to(value.dtype), value)
+        return value
+
+    def _acts(self, layer: SynapticLayer, activity: Tensor) -> bool:
+        """Tell whether the penalty has a gradient by an activity."""
+        name, _ = self._layers[layer]
+        weight, _ = self._weight(name, layer, activity)
+        # Hooks that do nothing, on top of those of a checkpoint around, which must not see these tensors.
+        with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            activity = activity.detach().requires_grad_()
+            value = self._value(name, activity, weight)
+            if not value.requires_grad:
+                return False
+            gradient: Tensor | None = torch.autograd.grad(value, activity, allow_unused=True)[0]
+        if gradient is None:
+            return False
+        # Where a penalty does not see the scale, gradients of equal values cancel but for rounding.
+        rounding = 1e-5 * value.detach().abs() if self._function in ON_SPIKES else 0.0
+        return bool(gradient.abs().sum() * activity.detach().abs().amax() > rounding)
 
     def start_backward(self, loss: Tensor, scale: float) -> None:
         """Let the penalty's gradient in.
@@ -174,25 +188,27 @@ class ActivityPenalty:
             scale: What the loss was multiplied by, and the penalty is to be.
         """
         self.ran_backward = True
-        self._step.scale = self._factor * scale
-        compiled = self._step.compiled_penalty()
+        graph = self._carrier.start(loss, self._factor * scale)
+        if self.active and self.sightings.looking:
+            self.sightings.reached(self._carrier, graph)
+        compiled = self._carrier.compiled_penalty()
         if compiled is not None:
             with torch.no_grad() if not loss.requires_grad else torch.enable_grad():
                 loss.add_(compiled.to(loss.dtype))
 
     def end_backward(self) -> None:
         """Sum up what is to be logged, and let no more of the gradient in."""
-        if self._step.calls:
-            self.seen = True
-            self._logged.add(self._step, self._factor)
-        # What is differentiated again carries no penalty again; a new forward pass starts a new step.
-        self._step.scale = 0.0
-        self._step = Step()
+        self._logged.add(self._carrier, self._factor)
+        if self._thresholds is not None:
+            for call in self._carrier.calls:
+                if call.level is not None:
+                    self._thresholds.observe(call.name, call.level)
+        self._carrier.end()
 
     @property
     def missed_backward(self) -> bool:
         """Whether there was a backward pass in this batch that :meth:`start_backward` was not told of."""
-        return self._step.ran_without_scale and not self.ran_backward
+        return self._carrier.ran_without_scale and not self.ran_backward
 
     def end_batch(self, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         """Move the thresholds, if there are any; see :meth:`RunningThresholds.move`."""
@@ -200,14 +216,14 @@ class ActivityPenalty:
             self._thresholds.move(self.names, sum_over_processes)
 
     def end_epoch(self) -> dict[str, Tensor]:
-        """Give the means over the batches since the last call: ``penalty/<layer>`` and ``penalty/total``."""
+        """Give the means over the backward passes since the last call, by layer, and in total under ``""``."""
         means, self._logged = self._logged.means(), Logged()
         return means
 
     def remove(self) -> None:
         """Look on no longer."""
         self._hooks.remove()
-        self._layers, self._fan_outs, self._step = {}, {}, Step()
+        self._layers, self._fan_outs, self._carrier = {}, {}, Carrier()
 
 
 def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> tuple[Tensor, int]:

@@ -146,9 +146,9 @@ def fit(module, callbacks=(), dtype=torch.float32, **trainer):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    ckpt_path = trainer.pop("ckpt_path", None)
+    ckpt_path, data = trainer.pop("ckpt_path", None), trainer.pop("data", None)
     trainer = Trainer(**(options | trainer), callbacks=list(callbacks))
-    trainer.fit(module, loader(dtype), ckpt_path=ckpt_path)
+    trainer.fit(module, loader(dtype) if data is None else data, ckpt_path=ckpt_path)
     return parameters(module), trainer
 
 
