@@ -205,7 +205,8 @@ class Chunk:
         if not isinstance(value, AllSteps):
             if not (isinstance(module, SYNAPTIC_LAYERS) or is_watched(module)):
                 return module(value)
-            value = AllSteps(self._of_all_steps(value))  # its cost arises in every step
+            # Its cost arises in every step; watched or not, so that sums are rounded alike.
+            value = AllSteps(self._of_all_steps(value))
         return AllSteps(watched_call(module, self.call.synapses(node.target, value.values), value.values))
 
     def flatten(self, node: Any) -> Any:

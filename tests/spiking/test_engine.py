@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import snntorch
 import torch
-from torch import nn
+from torch import fx, nn
 
-from snnreg_plugins import SpikeRate, SpikeStatistics, SynapticOperations, to_norse, to_snntorch
+from snnreg_plugins import SpikeRate, SpikeStatistics, SpikingNetwork, SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.spiking import engine as engine_module
 from snnreg_plugins.spiking import firing
+from snnreg_plugins.spiking.layers import SpikeMaxPool
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
@@ -204,6 +205,34 @@ def test_gradients_are_those_of_one_step_at_a_time(name):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+def test_checkpointing_keeps_the_input_alone_and_an_eighth_of_the_batch_at_a_time(exact, monkeypatch):
+    network, x = exported("lenet_modules", torch.float64)
+    network(x)  # which shows how large its tensors are
+    network.exact = exact
+    monkeypatch.setattr(engine_module, "_LEAST_ELEMENTS", 1)
+    kept, samples = [], []
+    neuron = list(neurons_of(network).values())[-1]
+
+    def keep(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    def observe(module, args, output):
+        samples[-1].append(len(output[0]) // steps_of_call().steps)
+
+    for network.checkpointing in (False, True):
+        kept.append(0)
+        samples.append([])
+        with Hooks(after=[(neuron, observe)], many_steps=True):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                scores = network(x)
+            scores.sum().backward()
+    assert kept[1] <= x.numel() < kept[0] / 10
+    assert max(samples[0]) == len(x)
+    assert max(samples[1]) <= -(-len(x) // 8) + 1  # none is left alone
+
+
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 4, T, T + 3])
 def test_truncated_backpropagation(steps, exact):
     torch.manual_seed(0)
@@ -303,6 +332,28 @@ def test_batches_are_split(monkeypatch):
         assert_same(gradients(network, x, checkpointing=True), expected)
 
 
+@pytest.mark.parametrize("elements", [1, 2000])
+def test_metrics_know_the_steps_of_each_part(elements, monkeypatch):
+    network, x = exported("lenet_modules", torch.float64)
+    monkeypatch.setitem(engine_module._ELEMENTS, "cpu", elements)
+    found = []
+    with torch.no_grad():
+        network(x)
+        for network.exact in (True, False):
+            with SynapticOperations(network) as operations:
+                network(x)
+            found.append((operations.by_step(), operations.by_layer()))
+    assert found[0] == found[1]
+
+
+def few_spikes():
+    """A network whose layers are computed event by event."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    x = torch.rand(256, 256) * (torch.rand(256, 256) < 0.05)
+    return to_snntorch(net, x, timesteps=T, coding="poisson"), x
+
+
 def forgets(network, x):
     """Whether each step calls the modules of the body."""
     calls = []
@@ -326,6 +377,71 @@ def test_who_looks_on_sees_one_step_at_a_time():
     with Hooks(before=[(neuron, lambda module, args: shapes.append(len(args[0])))]):
         network(x)
     assert shapes == [len(x)] * T
+
+
+def max_pooled():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 9, 2)).double()
+    x = torch.rand(8, 1, 8, 8, dtype=torch.float64)
+    network = to_snntorch(net, x, timesteps=T)
+    return network, x, next(module for module in network.body.modules() if isinstance(module, SpikeMaxPool))
+
+
+def test_max_pools_are_watched():
+    network, x, pool = max_pooled()
+
+    def seen():
+        spikes = []
+
+        def observe(module, args, output):
+            held = steps_of_call()
+            sums = [part[0].unflatten(0, (held.steps, -1)).sum((0, 2, 3, 4)) for part in (args, output)]
+            spikes.append(torch.stack(sums, 1))
+
+        with torch.no_grad(), Hooks(after=[(pool, observe)], many_steps=True):
+            network(x)
+        return torch.cat(spikes).unflatten(0, (-1, len(x))).sum(0)
+
+    layerwise, stepped = both(network, seen)
+    assert torch.equal(layerwise, stepped)
+    assert layerwise.any()
+
+
+def test_a_max_pool_with_a_forward_of_its_own():
+    network, x, pool = max_pooled()
+    with torch.no_grad():
+        before = network(x)
+        pool.forward = lambda spikes, state, own=pool.forward: own(0 * spikes, state)
+        layerwise, stepped = both(network, lambda: network(x))
+    torch.testing.assert_close(layerwise, stepped)
+    assert not torch.equal(layerwise, before)
+
+
+class SameInAllSteps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Identity()
+
+    def forward(self, constants, states):
+        return self.part(constants[0]), states
+
+
+def test_who_watches_what_is_the_same_in_all_steps_sees_it_in_each():
+    exact, x = exported("mlp")
+    encoder, body = fx.symbolic_trace(nn.Sequential(nn.Identity())), fx.symbolic_trace(SameInAllSteps())
+    encoder.graph.output_node().args = ((encoder.graph.output_node().args[0],),)
+    encoder.recompile()
+    network = SpikingNetwork(encoder, body, T, 0, exact.neurons)
+    seen = []
+
+    def observe(module, args, output):
+        seen.append((steps_of_call().steps, len(output)))
+
+    torch.testing.assert_close(network(x), x)
+    with Hooks(after=[(body.part, observe)], many_steps=True):
+        both(network, lambda: network(x))
+    assert seen[:-T] == [(T, T * len(x))]
+    assert seen[-T:] == [(1, len(x))] * T
 
 
 @pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
@@ -381,6 +497,20 @@ def test_forward_derivatives_are_not_lost_in_silence():
         network(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
 
 
+def test_transforms_reach_the_neurons_of_the_framework():
+    network, x = exported("mlp")
+    with torch.no_grad(), pytest.raises(RuntimeError, match="setup_context"):  # which these do not have
+        torch.func.vmap(lambda sample: network(sample[None])[0])(x)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+def test_a_traced_network_computes_other_inputs():
+    network, x = exported("mlp", torch.float64)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, torch.zeros_like(x), check_trace=False)
+        torch.testing.assert_close(traced(x), network(x))
+
+
 def test_export_with_batches_of_any_size():
     network, x = exported("lenet_modules", torch.float64)
     sizes = ({0: torch.export.Dim("samples", min=2, max=64)},)
@@ -401,12 +531,11 @@ def test_currents_are_written_over_where_nothing_else_reads_them():
 def test_modes_that_see_every_operation():
     from torch.utils.flop_counter import FlopCounterMode
 
-    network, x = exported("mlp")
-    with FlopCounterMode(display=False) as counter:
+    network, x = few_spikes()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x)
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    first, *others = (2 * len(x) * layer.weight.numel() for layer in layers)
-    assert counter.get_total_flops() == first + T * sum(others)
+    assert counter.get_total_flops() == T * sum(2 * len(x) * layer.weight.numel() for layer in layers)
 
 
 class TernaryCell(nn.Module):
@@ -491,10 +620,7 @@ def test_half_precision(dtype, export):
 
 
 def test_autocast_chooses_the_dtype_of_layers_that_few_spikes_reach():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
-    x = torch.rand(256, 256) * (torch.rand(256, 256) < 0.05)
-    network = to_snntorch(net, x, timesteps=T, coding="poisson")
+    network, x = few_spikes()
     layers = [module for module in network.body.modules() if isinstance(module, nn.Linear)]
 
     def dtypes():

@@ -117,6 +117,15 @@ def test_the_choice_goes_by_density(layer, monkeypatch):
     assert taken == [True, True, True, False, False]
 
 
+def test_the_choice_goes_by_the_steps_in_the_middle(monkeypatch):
+    """The first steps are silent, as potentials only begin to grow."""
+    monkeypatch.setattr(EventDriven, "_linear", lambda *_: pytest.fail("computed by events"))
+    x = torch.ones(2048, 256)
+    x[:1024] = 0
+    with torch.no_grad():
+        EventDriven(nn.Linear(256, 128))(x)
+
+
 def test_weights_that_change_between_calls():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).double()
