@@ -11,6 +11,8 @@ import pytest
 import snntorch
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from snnreg_plugins import SpikeRate, SpikeStatistics, SpikingNetwork, SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.spiking import engine as engine_module
@@ -528,9 +530,24 @@ def test_currents_are_written_over_where_nothing_else_reads_them():
     assert [plan.may_overwrite(node.args[0]) for node in neurons] == [False, True]  # the first is computed once
 
 
-def test_modes_that_see_every_operation():
-    from torch.utils.flop_counter import FlopCounterMode
+class Counter(TorchDispatchMode):
+    """Counts the products of linear layers."""
 
+    products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.products += function is torch.ops.aten.addmm.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_that_see_every_operation():
+    network, x = few_spikes()
+    with torch.no_grad(), Counter() as counter:
+        network(x)
+    assert counter.products == 2 * T
+
+
+def test_flops():
     network, x = few_spikes()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x)
