@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +10,12 @@ from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
 from snnreg_plugins.export.simulate import channelwise
-from snnreg_plugins.functional.synapses import Synapses, fan_out, sample_shape
 from snnreg_plugins.reports.diagnosis import CELLS, LEVELS, RATES
 from snnreg_plugins.spiking.layers import for_summing
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
+from snnreg_plugins.watching.tally import Tally
 
 
 class Totals(NamedTuple):
@@ -210,17 +209,17 @@ def reads(traced: fx.GraphModule) -> dict[str, set[str]]:
 
 
 class Events:
-    """Counts the synaptic operations of a network, and knows whose spikes cause them.
+    """Knows whose spikes cause the synaptic operations of a network.
 
     Args:
         network: The network.
+        tally: Who counts them, in the network.
     """
 
-    def __init__(self, network: SpikingNetwork) -> None:
+    def __init__(self, network: SpikingNetwork, tally: Tally) -> None:
+        self._tally = tally
         self.layers = synaptic_layers(network.encoder) | synaptic_layers(network.body)
-        self.sops = dict.fromkeys(self.layers, 0)
         self.reads: dict[str, tuple[str, ...]] = dict.fromkeys(self.layers, ())
-        self._synapses: dict[str, Synapses] = {}
         neurons = neuron_layers(network.body)
         sources: dict[fx.Node, dict[str, None]] = {}  # in order
         for node in network.body.graph.nodes:
@@ -232,23 +231,21 @@ class Events:
                 self.reads[name] = tuple(sources[node])
                 sources[node] = {}
 
-    def watch(self, hooks: Hooks) -> None:
-        """Follow the network."""
-        for name, layer in self.layers.items():
-            hooks.before(layer, partial(self._arrive, name))
-
-    def _arrive(self, name: str, layer: Any, args: tuple[Tensor, ...]) -> None:
-        if name not in self._synapses:
-            self._synapses[name] = Synapses(layer, fan_out(layer, sample_shape(layer, args[0])))
-        self.sops[name] += self._synapses[name].count(args[0])[0]
+    def sops(self) -> dict[str, int]:
+        """Give the SOPs at each synaptic layer so far."""
+        tally = self._tally
+        counted = tally.by_layer("sops")
+        return {name: counted[tally.names[tally.index[layer]]] for name, layer in self.layers.items()}
 
     def of(self, neurons: str) -> int | None:
         """Give the SOPs at synaptic layers that read these neurons alone; None if all that read them are shared."""
-        own = [self.sops[name] for name, read in self.reads.items() if read == (neurons,)]
+        sops = self.sops()
+        own = [sops[name] for name, read in self.reads.items() if read == (neurons,)]
         return sum(own) if own or not any(neurons in read for read in self.reads.values()) else None
 
     def shared(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
         """Walk the synaptic layers whose SOPs belong to no neurons alone: name, the neurons, SOPs."""
+        sops = self.sops()
         for name, read in self.reads.items():
-            if len(read) != 1 and self.sops[name]:
-                yield name, read, self.sops[name]
+            if len(read) != 1 and sops[name]:
+                yield name, read, sops[name]

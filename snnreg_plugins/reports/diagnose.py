@@ -18,6 +18,7 @@ from snnreg_plugins.reports.measure import run_as
 from snnreg_plugins.reports.remedies import LayerError, advise
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.tally import Tally
 
 # Samples that are run at once.
 _CHUNK = 64
@@ -84,21 +85,22 @@ def diagnose(
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     traced = traced_faithfully(dnn, first, network.conversion.get("until"))
     timesteps, samples = network.timesteps, 0
-    compared, events = comparisons(traced, network), Events(network)
-    hooks = Hooks()
-    try:
+    compared = comparisons(traced, network)
+    with (
+        torch.no_grad(),
+        Tally(network, spikes=False, products=False) as tally,
+        Hooks() as hooks,
+        run_as(network, timesteps),
+    ):
         for comparison in compared.values():
             comparison.watch(hooks)
-        events.watch(hooks)
-        with torch.no_grad(), run_as(network, timesteps):
-            for inputs in walk:
-                traced(inputs.to(device_of(traced)))
-                network(inputs.to(device_of(network)))
-                for comparison in compared.values():
-                    comparison.add(inputs, timesteps)
-                samples += len(inputs)
-    finally:
-        hooks.remove()
+        for inputs in walk:
+            traced(inputs.to(device_of(traced)))
+            network(inputs.to(device_of(network)))
+            for comparison in compared.values():
+                comparison.add(inputs, timesteps)
+            samples += len(inputs)
+    events = Events(network, tally)
     layers = _layers(compared, reads(traced), events)
     worst = max((one for one in layers if one.added is not None), key=lambda one: one.added or 0.0, default=None)
     cause, remedies, advice = _advice(worst, network)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from snnreg_plugins._batches import begun, pairs_of
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.synapses import Synapses, count_events, fan_out, sample_shape
 from snnreg_plugins.reports.report import DNNReport, LayerReport, Report, StepReport
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.layers import is_spiking_neuron, neuron_layers, synaptic_layers
-from snnreg_plugins.watching.steps import CallSteps, steps_of_call
+from snnreg_plugins.watching.layers import is_spiking_neuron
+from snnreg_plugins.watching.tally import Tally
 
 
 def report(
@@ -90,8 +88,9 @@ def report(
     samples, correct, correct_at = 0, 0, torch.zeros(longest, dtype=torch.int64)
     with (
         torch.no_grad(),
-        _Counter([traced]) as of_dnn,
-        _Counter([network.encoder, network.body], longest, network.head) as of_snn,
+        Tally(traced) as of_dnn,
+        Tally(network, products=False) as of_snn,
+        (behind := _Readout(network)).hooks,
         run_as(network, longest),
     ):
         for inputs, targets in pairs:
@@ -100,15 +99,20 @@ def report(
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
             correct += int((scores.argmax(1) == labels).sum())
             correct_at += (running.argmax(2) == labels).sum(1)
-            readout = of_snn.readout or running[0, 0].numel()
+            readout = behind.values or running[0, 0].numel()
             samples += len(labels)
+    spiking = _layers_that_spike(network, of_snn)
+    by_steps = {T: _Counts.of(of_snn, spiking, T) for T in ascending}
     return Report(
         samples=samples,
-        dnn=_dnn_report(correct, of_dnn.total(1), samples, prices),
-        steps=tuple(_step_report(T, int(correct_at[T - 1]), of_snn.total(T), samples, prices) for T in ascending),
+        dnn=_dnn_report(correct, _Counts.of(of_dnn, of_dnn.names), samples, prices),
+        steps=tuple(_step_report(T, int(correct_at[T - 1]), by_steps[T], samples, prices) for T in ascending),
         timesteps=at,
         layers=(
-            *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in of_snn.by_layer(at)),
+            *(
+                _layer_report(name, layer, _Counts.of(of_snn, [name], at), samples, prices)
+                for name, layer in spiking.items()
+            ),
             LayerReport("readout", "sum", updates=float(readout * at)),
         ),
         table=table if isinstance(table, str) else "custom",
@@ -119,7 +123,7 @@ def report(
 
 
 class _Counts(NamedTuple):
-    """What layers did, summed over samples."""
+    """What layers did, summed over samples; the quantities of a :class:`Tally`."""
 
     sops: int
     effective_macs: int
@@ -127,73 +131,36 @@ class _Counts(NamedTuple):
     spikes: int
     neuron_steps: int
 
+    @classmethod
+    def of(cls, tally: Tally, names: Iterable[str], timesteps: int | None = None) -> _Counts:
+        """Sum up some rows, over the first time steps."""
+        names = tuple(names)
+        return cls(*(sum(map(tally.by_layer(quantity, timesteps).__getitem__, names)) for quantity in cls._fields))
 
-class _Counter:
-    """Counts what the layers of traced networks do in each time step, exactly.
 
-    Args:
-        parts: The networks, in the order they run in. The last one's runs are the time steps; what the others do
-            belongs to the first step.
-        steps: Time steps of a forward pass.
-        head: What reads the sum of the steps' outputs, if anything does.
-    """
+def _layers_that_spike(network: SpikingNetwork, tally: Tally) -> dict[str, nn.Module]:
+    """Give the layers of the spiking part, in the order they run in."""
+    found = {}
+    for part in (network.encoder, network.body):
+        modules = dict(part.named_modules())
+        for node in part.graph.nodes:
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            if module in tally.index:
+                found[tally.names[tally.index[module]]] = module
+    return found
 
-    def __init__(self, parts: Sequence[fx.GraphModule], steps: int = 1, head: nn.Module | None = None) -> None:
-        self.layers: dict[str, nn.Module] = {}
+
+class _Readout:
+    """How many values what comes behind the spikes reads of a sample."""
+
+    def __init__(self, network: SpikingNetwork) -> None:
         self.hooks = Hooks(many_steps=True)
-        self._step = 0
-        self.readout = 0  # values that the head reads of a sample
-        self._synapses: dict[tuple[str, tuple[int, ...]], Synapses] = {}
-        for part in parts:
-            synapses, neurons = synaptic_layers(part), neuron_layers(part)
-            for name in dict.fromkeys(str(node.target) for node in part.graph.nodes if node.op == "call_module"):
-                if name in synapses:
-                    self.layers[name] = synapses[name]
-                    self.hooks.before(synapses[name], partial(self._arrive, name, len(self.layers) - 1))
-                elif name in neurons:
-                    self.layers[name] = neurons[name]
-                    self.hooks.after(neurons[name], partial(self._emit, len(self.layers) - 1))
-        self.hooks.after(parts[-1], self._advance)
-        if head is not None:
-            self.hooks.before(head, self._read)
-        self._counts = torch.zeros(steps, len(self.layers), len(_Counts._fields), dtype=torch.int64)
-
-    def _arrive(self, name: str, index: int, layer: Any, args: tuple[Tensor, ...]) -> None:
-        key = name, sample_shape(layer, args[0])
-        if key not in self._synapses:
-            self._synapses[key] = Synapses(layer, fan_out(layer, key[1]))
-        fold = self._fold()
-        for step, counts in enumerate(self._synapses[key].count_steps(args[0], fold.steps), start=fold.first_step):
-            self._counts[step, index, :3] += torch.tensor(counts)
-
-    def _emit(self, index: int, _: nn.Module, __: Any, output: Any) -> None:
-        fold, spikes = self._fold(), output[0] if isinstance(output, tuple) else output
-        for step, part in enumerate(spikes.tensor_split(fold.steps), start=fold.first_step):
-            self._counts[step, index, 3:] += torch.tensor((count_events(part), part.numel()))
-
-    def _fold(self) -> CallSteps:
-        return steps_of_call() or CallSteps(1, self._step)
-
-    def _advance(self, *_: Any) -> None:
-        self._step = (self._step + 1) % len(self._counts)
+        self.values: int | None = None
+        if network.head is not None:
+            self.hooks.before(network.head, self._read)
 
     def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.readout = args[0][0].numel()
-
-    def total(self, timesteps: int) -> _Counts:
-        """Sum over all layers and the first time steps."""
-        return _Counts(*self._counts[:timesteps].sum((0, 1)).tolist())
-
-    def by_layer(self, timesteps: int) -> Iterator[tuple[str, nn.Module, _Counts]]:
-        """Walk the layers in the order they run in, with the sums over the first time steps."""
-        for (name, layer), counts in zip(self.layers.items(), self._counts[:timesteps].sum(0).tolist(), strict=True):
-            yield name, layer, _Counts(*counts)
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hooks.remove()
+        self.values = args[0][0].numel()
 
 
 def _dnn_report(correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
