@@ -1,0 +1,63 @@
+"""What a spike of a coded input is worth, in the network and in the simulation that corrects it."""
+
+from __future__ import annotations
+
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+
+from snnreg_plugins import to_snntorch
+from snnreg_plugins.export.input_code import CODES, CodeSettings, Inputs, code_for
+from snnreg_plugins.export.options import ExportOptions
+
+T = 6
+
+
+def far_from_one():
+    x = 3 * torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0
+    return x
+
+
+def test_the_codings_that_the_command_line_takes_are_those_there_are():
+    assert list(get_args(get_type_hints(ExportOptions)["coding"])) == list(CODES)
+
+
+@pytest.mark.parametrize("coding", ["poisson", "latency", "neurons"])
+@torch.no_grad()
+def test_the_first_weights_take_in_what_a_spike_is_worth(coding):
+    model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double(), far_from_one()
+    network = to_snntorch(model, x, timesteps=T, coding=coding)
+    worth = {
+        "poisson": x.abs().max(),
+        "latency": T * x.abs().sum() / x.count_nonzero(),
+        "neurons": x.abs().max(),
+    }[coding]
+    torch.testing.assert_close(network.body.get_submodule("0").weight, model[0].weight * worth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("coding", ["poisson", "latency", "neurons"])
+@torch.no_grad()
+def test_currents_of_the_simulation_are_spikes_at_their_worth(coding):
+    x, steps = far_from_one(), 2000 if coding == "poisson" else T
+    inputs = Inputs(float(x.abs().max()), float(x.abs().sum() / x.count_nonzero()), signed=True)
+    code = code_for(coding, inputs, CodeSettings("input", steps, 1.0, 0.5, x))
+    currents = torch.stack(code.currents(x))
+    mean = currents.mean(0)
+    if coding == "latency":  # one spike each, worth the mean input of all steps
+        torch.testing.assert_close(mean, inputs.mean * x.sign())
+    else:  # a rate: off by chance, or by half a spike
+        error = 0.1 * inputs.largest if coding == "poisson" else 0.5 * inputs.largest / T
+        assert float((mean - x).abs().max()) <= error + 1e-6
+    assert set((currents.abs() / currents.abs().max()).unique().tolist()) == {0.0, 1.0}
+
+
+def test_a_constant_input_is_computed_once():
+    x = far_from_one()
+    code = code_for("constant", Inputs(0.0, 0.0, signed=False), CodeSettings("input", T, 1.0, 0.5, x))
+    assert code.module is None
+    assert code.currents(x) is None
+    with pytest.raises(ValueError, match="Expected inputs that are not all 0 to code by 'poisson'"):
+        code_for("poisson", Inputs(0.0, 0.0, signed=False), CodeSettings("input", T, 1.0, 0.5, x))
