@@ -245,3 +245,22 @@ def test_a_quantized_activation_that_is_not_active_yet_is_a_relu():
     relu = to_snntorch(model, x, timesteps=T)
     model[1] = QCFS(4).double()
     assert torch.equal(to_snntorch(model, x, timesteps=T)(x), relu(x))
+
+
+def test_spike_norm_stays_below_a_clip():
+    model, x = mlp()
+    model[1] = nn.Hardtanh(0, 0.125)
+    assert float(to_snntorch(model, x, timesteps=T, threshold="spike_norm").levels["1"]) == 0.125
+
+
+def test_a_corrected_current_flows_into_its_own_neurons_alone():
+    """Not into the bias of a layer that others read too."""
+    torch.manual_seed(0)
+    a, b, c = (nn.Linear(6, 6) for _ in range(3))
+    shared = nets.Chain(
+        lambda m, x: (lambda y: m.c(m.r(y) + y))(m.b(m.s(m.a(x)))), a=a, b=b, c=c, r=nn.ReLU(), s=nn.ReLU()
+    )
+    x = torch.rand(50, 6)
+    network = to_snntorch(shared, x, timesteps=T, correction="bias")
+    assert torch.equal(network.body.b.bias, b.bias)
+    assert network.body.r_current.bias.shape == (6,)
