@@ -1,4 +1,4 @@
-"""The one door to what Lightning does not offer in public; each function says what breaks without it."""
+"""The one door to what Lightning and torchmetrics do not offer in public; each function says what breaks without it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torchmetrics import Metric
 
 
 def loss_scale(trainer: Trainer) -> float:
@@ -15,3 +16,19 @@ def loss_scale(trainer: Trainer) -> float:
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+def is_synced(metric: Metric) -> bool:
+    """Tell whether a metric's state holds the sums over all processes by now, as it does within ``compute()``.
+
+    Without it, ``compute()`` of several processes would add up what is added up already.
+    """
+    return metric._is_synced
+
+
+def syncs(metric: Metric) -> bool:
+    """Tell whether a metric adds up over processes when it is read; ``sync_on_compute=False`` forbids it.
+
+    Without it, a metric that is to tell its own process's counts waits for the others.
+    """
+    return metric._to_sync

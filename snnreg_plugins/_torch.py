@@ -7,7 +7,7 @@ needs it, and the test of it, and nothing else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -104,6 +104,33 @@ def without_modes() -> AbstractContextManager[None]:
 
     found: AbstractContextManager[None] = _python_dispatch._disable_current_modes()
     return found
+
+
+def dispatch_mode() -> Any:
+    """Give the base of modes that see every operation.
+
+    Without it, products that no layer makes are not seen, and metrics count layers alone.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+def operation(name: str) -> Any:
+    """Give an operation of torch by its name; None if there is none, or none any more.
+
+    Without it, products and averages that only some machines or modes make are not counted.
+    """
+    return getattr(torch.ops.aten, name, None)
+
+
+def arguments_of(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments of a call of an operation by name, those with defaults too.
+
+    Without it, attention and averages cannot be counted.
+    """
+    defaults = {argument.name: argument.default_value for argument in operation._schema.arguments}
+    return defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs)
 
 
 def has_composite_kernel(operation: Any) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torchmetrics import MeanMetric
 
 from snnreg_plugins import _lightning
 
@@ -38,3 +39,15 @@ def test_what_the_loss_is_multiplied_by():
         assert _lightning.loss_scale(trainer(precision="bf16-mixed")) == 1
         half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
         assert _lightning.loss_scale(trainer(plugins=[half])) == 2**10
+
+
+def test_what_torchmetrics_knows_of_processes():
+    metric = MeanMetric(distributed_available_fn=lambda: True, dist_sync_fn=lambda x, group: [x, x])
+    with there("syncs"):
+        assert _lightning.syncs(metric)
+        assert not _lightning.syncs(MeanMetric(sync_on_compute=False))
+    with there("is_synced"):
+        assert not _lightning.is_synced(metric)
+        with metric.sync_context(dist_sync_fn=metric.dist_sync_fn, distributed_available=lambda: True):
+            assert _lightning.is_synced(metric)
+        assert not _lightning.is_synced(metric)

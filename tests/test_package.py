@@ -131,9 +131,7 @@ PAST_THE_DOORS = {
     "export/fold.py",
     "export/forms.py",
     "export/step_graph.py",
-    "metrics/base.py",
     "metrics/scores.py",
-    "watching/products.py",
 }
 # Of Python; of Lightning and torchmetrics for who inherits from them, as their documentation says.
 OFFERED = {"_fields", "_replace", "_asdict", "_getframe", "_generate_state_key", "_plot"}

@@ -201,6 +201,36 @@ def test_without_modes():
         assert seen.get_total_flops() == 16
 
 
+def test_dispatch_mode():
+    seen = []
+    with there("dispatch_mode"):
+
+        class Mode(_torch.dispatch_mode()):
+            def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+                seen.append(operation)
+                return operation(*args, **(kwargs or {}))
+
+        with Mode():
+            torch.ones(2) + 1
+        assert torch.ops.aten.add.Tensor in seen
+
+
+def test_operation():
+    with there("operation"):
+        for name in ("mm", "addmm", "baddbmm", "addbmm", "addmv", "convolution", "mul", "mean", "avg_pool2d"):
+            assert _torch.operation(name) is not None, name
+        for name in ("_addmm_activation", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"):
+            assert _torch.operation(name) is not None, name
+        assert _torch.operation("no_such_operation") is None
+
+
+def test_arguments_of():
+    with there("arguments_of"):
+        x = torch.ones(2, 2)
+        given = _torch.arguments_of(torch.ops.aten.mean.dim, (x, [1]), {"keepdim": True})
+        assert given == {"self": x, "dim": [1], "keepdim": True, "dtype": None}
+
+
 def test_has_composite_kernel():
     with there("has_composite_kernel"):
         assert _torch.has_composite_kernel(torch.ops.aten.matmul.default)

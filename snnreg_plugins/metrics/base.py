@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import Self
 
+from snnreg_plugins import _lightning
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._pictures import plot_layers
 from snnreg_plugins.watching.counts import added, total
@@ -151,7 +152,7 @@ class WatchingMetric(Metric):
 
     def _gathered(self, value: Any) -> list[Any]:
         """Collect what each process has, of what is no tensor of fixed shape."""
-        if not self._to_sync or not self.distributed_available_fn():
+        if not _lightning.syncs(self) or not self.distributed_available_fn():
             return [value]
         values = [None] * torch.distributed.get_world_size(self.process_group)
         torch.distributed.all_gather_object(values, value, group=self.process_group)
@@ -163,10 +164,10 @@ class WatchingMetric(Metric):
         Args:
             steps: Number of time steps to take, the first ones; all if None.
         """
-        if self._is_synced:  # as it is within compute()
+        if _lightning.is_synced(self):  # as it is within compute()
             counts, samples = self.counts, self.samples
         else:
-            with self.sync_context(self.dist_sync_fn, should_sync=self._to_sync):
+            with self.sync_context(self.dist_sync_fn, should_sync=_lightning.syncs(self)):
                 counts, samples = self.counts, self.samples
         if not counts.any() and not samples:
             raise RuntimeError(

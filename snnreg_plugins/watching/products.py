@@ -9,51 +9,45 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnreg_plugins import _torch
 from snnreg_plugins.functional.synapses import is_integer_valued
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, positions_of
 from snnreg_plugins.watching.samples import Identity, identities, tensors_in
 
-_ATEN = torch.ops.aten
+
+def _operations(named: Mapping[str, Any]) -> dict[Any, Any]:
+    return {_torch.operation(name): value for name, value in named.items() if _torch.operation(name) is not None}
+
+
 # Where a matrix product has its two operands.
-_MATRIX_PRODUCTS = {
-    _ATEN.mm: (0, 1),
-    _ATEN.bmm: (0, 1),
-    _ATEN.mv: (0, 1),
-    _ATEN.dot: (0, 1),
-    _ATEN.addmm: (1, 2),
-    _ATEN._addmm_activation: (1, 2),
-    _ATEN.baddbmm: (1, 2),
-    _ATEN.addbmm: (1, 2),
-    _ATEN.addmv: (1, 2),
-}
-_ATTENTION = {
-    getattr(_ATEN, name)
-    for name in (
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
+_MATRIX_PRODUCTS = _operations(
+    dict.fromkeys(("mm", "bmm", "mv", "dot"), (0, 1))
+    | dict.fromkeys(("addmm", "_addmm_activation", "baddbmm", "addbmm", "addmv"), (1, 2))
+)
+_ATTENTION = _operations(
+    dict.fromkeys(
+        f"_scaled_dot_product_{name}"
+        for name in (
+            "flash_attention_for_cpu",
+            "flash_attention",
+            "efficient_attention",
+            "cudnn_attention",
+            "fused_attention_overrideable",
+        )
     )
-    if hasattr(_ATEN, name)
-}
+)
 # Averages, and over how many spatial dimensions each goes; a plain mean has none.
-_AVERAGES = {
-    _ATEN.avg_pool2d: 2,
-    _ATEN.avg_pool3d: 3,
-    _ATEN._adaptive_avg_pool2d: 2,
-    _ATEN._adaptive_avg_pool3d: 3,
-    _ATEN.mean: 0,
-}
+_AVERAGES = _operations(
+    {"avg_pool2d": 2, "avg_pool3d": 3, "_adaptive_avg_pool2d": 2, "_adaptive_avg_pool3d": 3, "mean": 0}
+)
+_CONVOLUTION, _MULTIPLICATION = torch.ops.aten.convolution, torch.ops.aten.mul
 # Operations that multiply, by name, beside those that are counted.
 _MULTIPLIES = re.compile(r"(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
 _HARMLESS = "upsample"
 
 
-class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Products(_torch.dispatch_mode()):  # type: ignore[misc]
     """Counts the products of activity with weights, and of two activities, while it is on.
 
     Weights are the model's parameters and what is made of them alone. A product with weights costs what a layer
@@ -77,7 +71,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         miss: Callable[[nn.Module, str], None],
         averages: Averages,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.model, self.count, self.miss, self.averages = model, count, miss, averages
         self.counted_by_hook = 0  # products to come whose layer is watched
         self._owners = owners
@@ -90,12 +84,12 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         torch.clear_autocast_cache()  # else weights that were cast before would be strangers
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         torch.backends.mha.set_fastpath_enabled(self._fast_path)
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -106,7 +100,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return output
         output = func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
-        spreads = func.overloadpacket is not _ATEN.mul or output.numel() > max(x.numel() for x in inputs)
+        spreads = func.overloadpacket is not _MULTIPLICATION or output.numel() > max(x.numel() for x in inputs)
         if spreads and _may_be_a_product(func):
             with _torch.without_modes():  # those of other metrics
                 self._look_at(func, args, kwargs, inputs, output)
@@ -120,14 +114,14 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if packet in _MATRIX_PRODUCTS:
             first, second = (args[index] for index in _MATRIX_PRODUCTS[packet])
             self._count_matrices(first, second)
-        elif packet is _ATEN.convolution:
+        elif packet is _CONVOLUTION:
             self._count_convolution(func, args)
         elif packet in _ATTENTION:
-            self._count_attention(_by_name(func, args, kwargs))
-        elif packet is _ATEN.mul and len(inputs) == 2:
+            self._count_attention(_torch.arguments_of(func, args, kwargs))
+        elif packet is _MULTIPLICATION and len(inputs) == 2:
             self._count_outer(inputs[0], inputs[1], output)
         elif packet in _AVERAGES:
-            self._remember(func, _by_name(func, args, kwargs), output)
+            self._remember(func, _torch.arguments_of(func, args, kwargs), output)
         elif self._is_unknown(func, inputs):
             self.miss(self._owner(), packet.__name__)
 
@@ -282,10 +276,10 @@ class _Again:
         self.mode = mode
 
     def __enter__(self) -> None:
-        TorchDispatchMode.__enter__(self.mode)  # type: ignore[no-untyped-call]
+        _torch.dispatch_mode().__enter__(self.mode)
 
     def __exit__(self, *exception: Any) -> None:
-        TorchDispatchMode.__exit__(self.mode, *exception)  # type: ignore[no-untyped-call]
+        _torch.dispatch_mode().__exit__(self.mode, *exception)
 
 
 def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:
@@ -294,11 +288,6 @@ def _pairs(first: Tensor, second: Tensor, dense: bool = False) -> int:
         second = torch.ones_like(second)
     left, right = (first != 0).sum(-2).double(), (second != 0).sum(-1).double()
     return int((left * right).sum())
-
-
-def _by_name(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
-    return defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs)
 
 
 _products: dict[Any, bool] = {}
@@ -311,7 +300,7 @@ def _may_be_a_product(func: Any) -> bool:
             packet in _MATRIX_PRODUCTS
             or packet in _ATTENTION
             or packet in _AVERAGES
-            or packet in (_ATEN.convolution, _ATEN.mul)
+            or packet in (_CONVOLUTION, _MULTIPLICATION)
             or func.namespace != "aten"
             or _MULTIPLIES.search(packet.__name__) is not None
         )

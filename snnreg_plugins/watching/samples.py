@@ -115,7 +115,7 @@ class SampleCounter:
     @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth == 0 and module in self._simulated:
-            self._begin([next(tensors_in((args, kwargs)))])
+            self._begin(list(tensors_in((args, kwargs)))[:1])
             self._continues = False
             if self.on_begin is not None:
                 self.on_begin(module)

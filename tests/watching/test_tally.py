@@ -78,6 +78,12 @@ def test_all_that_reads_spikes_is_known():
     assert known.sources == {modules[f"body.relu{number}"] for number in (1, 2, 3)}
 
 
+def test_behind_max_pooling_all_is_known_too():
+    dnn = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 2)).eval()
+    network = to_snntorch(dnn, torch.rand(32, 1, 10, 10), timesteps=T)
+    assert known_events(network).readers == {network.body.get_submodule("4")}
+
+
 def test_a_layer_that_reads_a_coded_input_is_counted_as_what_it_is():
     dnn = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
     network = to_snntorch(dnn, torch.rand(32, 4), timesteps=T, coding="poisson")
