@@ -34,7 +34,7 @@ class ChannelAffine(nn.Module):
 class SumPool(nn.Module):
     """Sum over windows: what average pooling becomes, so that counts of spikes stay whole numbers.
 
-    The 1/k² is folded into the next weights.
+    The 1/k² goes into the next weights.
 
     Args:
         pool: The average pooling whose windows to sum over.
@@ -94,7 +94,7 @@ class AdaptiveSumPool(nn.Module):
 
 
 class SumOver(nn.Module):
-    """Sum over dimensions: what a mean becomes, with 1/n folded into the next weights.
+    """Sum over dimensions: what a mean becomes; 1/n goes into the next weights.
 
     Args:
         dims: Dimensions, without the batch.

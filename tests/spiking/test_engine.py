@@ -334,6 +334,21 @@ def test_batches_are_split(monkeypatch):
         assert_same(gradients(network, x, checkpointing=True), expected)
 
 
+def test_no_sample_is_left_alone(monkeypatch):
+    """A DNN that squeezes its tensors takes a batch of one for none."""
+    network, x = exported("lenet_modules", torch.float64)
+    monkeypatch.setitem(engine_module._ELEMENTS, "cpu", 1)
+    samples = []
+
+    def observe(module, args, output):
+        samples.append(len(output[0]) // steps_of_call().steps)
+
+    with torch.no_grad(), Hooks(after=[(next(iter(neurons_of(network).values())), observe)], many_steps=True):
+        network(x[:5])
+        network(x[:5])
+    assert set(samples) == {2, 3}
+
+
 @pytest.mark.parametrize("elements", [1, 2000])
 def test_metrics_know_the_steps_of_each_part(elements, monkeypatch):
     network, x = exported("lenet_modules", torch.float64)
@@ -428,12 +443,27 @@ class SameInAllSteps(nn.Module):
         return self.part(constants[0]), states
 
 
-def test_who_watches_what_is_the_same_in_all_steps_sees_it_in_each():
-    exact, x = exported("mlp")
+def passing_on(timesteps=T):
+    """A network whose output in every step is its input."""
     encoder, body = fx.symbolic_trace(nn.Sequential(nn.Identity())), fx.symbolic_trace(SameInAllSteps())
     encoder.graph.output_node().args = ((encoder.graph.output_node().args[0],),)
     encoder.recompile()
-    network = SpikingNetwork(encoder, body, T, 0, exact.neurons)
+    return SpikingNetwork(encoder, body, timesteps, 0, exported("mlp")[0].neurons)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_sums_over_many_steps_of_few_bits(exact):
+    network = passing_on(timesteps=600)  # bfloat16 counts to 256
+    network.exact = exact
+    assert network(torch.ones(2, 3, dtype=torch.bfloat16)).tolist() == [[1.0] * 3] * 2
+    spikes = torch.ones(600, 1, 2, 2, dtype=torch.bfloat16)
+    passed, _ = SpikeMaxPool(nn.MaxPool2d(2)).over_steps(spikes, 600, None)
+    assert passed.tolist() == [[[[1.0]]]] * 600
+
+
+def test_who_watches_what_is_the_same_in_all_steps_sees_it_in_each():
+    network, x = passing_on(), torch.rand(5, 3)
+    body = network.body
     seen = []
 
     def observe(module, args, output):
