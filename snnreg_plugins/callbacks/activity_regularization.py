@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -110,9 +111,9 @@ class ActivityRegularization(Callback):
             one_of("penalty", penalty, PENALTIES)
         self.penalty = penalty
         self.strength = (
-            {pattern: as_number("strength", factor, "[0, inf)") for pattern, factor in strength.items()}
+            {pattern: _factor(factor) for pattern, factor in strength.items()}
             if isinstance(strength, Mapping)
-            else as_number("strength", strength, "[0, inf)")
+            else _factor(strength)
         )
         self.weighting = one_of("weighting", weighting, ("uniform", "fan_out"))
         self.layers = [layers] if isinstance(layers, str) else layers
@@ -293,6 +294,15 @@ class ActivityRegularization(Callback):
 
 
 _PATIENCE = 100  # backward passes to wait for all layers, in manual optimization
+
+
+def _factor(strength: Any) -> float:
+    """Give a strength as a number, also where it is a text: ``1e-3`` without a point is one in YAML."""
+    held = strength
+    if isinstance(strength, str):
+        with suppress(ValueError):
+            held = float(strength)
+    return as_number("strength", held, "[0, inf)")
 
 
 def _name(penalty: Any) -> str:

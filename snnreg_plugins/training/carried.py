@@ -38,6 +38,7 @@ class Call:
     activity: Tensor | None = None  # what it read, if compiled
     due: bool = False  # whether the backward pass that runs now brings the penalty
     delivered: bool = False  # whether an earlier one did
+    differentiated: bool = False  # whether a gradient of it was taken that has a graph itself
 
 
 class Carrier:
@@ -55,6 +56,7 @@ class Carrier:
         self.ran_without_scale = False  # in this batch
         self.calls: list[Call] = []  # that this backward pass brings the penalty of
         self.fixed: set[str] = set()  # layers that read what depends on no parameter, in any backward pass
+        self.twice: set[str] = set()  # layers whose gradient, taken with create_graph=True, is in a loss
         # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean.
         self._scale = 0.0
         self._amounts: dict[str, float] = {}
@@ -82,6 +84,8 @@ class Carrier:
                     continue
                 if graph.depends_on_parameters(node.next_functions[0][0]):
                     calls.append(call)
+                    if call.differentiated:
+                        self.twice.add(call.name)
                 else:
                     self.fixed.add(call.name)
             calls += [call for carrier, call in carried_in(node) if carrier is self and not call.delivered]
@@ -98,6 +102,7 @@ class Carrier:
         """Derivative of the scaled loss by the value of one call, in the backward pass that is under way."""
         if self._scale == 0.0:
             self.ran_without_scale = True
+            call.differentiated |= torch.is_grad_enabled()
             return 0.0
         return self._scale * self.slope(call)
 

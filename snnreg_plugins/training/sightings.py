@@ -35,6 +35,7 @@ class Sightings:
         self._dependent: set[str] = set()  # called with what may depend on parameters
         self._fixed: set[str] = set()  # called with what does not
         self._reached: set[str] = set()  # by a backward pass
+        self._twice: set[str] = set()  # by one of a loss with a gradient in it
         self._used: set[str] = set()  # with weights that a backward pass reached
         self._compiled = False
         self._acting: set[str] = set()
@@ -87,6 +88,7 @@ class Sightings:
         self._reached.update(call.name for call in carrier.calls)
         self._compiled = self._compiled or any(call.activity is not None for call in carrier.calls)
         self._fixed |= carrier.fixed
+        self._twice |= carrier.twice
         self._used.update(self._owner[id(leaf)] for leaf in graph.leaves() if id(leaf) in self._owner)
 
     def refuse_what_cannot_act(self, by_name: set[str], penalty: str) -> None:
@@ -147,6 +149,11 @@ class Sightings:
                 missing & fixed & (by_name | frozen),
                 "what {} read(s) depends on no trained parameter: it is the network's own input, or comes from frozen "
                 "layers.",
+            ),
+            (
+                self._twice,
+                "a loss holds a gradient of what {} read(s), taken with create_graph=True, as gradient penalties do. "
+                "Such calls count as far as the graph of that gradient leads through them.",
             ),
             (unused & self._called, "what {} read(s) is in no loss."),
             (unused - self._called, "{} was (were) not called."),

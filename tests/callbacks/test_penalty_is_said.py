@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -217,6 +218,25 @@ def test_optimizers_that_take_turns_by_batch():
 
     with pytest.raises(MisconfigurationException, match="no activity"):
         fit(Never(), [ActivityRegularization("l1", layers="net.g.*")], torch.float64)
+
+
+def test_gradient_penalties_are_said():
+    class GradientPenalty(Classifying):
+        def training_step(self, batch, batch_idx):
+            x = batch[0].flatten(1).requires_grad_()
+            (gradient,) = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+            return self(x.detach()).square().mean() + (gradient.norm(dim=1) - 1).square().mean()
+
+    net = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    (text,), _ = said(GradientPenalty(net), ActivityRegularization("l1"))
+    assert "a loss holds a gradient of what 'net.2'" in text
+
+
+@pytest.mark.parametrize("strength", [np.float32(0.5), torch.tensor(0.5), np.array(0.5), "0.5", "5e-1"])
+def test_strengths_are_numbers(strength):
+    assert ActivityRegularization("l1", strength).strength == 0.5
+    assert ActivityRegularization("l1", {"fc*": strength}).strength == {"fc*": 0.5}
+    assert type(ActivityRegularization("l1", strength).strength) is float
 
 
 class Checkpoint(torch.autograd.Function):
