@@ -563,6 +563,19 @@ def test_a_wrapper_put_around_ours_stays_and_ours_does_nothing():
     assert module.packed == {"step": {False}}
 
 
+def test_a_second_fit_starts_anew():
+    class Stopped(Module):
+        def on_train_start(self):
+            raise KeyError("before the first step")
+
+    callback = CompressedActivations(min_numel=16)
+    fit(Module(Loop()), [callback], limit_train_batches=1)
+    assert callback.full_bytes > callback.stored_bytes > 0
+    with contextlib.suppress(KeyError):
+        fit(Stopped(Loop()), [callback])
+    assert callback.full_bytes == callback.stored_bytes == 0
+
+
 def test_bytes_are_those_of_the_last_step():
     callbacks = [CompressedActivations(min_numel=16), CompressedActivations(bits=8, min_numel=16)]
     for callback in callbacks:
