@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from types import UnionType
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 Plain = TypeVar("Plain")
+
+_LATER = "added later"
 
 # Bytes of a YAML file: reading takes seconds for a megabyte.
 _LARGEST_YAML = 1 << 18
@@ -170,7 +172,8 @@ def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds anything else; fields that the dataclass lacks are ignored.
+        ValueError: If it holds anything else; fields that the dataclass lacks are ignored, and those it made with
+            :func:`added_later` may be missing.
 
     Example:
         >>> import tempfile
@@ -194,14 +197,23 @@ def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:
     return read
 
 
+def added_later(default: Any) -> Any:
+    """Make a field of a dataclass that files of earlier versions lack.
+
+    Args:
+        default: What it is for them.
+    """
+    return field(default=default, metadata={_LATER: True})
+
+
 def _typed(value: Any, kind: Any, where: str) -> Any:
     """Check plain data against a type, and make dataclasses and tuples of it."""
     if is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
-        missing = [field.name for field in fields(kind) if field.name not in value]
+        missing = [one.name for one in fields(kind) if one.name not in value and not one.metadata.get(_LATER)]
         if missing:
             raise ValueError(f"{where} lacks {', '.join(missing)}.")
-        names = [field.name for field in fields(kind)]
+        names = [one.name for one in fields(kind) if one.name in value]
         return kind(**{name: _typed(value[name], hints[name], f"{where}.{name}") for name in names})  # type: ignore[operator]
     if isinstance(kind, UnionType):
         return None if value is None else _typed(value, get_args(kind)[0], where)

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from torchmetrics import Metric
 from typing_extensions import Unpack
 
 # Imported for their names: YAML may then say `class_path: Digits`.
@@ -23,6 +24,7 @@ from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.export.options import ExportOptions
+from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.run import Run, write_page
 
 _SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "report")
@@ -47,6 +49,8 @@ class ExportTrainer(Trainer):
         table: str = "horowitz_fp32",
         diagnose: bool = False,
         html: bool = True,
+        metric: Metric | Task | None = None,
+        network: str | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
@@ -62,11 +66,15 @@ class ExportTrainer(Trainer):
             table: Energy per operation.
             diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
             html: Write the report as a page too, report.html.
+            metric: What is scored: multiclass, binary, multilabel, regression, or a metric of torchmetrics. If not
+                given, labels and loss modules tell.
+            network: The network within the LightningModule, by name; the module itself if not given.
             **options: Options of the export.
         """
         if not self.is_global_zero:
             return  # one process does it all
-        exporter = ExportReport(output_dir, timesteps, steps, calibration_batches, table, diagnose, html, **options)
+        given = (output_dir, timesteps, steps, calibration_batches, table, diagnose, html, metric, network)
+        exporter = ExportReport(*given, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds

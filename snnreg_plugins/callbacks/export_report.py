@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
-from snnreg_plugins._batches import inputs_of
+from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._models import device_of, eval_and_back, part_of
+from snnreg_plugins.callbacks.measurement import Randomness
 from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy_table
+from snnreg_plugins.metrics.scores import Task, require_metric
 from snnreg_plugins.reports.exported import export_run
+from snnreg_plugins.reports.measure import require_steps
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.run import Run
+from snnreg_plugins.training.first_batch import FirstBatch
+from snnreg_plugins.watching.hooks import unwatched
 
 
 class ExportReport(Callback):
     """Export the network when training ends: write the spiking network and a report, in print and as files.
 
-    Thresholds are balanced on training data, accuracy and cost are measured on test data; of several processes, the
-    first one does it, on all of the data. Written to ``output_dir``:
+    Thresholds are balanced on training data, score and cost are measured on test data; of several processes, the
+    first one does it, on all of the data. What is scored is told by labels and loss of the first training batch, as
+    :class:`SpikingValidation` explains, or by ``metric``. What cannot be exported or scored is said then, or before;
+    the network is written first, and what cannot be measured after all is said in a warning. A ``fast_dev_run`` tries
+    it all and keeps nothing.
+
+    Batches are ``(input, label)``; override :meth:`unpack` for others. Written to ``output_dir``:
 
     - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
     - ``spiking.nir``: the same for other tools and hardware, where NIR can express it (and is installed);
     - ``report.json``: all figures;
-    - ``report.png``: accuracy and SOPs over T, and spike rate by layer (if matplotlib is there);
+    - ``report.png``: score and SOPs over T, and spike rate by layer (if matplotlib is there);
     - ``report.html``: all of it with figures and tables on one page, see
       :func:`~snnreg_plugins.write_page`; with ``raster.json``, the spikes that it shows, and
       ``report.yaml``, a copy of the command line's ``config.yaml``;
@@ -45,14 +62,19 @@ class ExportReport(Callback):
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
         diagnose: Tell too which layer loses the most of the DNN's activations, and what to try.
         html: Write the page.
+        metric: What is scored: ``"multiclass"``, ``"binary"`` (logits), ``"multilabel"``, ``"regression"``, or a metric
+            of torchmetrics. If None, labels and loss tell.
+        network: The network within the LightningModule, by name, such as ``"net"``; the module itself if None.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
     Files of these names that no run wrote are left alone: training does not start.
 
     Raises:
-        ValueError: If an argument is out of range.
-        ConversionError: If the network cannot be exported.
+        TypeError: If ``output_dir`` names no folder, or ``metric`` is none.
+        ValueError: If an argument is out of range; on start of a fit, if there is no data module or no test data.
+        OSError: On start of a fit, if ``output_dir`` cannot be written to.
+        ConversionError: In the first training batch, if the network cannot be exported.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -68,53 +90,112 @@ class ExportReport(Callback):
         table: str = "horowitz_fp32",
         diagnose: bool = False,
         html: bool = True,
+        metric: Metric | Task | None = None,
+        network: str | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
-        steps = sorted({1, 2, 4, 8, 16, 32, timesteps}) if steps is None else steps
-        for name, values in (
-            ("timesteps", [timesteps]),
-            ("calibration_batches", [calibration_batches]),
-            ("steps", steps),
-        ):
-            if not values or min(values) < 1:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {values}.")
+        if not isinstance(output_dir, (str, os.PathLike)) or not os.fspath(output_dir):
+            raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
+        timesteps = as_integer("timesteps", timesteps)
+        steps = [1, 2, 4, 8, 16, 32, timesteps] if steps is None else steps
+        require_metric(metric)
         if not energy_table(table).prices_macs:
             raise ValueError(
                 f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
             )
         self.output_dir = output_dir
-        self.steps = steps
-        self.calibration_batches = calibration_batches
+        self.steps = require_steps(steps)
+        self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.table = table
-        self.diagnose = diagnose
-        self.html = html
+        self.diagnose = as_flag("diagnose", diagnose)
+        self.html = as_flag("html", html)
+        self.metric = metric
+        self.network_name = network
         self.options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.options)  # checks them
+        self._first = FirstBatch(metric)
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the inputs and the labels of a batch; override for batches that are not ``(input, label)``.
+
+        It may also choose one of several targets, or do to the inputs what the module's steps do before they call
+        the network, such as normalization.
+
+        Args:
+            batch: A batch of the training or test data, on the CPU or the module's device.
+        """
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise TypeError(
+            f"ExportReport expects batches of (input, label), but got {type(batch).__name__}. Override "
+            "ExportReport.unpack(batch) to return both."
+        )
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What cannot be exported or measured is said before training.
-        if getattr(trainer, "datamodule", None) is None:
+        self._first = FirstBatch(self.metric)
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
+        if not is_overridden("test_dataloader", datamodule):
+            raise ValueError(
+                f"ExportReport measures on test data, but {type(datamodule).__name__} has none. Give it a "
+                "test_dataloader(), which may be that of validation."
+            )
         if trainer.limit_test_batches == 0:
             raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
+        part_of(pl_module, self.network_name)
         Run(self.output_dir).claim(self.diagnose, self.html)
-
-        self._is_checked = isinstance(getattr(pl_module, "network", None), SpikingNetwork)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._is_checked:
-            traced_faithfully(pl_module, next(inputs_of([batch])), self.options.get("until"))
-            self._is_checked = True
+        if self._first.is_due:
+            x, y = self.unpack(batch)
+            model = part_of(pl_module, self.network_name)
+            spiking = getattr(model, "network", None)
+            network: nn.Module
+            if isinstance(spiking, SpikingNetwork):
+                network = spiking
+            else:
+                network = traced_faithfully(model, x, self.options.get("until"))
+            drawn = Randomness(trainer.global_rank).drawn(device_of(network))
+            with drawn, eval_and_back(network), unwatched(), torch.no_grad():
+                self._first.see(network(x), y)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._first.hear(loss)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._first.decide(pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._first.decide(pl_module)  # also where no optimizer steps
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # asked of all processes, as it is sent from the first
-        if trainer.is_global_zero and not trainer.interrupted:
-            command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
-            recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
-            self.run(pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
+        recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        with tempfile.TemporaryDirectory() if trial else nullcontext(self.output_dir) as place:
+            run = Run(place)
+            try:
+                self._export(run, pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
+            except Exception as error:  # whatever it is, the trained network is worth more than its figures
+                done = f"wrote {', '.join(run.written)} to {place}, and no more" if run.written else "wrote nothing"
+                rank_zero_warn(f"ExportReport {done}. {type(error).__name__}: {error}")
+            if trial:
+                print("Nothing of this is kept, as it was a fast_dev_run")
 
     def run(
         self,
@@ -132,10 +213,20 @@ class ExportReport(Callback):
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
             recipe: The settings of the training, a YAML file, for the page.
         """
+        return self._export(Run(self.output_dir), model, datamodule, limit_batches, recipe)
+
+    def _export(
+        self,
+        run: Run,
+        model: nn.Module,
+        datamodule: Any,
+        limit_batches: float | None,
+        recipe: str | os.PathLike[str] | None,
+    ) -> Report:
         return export_run(
             model,
             datamodule,
-            Run(self.output_dir),
+            run,
             options=self.options,
             steps=self.steps,
             calibration_batches=self.calibration_batches,
@@ -144,4 +235,7 @@ class ExportReport(Callback):
             html=self.html,
             limit_batches=limit_batches,
             recipe=recipe,
+            unpack=self.unpack,
+            metric=self._first.score or self.metric,
+            part=self.network_name,
         )

@@ -263,7 +263,9 @@ def require_metric(metric: Any) -> None:
         )
 
 
-def choose_score(outputs: Tensor, targets: Any, loss: Loss | None = None, metric: Metric | Task | None = None) -> Score:
+def choose_score(
+    outputs: Tensor, targets: Any, loss: Loss | None = None, metric: Score | Metric | Task | None = None
+) -> Score:
     """Choose the score that fits a task: from what the user says, or else from loss and labels.
 
     Class indices beside more than one score are multi-class, whatever the loss; targets of the outputs' shape are what
@@ -274,7 +276,7 @@ def choose_score(outputs: Tensor, targets: Any, loss: Loss | None = None, metric
         outputs: Outputs of the network for a batch, ``(B, ...)``; not logits alone.
         targets: Targets of the batch.
         loss: What the training loss tells of the task; None if that is not known.
-        metric: What the user says: a task, or a metric of torchmetrics, which is copied.
+        metric: What the user says: a task, or a metric of torchmetrics, which is copied; or a score chosen before.
 
     Raises:
         TypeError: If ``targets`` is no tensor, or ``metric`` is neither.
@@ -286,6 +288,8 @@ def choose_score(outputs: Tensor, targets: Any, loss: Loss | None = None, metric
         >>> score.name, score.compute()
         ('accuracy', 0.5)
     """
+    if isinstance(metric, Score):
+        return metric.fresh()
     require_metric(metric)
     if isinstance(metric, Metric):
         return Score(_snake_case(type(metric).__name__), metric, _as_given).fresh()
@@ -341,7 +345,8 @@ def _are_one_hot(targets: Tensor) -> bool:
 def _as_given(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Leave outputs and targets as they are, but for one output more dimension than targets have."""
     alike = outputs.numel() == targets.numel() and outputs.shape != targets.shape
-    return (outputs.reshape(targets.shape) if alike else outputs), targets
+    # In order of memory: metrics take views of both.
+    return (outputs.reshape(targets.shape) if alike else outputs).contiguous(), targets.contiguous()
 
 
 def _multiclass(outputs: Tensor, _: float, ignored: int | None) -> Score:

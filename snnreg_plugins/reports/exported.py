@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
+from snnreg_plugins._models import part_of
 from snnreg_plugins.export import ConversionError, to_snntorch
 from snnreg_plugins.export.options import CHOSEN
+from snnreg_plugins.metrics.scores import Score, Task, loss_of_modules
 from snnreg_plugins.reports.diagnose import diagnose
 from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.measure import report
-from snnreg_plugins.reports.raster import Raster, record
+from snnreg_plugins.reports.raster import record
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
 from snnreg_plugins.reports.run import RECIPE, Contents, Run, settings_of
@@ -36,6 +41,9 @@ def export_run(
     html: bool,
     limit_batches: float | None = None,
     recipe: str | os.PathLike[str] | None = None,
+    unpack: Callable[[Any], tuple[Tensor, Tensor]] = tuple,
+    metric: Metric | Task | Score | None = None,
+    part: str | None = None,
 ) -> Report:
     """Export ``model``, write the files of a run, print its results and return the report.
 
@@ -55,39 +63,59 @@ def export_run(
         html: Whether to write the page.
         limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
         recipe: The settings of the training, a YAML file, for the page.
+        unpack: From a batch to inputs and targets.
+        metric: What is scored; if None, targets and the loss modules of ``model`` tell.
+        part: Name of the network within ``model``; None if that is it.
 
     Raises:
-        ValueError: If the folder holds files of such names that no run wrote, or there are no test data.
+        ValueError: If the folder holds files of such names that no run wrote, there are no test data, or it cannot be
+            told what is scored.
         ConversionError: If the network cannot be exported.
     """
     run.claim(diagnosed, html)
     datamodule.prepare_data()
     datamodule.setup("test")
-    dnn: Any = model
-    network = getattr(model, "network", None)
+    loss = loss_of_modules(model)
+    dnn: Any = part_of(model, part)
+    network = getattr(dnn, "network", None)
     if isinstance(network, SpikingNetwork):
         dnn = dnn.dnn
     else:
-        batches = zip(datamodule.train_dataloader(), range(calibration_batches), strict=False)
-        network = to_snntorch(dnn, [batch[0] for batch, _ in batches], **options)
+        batches = islice(datamodule.train_dataloader(), calibration_batches)
+        network = to_snntorch(dnn, [unpack(batch)[0] for batch in batches], **options)
     written = run.save_network(network)
     written += _where_it_can("No NIR file", lambda: run.save_nir(network))
     if options.get("threshold") == "auto":
         chosen = {name: network.conversion[name] for name in CHOSEN}
         print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
-    loader = datamodule.test_dataloader()
-    limit = limit_batches if isinstance(limit_batches, int) else int((limit_batches or 1.0) * len(loader))
-    data = [batch for batch, _ in zip(loader, range(limit), strict=False)]
-    result = report(dnn, network, data, steps=steps, table=table, progress=True)
+    data = [unpack(batch) for batch in _first(_only(datamodule.test_dataloader()), limit_batches)]
+    result = report(dnn, network, data, steps=steps, table=table, metric=metric, loss=loss, progress=True)
     written += _write(run, result)
     diagnosis = diagnose(dnn, network, data) if diagnosed else None
     if diagnosis is not None:
         written += _write(run, diagnosis)
-    run.forget(Raster)
     if html:
         written = [*_write_page(run, network, data, result, diagnosis, steps, recipe), *written]
     print(f"Written to {run.folder}: {', '.join(written)}")
     return result
+
+
+def _only(loader: Any) -> Any:
+    """Take the first of several loaders, and say so."""
+    loaders = list(loader.values()) if isinstance(loader, dict) else loader
+    if isinstance(loaders, (list, tuple)) and loaders and all(isinstance(one, DataLoader) for one in loaders):
+        if len(loaders) > 1:
+            print(f"Measured on the first of {len(loaders)} test loaders")
+        return loaders[0]
+    return loader
+
+
+def _first(loader: Any, limit: float | None) -> Iterable[Any]:
+    """Take a number (int) or a share (float) of a loader's batches, the first ones; at least one."""
+    if isinstance(limit, float) and limit < 1.0 and isinstance(loader, Sized):
+        limit = max(1, int(limit * len(loader)))
+    batches: Iterable[Any] = islice(loader, limit if isinstance(limit, int) else None)
+    return batches
 
 
 def _write_page(
@@ -102,7 +130,8 @@ def _write_page(
     """Write the page, and what a later one is made of."""
     longest = max(min(max(steps), _LONGEST), network.timesteps)
     inputs, targets = next(batch for batch in data if len(batch[0]))
-    raster = record(network, inputs, targets, timesteps=longest)
+    are_classes = result.is_accuracy and not targets.is_floating_point() and targets.numel() == len(targets)
+    raster = record(network, inputs, targets if are_classes else None, timesteps=longest)
     written = run.save(raster)
     given = {**network.conversion, "timesteps": network.timesteps}
     settings = settings_of(given, None)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from copy import deepcopy
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from snnreg_plugins._batches import begun, pairs_of
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.reports.report import DNNReport, LayerReport, Report, StepReport
+from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score, loss_of_modules
+from snnreg_plugins.reports.parts import DNNReport, LayerReport, StepReport
+from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
@@ -27,12 +34,14 @@ def report(
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
     table: str | EnergyTable = "horowitz_fp32",
+    metric: Metric | Task | Score | None = None,
+    loss: Loss | None = None,
     progress: bool = False,
 ) -> Report:
     r"""Measure what an exported network scores and spends at every T, beside the DNN it was exported from.
 
     One pass over the data. The spiking network runs for max(steps) time steps: its first T steps are its run of T
-    steps, so that accuracy, SOPs and energy at each T are exactly those of a run of its own. Energy is
+    steps, so that score, SOPs and energy at each T are exactly those of a run of its own. Energy is
 
     .. math:: E = 10^{-12} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
 
@@ -45,11 +54,16 @@ def report(
     networks are. In distributed runs each process reports on its own data.
 
     Args:
-        dnn: The DNN, a classifier: input ``(B, ...)`` to scores ``(B, K)``.
+        dnn: The DNN: input ``(B, ...)`` to one tensor of outputs.
         network: The spiking network exported from it.
-        data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, target class indices ``(B,)``.
+        data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, targets such as class indices ``(B,)``.
         steps: The numbers of time steps to report.
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
+        metric: What is scored: ``"multiclass"``, ``"binary"`` (logits; above 0 is a yes), ``"multilabel"`` (the same),
+            ``"regression"``, or a metric of torchmetrics, which gets outputs and targets. If None, the targets tell,
+            and the loss modules of ``dnn``: accuracy where they are classes or labels, the mean squared error where
+            they are values.
+        loss: What the training loss tells of the task, where it is no module of ``dnn``.
         progress: Show a progress bar over the batches.
 
     Returns:
@@ -57,8 +71,8 @@ def report(
         ``network.timesteps`` if that is one of ``steps``, else at the largest of them.
 
     Raises:
-        ValueError: If ``steps`` are not positive integers, ``data`` holds no sample or its targets are no class
-            indices, or ``table`` is an unknown name.
+        ValueError: If ``steps`` are not positive integers, ``data`` holds no sample, it cannot be told what is scored
+            or targets do not fit that, or ``table`` is an unknown name.
         TypeError: If ``network`` is no SpikingNetwork, or ``data`` does not give (input, target) pairs.
         ConversionError: If ``dnn`` cannot be traced.
 
@@ -72,7 +86,7 @@ def report(
         >>> result.dnn.dense_macs, result.steps[-1].effective_macs  # 2 · 16 + 16 · 3; of the analog layer 2 · 16
         (80.0, 32.0)
     """
-    ascending = _ascending(steps)
+    ascending = require_steps(steps)
     prices = energy_table(table)
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
@@ -85,28 +99,29 @@ def report(
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     traced = traced_faithfully(dnn, first[0], network.conversion.get("until"))
-    samples, correct, correct_at = 0, 0, torch.zeros(longest, dtype=torch.int64)
+    samples, scores = 0, _Scores(ascending)
     with (
         torch.no_grad(),
         Tally(traced) as of_dnn,
         Tally(network, products=False) as of_snn,
-        (behind := _Readout(network)).hooks,
+        (behind := _Behind(network, ascending)).hooks,
         run_as(network, longest),
     ):
         for inputs, targets in pairs:
-            scores = traced(inputs.to(device_of(traced))).cpu()
-            labels = _labels(targets, scores)
+            outputs = traced(inputs.to(device_of(traced))).cpu()
+            if not samples:
+                scores.begin(choose_score(outputs, targets, loss or loss_of_modules(dnn), metric))
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
-            correct += int((scores.argmax(1) == labels).sum())
-            correct_at += (running.argmax(2) == labels).sum(1)
+            behind.count()
+            scores.add(outputs, running, targets)
             readout = behind.values or running[0, 0].numel()
-            samples += len(labels)
+            samples += len(inputs)
     spiking = _layers_that_spike(network, of_snn)
-    by_steps = {T: _Counts.of(of_snn, spiking, T) for T in ascending}
+    by_steps = {T: _Counts.of(of_snn, spiking, T).plus(behind.counts(T)) for T in ascending}
     return Report(
         samples=samples,
-        dnn=_dnn_report(correct, _Counts.of(of_dnn, of_dnn.names), samples, prices),
-        steps=tuple(_step_report(T, int(correct_at[T - 1]), by_steps[T], samples, prices) for T in ascending),
+        dnn=_dnn_report(scores.dnn, _Counts.of(of_dnn, of_dnn.names), samples, prices),
+        steps=tuple(_step_report(T, score, by_steps[T], samples, prices) for T, score in scores.at.items()),
         timesteps=at,
         layers=(
             *(
@@ -114,12 +129,41 @@ def report(
                 for name, layer in spiking.items()
             ),
             LayerReport("readout", "sum", updates=float(readout * at)),
+            *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in behind.layers(at)),
         ),
         table=table if isinstance(table, str) else "custom",
         mac=prices.mac,
         ac=prices.ac,
         source=prices.source,
+        score_name=scores.dnn.name,
+        higher_is_better=scores.dnn.higher_is_better,
+        decisions=None if scores.dnn.decisions == samples else scores.dnn.decisions,
     )
+
+
+class _Scores:
+    """The scores of the DNN, and of the spiking network after some numbers of steps.
+
+    Args:
+        steps: The numbers.
+    """
+
+    dnn: Score
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self._steps = steps
+        self.at: dict[int, Score] = {}
+
+    def begin(self, score: Score) -> None:
+        """Take what is scored; of this process alone."""
+        self.dnn = score.fresh(sync=False)
+        self.at = {step: score.fresh(sync=False) for step in self._steps}
+
+    def add(self, outputs: Tensor, running: Tensor, targets: Tensor) -> None:
+        """Add a batch: outputs of the DNN, and those of the spiking network after each step."""
+        self.dnn.update(outputs, targets)
+        for step, score in self.at.items():
+            score.update(running[step - 1], targets)
 
 
 class _Counts(NamedTuple):
@@ -137,6 +181,10 @@ class _Counts(NamedTuple):
         names = tuple(names)
         return cls(*(sum(map(tally.by_layer(quantity, timesteps).__getitem__, names)) for quantity in cls._fields))
 
+    def plus(self, more: _Counts) -> _Counts:
+        """Add what others did."""
+        return _Counts(*map(add, self, more))
+
 
 def _layers_that_spike(network: SpikingNetwork, tally: Tally) -> dict[str, nn.Module]:
     """Give the layers of the spiking part, in the order they run in."""
@@ -150,22 +198,62 @@ def _layers_that_spike(network: SpikingNetwork, tally: Tally) -> dict[str, nn.Mo
     return found
 
 
-class _Readout:
-    """How many values what comes behind the spikes reads of a sample."""
+class _Behind:
+    """What comes behind the spikes, where a part stays a DNN: what it reads, and does in a run of so many steps.
 
-    def __init__(self, network: SpikingNetwork) -> None:
+    The network calls it for each number of steps, each time as a run of so many steps does once. Those that are
+    reported are counted on a copy, which nobody else watches.
+
+    Args:
+        network: The network.
+        steps: The numbers of steps that are reported.
+    """
+
+    def __init__(self, network: SpikingNetwork, steps: Sequence[int]) -> None:
         self.hooks = Hooks(many_steps=True)
         self.values: int | None = None
+        self._means: list[Tensor] = []
+        self._copy = deepcopy(network.head)
+        self._tallies = {} if self._copy is None else {step: Tally(self._copy) for step in steps}
         if network.head is not None:
             self.hooks.before(network.head, self._read)
 
     def _read(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.values = args[0][0].numel()
+        self._means.append(args[0])
+
+    def count(self) -> None:
+        """Count for the batch that was run."""
+        for step, tally in self._tallies.items():
+            with tally:
+                tally.model(self._means[step - 1])
+        self._means.clear()
+
+    def counts(self, timesteps: int) -> _Counts:
+        """Give what all of it does in a run."""
+        tally = self._tallies.get(timesteps)
+        return _Counts(0, 0, 0, 0, 0) if tally is None else _Counts.of(tally, tally.names)
+
+    def layers(self, timesteps: int) -> Iterator[tuple[str, nn.Module, _Counts]]:
+        """Walk its layers with what each does in a run."""
+        tally = self._tallies.get(timesteps)
+        if tally is not None:
+            for layer, row in tally.index.items():
+                name, counts = tally.names[row], _Counts.of(tally, [tally.names[row]])
+                if any(counts):  # and not of what might have multiplied, and did not
+                    yield name or type(layer).__name__, layer, counts
 
 
-def _dnn_report(correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
+def _scored(score: Score) -> dict[str, Any]:
+    value = score.compute()
+    if not math.isfinite(value):
+        raise ValueError(f"Expected a finite score, but the {score.name} of the outputs on `data` is {value}.")
+    return {"accuracy": value if score.is_accuracy else None, "score": value}
+
+
+def _dnn_report(score: Score, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
     return DNNReport(
-        accuracy=correct / samples,
+        **_scored(score),
         sops=counts.sops / samples,
         effective_macs=counts.effective_macs / samples,
         dense_macs=counts.dense_macs / samples,
@@ -174,10 +262,10 @@ def _dnn_report(correct: int, counts: _Counts, samples: int, prices: EnergyTable
     )
 
 
-def _step_report(timesteps: int, correct: int, counts: _Counts, samples: int, prices: EnergyTable) -> StepReport:
+def _step_report(timesteps: int, score: Score, counts: _Counts, samples: int, prices: EnergyTable) -> StepReport:
     return StepReport(
         timesteps=timesteps,
-        accuracy=correct / samples,
+        **_scored(score),
         spike_rate=counts.spikes / counts.neuron_steps,
         updates=counts.neuron_steps / samples,
         sops=counts.sops / samples,
@@ -207,15 +295,18 @@ def _layer_report(name: str, layer: Any, counts: _Counts, samples: int, prices: 
     )
 
 
-def _ascending(steps: Sequence[int]) -> list[int]:
-    """Check and sort ``steps``, each once."""
-    whole = isinstance(steps, Iterable) and all(isinstance(T, int) and not isinstance(T, bool) for T in steps)
-    if not whole or not steps or min(steps) < 1:
+def require_steps(steps: Any) -> list[int]:
+    """Check and sort numbers of time steps, each once.
+
+    Raises:
+        ValueError: If they are not positive integers, or none.
+    """
+    if isinstance(steps, str) or not isinstance(steps, Iterable) or not list(steps):
         raise ValueError(
             f"Expected argument `steps` to be one or more integers of at least 1, such as (1, 2, 4, 8), but got "
             f"{steps!r}."
         )
-    return sorted(set(steps))
+    return sorted({as_integer("steps", step) for step in steps})
 
 
 @contextmanager
@@ -238,23 +329,3 @@ def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor
 
         pairs = iter(track(pairs, "Measuring DNN and SNN", total=len(data) if isinstance(data, Sized) else None))
     return pairs
-
-
-def _labels(targets: Tensor, scores: Tensor) -> Tensor:
-    """Check the targets of a batch against the DNN's scores."""
-    if scores.dim() != 2:
-        raise ValueError(
-            f"Expected argument `dnn` to be a classifier with scores of shape (B, K), but got {tuple(scores.shape)}."
-        )
-    if targets.shape != scores.shape[:1] or targets.is_floating_point():
-        raise ValueError(
-            f"Expected argument `data` to give targets of shape ({len(scores)},), integers as class indices, but got "
-            f"{tuple(targets.shape)} of {targets.dtype}. Of one-hot targets give `target.argmax(1)`."
-        )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= scores.shape[1]:
-        raise ValueError(
-            f"Expected argument `data` to give targets from 0 to {scores.shape[1] - 1}, the classes that the DNN "
-            f"scores, but got {low if low < 0 else high}."
-        )
-    return targets.cpu()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from snnreg_plugins._text import in_joules, in_percent, in_rate, in_short, one_line, over, times
+from snnreg_plugins._text import in_joules, in_rate, in_short, one_line, over, times
 from snnreg_plugins.reports import charts
 from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.raster import Raster, spikes_of
@@ -31,8 +31,8 @@ class _Fact(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    label: int
-    decided: int
+    label: int | None
+    decided: int | None
     drawing: Markup
 
 
@@ -73,13 +73,18 @@ def page(
 
 def _facts(report: Report) -> Iterator[_Fact]:
     dnn, step = report.dnn, report.at_timesteps()
-    yield _Fact(f"Accuracy at T = {step.timesteps}", in_percent(step.accuracy), f"DNN: {in_percent(dnn.accuracy)}")
-    close = next((one.timesteps for one in report.steps if one.accuracy >= dnn.accuracy - 0.01), None)
-    yield _Fact(
-        "Within a point of the DNN",
-        "at no T measured" if close is None else f"from T = {close}",
-        f"{report.samples:,} test samples",
-    )
+    scores = report.write_score(step.score), f"DNN: {report.write_score(dnn.score)}"
+    yield _Fact(f"{report.score_title} at T = {step.timesteps}", *scores)
+    if report.is_accuracy:
+        close = next((one.timesteps for one in report.steps if one.score >= dnn.score - 0.01), None)
+        yield _Fact(
+            "Within a point of the DNN",
+            "at no T measured" if close is None else f"from T = {close}",
+            f"{report.samples:,} test samples",
+        )
+    else:
+        better = {True: "a higher score is better", False: "a lower score is better", None: ""}
+        yield _Fact("Test samples", f"{report.samples:,}", better[report.higher_is_better])
     yield _Fact("SOPs per sample", in_short(step.sops), f"{in_rate(step.spike_rate)} spikes/neuron/step")
     ratios = (("sparse", over(step.energy, dnn.energy)), ("dense", over(step.energy, dnn.dense_energy)))
     compared = ", ".join(f"{times(ratio)} × {name} DNN" for name, ratio in ratios if ratio is not None)
@@ -88,11 +93,14 @@ def _facts(report: Report) -> Iterator[_Fact]:
 
 def _samples(raster: Raster, stop: int) -> Iterator[_Sample]:
     shown = sum(len(layer.shown) for layer in raster.layers)
-    for sample, label in enumerate(raster.labels):
+    for sample in range(raster.samples):
         spikes = sum(spikes_of(layer.spikes[sample]) for layer in raster.layers)
         said = f"Raster of sample {sample + 1}: {spikes} spikes of {shown} neurons in {raster.timesteps} time steps."
         drawing = charts.spikes(raster, sample, label=said, marked=stop)
-        yield _Sample(label, raster.decisions[sample][stop - 1], drawing)
+        if raster.labels:
+            yield _Sample(raster.labels[sample], raster.decisions[sample][stop - 1], drawing)
+        else:
+            yield _Sample(None, None, drawing)
 
 
 @cache

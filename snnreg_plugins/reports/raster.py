@@ -50,8 +50,8 @@ class Raster(Result):
 
     Args:
         timesteps: T.
-        labels: The class of each sample.
-        decisions: For each sample the class of the highest score after 1, 2, ..., T steps.
+        labels: The class of each sample; empty where samples have none, as in a regression.
+        decisions: For each sample the class of the highest score after 1, 2, ..., T steps; empty like ``labels``.
         layers: The layers of neurons, in the order they run in.
     """
 
@@ -68,15 +68,21 @@ class Raster(Result):
         fits = (
             len(self.decisions) == len(self.labels)
             and all(len(decisions) == self.timesteps for decisions in self.decisions)
-            and all(len(layer.spikes) == len(self.labels) for layer in self.layers)
+            and all(len(layer.spikes) == self.samples for layer in self.layers)
             and all(len(sample) == len(layer.shown) for layer in self.layers for sample in layer.spikes)
             and all(len(train) == self.timesteps and set(train) <= {"0", "1"} for train in trains)
         )
         return None if fits else "its parts do not fit each other."
 
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.labels) or (len(self.layers[0].spikes) if self.layers else 0)
+
     def shown(self) -> Iterable[Table | Note]:
         """Give a table of decisions over time, and one of spikes by layer."""
-        yield self.decided([2**power for power in range(self.timesteps.bit_length())])
+        if self.labels:
+            yield self.decided([2**power for power in range(self.timesteps.bit_length())])
         yield self.counts()
         yield Note("Neurons are taken evenly spaced from each layer, active or not.", "small")
 
@@ -98,7 +104,7 @@ class Raster(Result):
             (
                 Column("Layer"),
                 Column("Neurons shown", lambda some: "{:,} of {:,}".format(*some)),
-                *(Column(f"Sample {sample + 1}") for sample in range(len(self.labels))),
+                *(Column(f"Sample {sample + 1}") for sample in range(self.samples)),
             ),
             tuple(
                 Row((layer.name, (len(layer.shown), layer.neurons), *(spikes_of(trains) for trains in layer.spikes)))
@@ -109,7 +115,7 @@ class Raster(Result):
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
         """Draw a panel for each sample: a row for each neuron, a mark for each spike."""
         rows = sum(len(layer.shown) for layer in self.layers)
-        return max(4.0, 1.8 + 0.03 * rows), [partial(self._draw, sample) for sample in range(len(self.labels))]
+        return max(4.0, 1.8 + 0.03 * rows), [partial(self._draw, sample) for sample in range(self.samples)]
 
     def _draw(self, sample: int, axes: Axes) -> None:
         trains = [
@@ -128,7 +134,8 @@ class Raster(Result):
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0.5, self.timesteps + 0.5)
         axes.set_ylim(max(len(trains), 1) - 0.5, -0.5)
-        axes.set(title=f"Sample {sample + 1}, of class {self.labels[sample]}", xlabel="Time step")
+        of_class = f", of class {self.labels[sample]}" if self.labels else ""
+        axes.set(title=f"Sample {sample + 1}{of_class}", xlabel="Time step")
 
 
 def spikes_of(trains: Iterable[str]) -> int:
@@ -139,7 +146,7 @@ def spikes_of(trains: Iterable[str]) -> int:
 def record(
     network: SpikingNetwork,
     inputs: Tensor,
-    targets: Tensor,
+    targets: Tensor | None,
     *,
     timesteps: int | None = None,
     samples: int = 3,
@@ -153,7 +160,8 @@ def record(
     Args:
         network: The spiking network.
         inputs: Inputs ``(B, ...)``.
-        targets: Class indices ``(B,)``.
+        targets: Class indices ``(B,)``; None where samples have no class, as there is none either if a network gives
+            one score alone.
         timesteps: T; that of the network if None.
         samples: How many of the inputs to record, the first ones.
         rows: How many neurons to record in all, spread over the layers; at least four of each layer.
@@ -176,7 +184,7 @@ def record(
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
     longest = network.timesteps if timesteps is None else timesteps
     require_timesteps(longest)
-    inputs, targets = inputs[:samples], targets[:samples]
+    inputs, targets = inputs[:samples], None if targets is None else targets[:samples]
     parts = [network.encoder, network.body]
     found = {name: module for part in parts for name, module in neuron_layers(part).items()}
     each = max(rows // max(len(found), 1), _FEWEST)
@@ -204,11 +212,12 @@ def record(
         for name, module in found.items():
             hooks.after(module, partial(emitted, name))
         hooks.after(network.body, advanced)
-        decisions = network(inputs.to(device), per_step=True).argmax(2).T.tolist()
+        running = network(inputs.to(device), per_step=True)
+    classes = None if targets is None or running.dim() != 3 or running.shape[2] < 2 else targets
     return Raster(
         timesteps=longest,
-        labels=tuple(int(target) for target in targets),
-        decisions=tuple(map(tuple, decisions)),
+        labels=() if classes is None else tuple(int(target) for target in classes),
+        decisions=() if classes is None else tuple(map(tuple, running.argmax(2).T.tolist())),
         layers=tuple(
             RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(trains, longest))
             for name, trains in recorded.items()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from snnreg_plugins._files import added_later
 from snnreg_plugins._text import (
     Column,
     Note,
@@ -27,81 +28,11 @@ from snnreg_plugins._text import (
 )
 from snnreg_plugins.reports import pictures
 from snnreg_plugins.reports.figures import Bar, Bars, Lines, Series, Stacks
+from snnreg_plugins.reports.parts import DNNReport, LayerReport, StepReport
 from snnreg_plugins.reports.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class DNNReport:
-    """What the DNN scores and spends.
-
-    Args:
-        accuracy: Share of samples classified correctly, in [0, 1].
-        sops: SOPs/sample: of layers with integer-valued input, such as a binary image; else 0.
-        effective_macs: MACs/sample of real-valued input, zeros skipped.
-        dense_macs: MACs/sample, nothing skipped.
-        energy: J/sample on hardware that skips zeros.
-        dense_energy: J/sample on hardware that skips nothing.
-    """
-
-    accuracy: float
-    sops: float
-    effective_macs: float
-    dense_macs: float
-    energy: float
-    dense_energy: float
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a run of the spiking network over T time steps scores and spends.
-
-    Args:
-        timesteps: T.
-        accuracy: Share of samples classified correctly, in [0, 1].
-        spike_rate: Spikes/neuron/step, over all neurons and the T steps.
-        updates: Neuron updates/sample: neurons times steps. Not part of the energy.
-        sops: SOPs/sample.
-        effective_macs: MACs/sample of layers with real-valued input, as the analog first layer, which is computed once.
-        energy: J/sample, MACs included.
-    """
-
-    timesteps: int
-    accuracy: float
-    spike_rate: float
-    updates: float
-    sops: float
-    effective_macs: float
-    energy: float
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What one layer of the spiking network does: a neuron layer, or a synaptic layer. What does not apply is None.
-
-    Args:
-        name: Its name in the DNN.
-        kind: Its class.
-        threshold_min: Lowest threshold of the layer's channels; the threshold where there is but one.
-        threshold_max: Highest threshold of the layer's channels.
-        spike_rate: Spikes/neuron/step.
-        updates: Neuron updates/sample; of the readout, which sums up the scores, additions.
-        sops: SOPs/sample.
-        effective_macs: MACs/sample.
-        energy: J/sample.
-    """
-
-    name: str
-    kind: str
-    threshold_min: float | None = None
-    threshold_max: float | None = None
-    spike_rate: float | None = None
-    updates: float | None = None
-    sops: float | None = None
-    effective_macs: float | None = None
-    energy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +51,9 @@ class Report(Result):
         mac: pJ per MAC.
         ac: pJ per synaptic operation.
         source: Where these energies were published.
+        score_name: What is scored: ``"accuracy"``, ``"mse"``, or a metric of torchmetrics in snake case.
+        higher_is_better: Whether a higher score is better; None if that is not known.
+        decisions: How many decisions an accuracy is the share of, where there is not one of each sample; else None.
     """
 
     samples: int
@@ -131,9 +65,17 @@ class Report(Result):
     mac: float
     ac: float
     source: str
+    score_name: str = added_later("accuracy")
+    higher_is_better: bool | None = added_later(True)
+    decisions: int | None = added_later(None)
 
     def misfit(self) -> str | None:
-        """Tell whether the steps are ascending, with that of the layers among them."""
+        """Tell whether the steps are ascending, with that of the layers among them, and all have a score."""
+        parts: list[DNNReport | StepReport] = [self.dnn, *self.steps]
+        if not all(math.isfinite(part.score) for part in parts):
+            return f"not all its parts have a score ({self.score_name})."
+        if len({part.accuracy is None for part in parts}) > 1:
+            return "some of its parts have an accuracy and some have none."
         steps = [step.timesteps for step in self.steps]
         if self.timesteps in steps and steps == sorted(set(steps)) and steps[0] >= 1:
             return None
@@ -164,10 +106,31 @@ class Report(Result):
 
     # What is shown.
 
+    @property
+    def score_title(self) -> str:
+        """The name of the score as it is shown."""
+        words = "MSE" if self.score_name == "mse" else self.score_name.replace("_", " ")
+        return words[:1].upper() + words[1:]
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether the score is an accuracy."""
+        return self.dnn.accuracy is not None
+
+    @property
+    def decided(self) -> int | None:
+        """Of how many samples an accuracy is the share; None if it is none of samples."""
+        decisions = self.samples if self.decisions is None else self.decisions
+        return decisions if self.is_accuracy and decisions <= self.samples else None
+
+    def write_score(self, score: float) -> str:
+        """Write a score."""
+        return in_percent(score) if self.is_accuracy else f"{score:.4g}"
+
     def shown(self) -> Iterable[Table | Note]:
         """Give a table of DNN and SNN over T, one of the SNN's layers, and what they mean."""
         yield self.networks().select(
-            ("Accuracy", "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"),
+            (self.score_title, "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"),
             f"DNN and SNN, per sample (mean of {self.samples:,})",
         )
         yield self.by_layer()
@@ -178,12 +141,12 @@ class Report(Result):
         """Give the table of DNN and SNN over T, with all that is known of each."""
         dnn = self.dnn
         rows = [
-            ("DNN, dense", dnn.accuracy, None, None, dnn.dense_macs, dnn.dense_energy),
-            ("DNN, sparse", dnn.accuracy, None, dnn.sops or None, dnn.effective_macs, dnn.energy),
+            ("DNN, dense", dnn.score, None, None, dnn.dense_macs, dnn.dense_energy),
+            ("DNN, sparse", dnn.score, None, dnn.sops or None, dnn.effective_macs, dnn.energy),
             *(
                 (
                     f"SNN, T = {step.timesteps}",
-                    step.accuracy,
+                    step.score,
                     step.spike_rate,
                     step.sops,
                     step.effective_macs,
@@ -197,7 +160,7 @@ class Report(Result):
             "DNN and SNN, per sample",
             (
                 Column(""),
-                Column("Accuracy", in_percent),
+                Column(self.score_title, self.write_score),
                 Column("Spike rate", in_rate),
                 Column("SOPs", in_short),
                 Column("MACs", in_short),
@@ -211,29 +174,29 @@ class Report(Result):
             ),
         )
 
-    def accuracies(self) -> Table:
-        """Give the table of accuracies, how sure they are, and how far from that of the DNN in points."""
-        dnn = self.dnn.accuracy
+    def scores(self) -> Table:
+        """Give the table of scores, how sure accuracies are, and how far from that of the DNN (in points, if so)."""
+        unit, decided = 100 if self.is_accuracy else 1, self.decided
+        parts = [("DNN", self.dnn.score), *((f"SNN, T = {step.timesteps}", step.score) for step in self.steps)]
         rows = [
-            ("DNN", dnn, interval(dnn, self.samples), None),
-            *(
-                (
-                    f"SNN, T = {step.timesteps}",
-                    step.accuracy,
-                    interval(step.accuracy, self.samples),
-                    100 * (step.accuracy - dnn),
-                )
-                for step in self.steps
-            ),
+            (
+                name,
+                score,
+                *(() if decided is None else (interval(score, decided),)),
+                unit * (score - self.dnn.score) if index else None,
+            )
+            for index, (name, score) in enumerate(parts)
         ]
+        sure = Column("95 % interval", lambda bounds: "{:.1f} to {:.1f} %".format(*(100 * bound for bound in bounds)))
+        difference = "{:+.2f}" if self.is_accuracy else "{:+.3g}"
         marked = 1 + [step.timesteps for step in self.steps].index(self.timesteps)
         return Table(
-            "Accuracy of DNN and SNN, and the points between them",
+            f"{self.score_title} of DNN and SNN, and the {'points' if self.is_accuracy else 'difference'} between them",
             (
                 Column(""),
-                Column("Accuracy", in_percent),
-                Column("95 % interval", lambda bounds: "{:.1f} to {:.1f} %".format(*(100 * bound for bound in bounds))),
-                Column("To DNN", lambda points: f"{points:+.2f}".replace("-", "−")),
+                Column(self.score_title, self.write_score),
+                *(() if decided is None else (sure,)),
+                Column("To DNN", lambda value: difference.format(value).replace("-", "−")),
             ),
             tuple(Row(row, index == marked) for index, row in enumerate(rows)),
         )
@@ -301,27 +264,30 @@ class Report(Result):
     # What is drawn.
 
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
-        """Draw accuracy and operations over T, and the spike rate by layer."""
+        """Draw score and operations over T, and the spike rate by layer."""
         figures = (
-            partial(pictures.lines, figure=self.accuracy_figure()),
+            partial(pictures.lines, figure=self.score_figure()),
             partial(pictures.lines, figure=self.operations_figure()),
             partial(pictures.bars, figure=self.rates_figure()),
         )
         return max(4.0, 1.8 + 0.24 * len(self.rates_figure().bars)), figures
 
-    def accuracy_figure(self) -> Lines:
-        """Give accuracy over T."""
-        first, last, dnn = self.steps[0], self.steps[-1], self.dnn.accuracy
+    def score_figure(self) -> Lines:
+        """Give the score over T."""
+        first, last, dnn = self.steps[0], self.steps[-1], self.dnn.score
+        better = {True: " (higher is better)", False: " (lower is better)", None: ""}[self.higher_is_better]
+        correct = f"{'Labels' if self.decided is None else 'Samples'} correct"
+        name = "accuracy" if self.is_accuracy else self.score_title
         return Lines(
-            title="Accuracy",
-            unit="Samples correct",
+            title=self.score_title,
+            unit=correct if self.is_accuracy else f"{self.score_title}{better}",
             steps=self._steps(),
-            series=(Series("SNN", tuple(step.accuracy for step in self.steps), "snn"),),
+            series=(Series("SNN", tuple(step.score for step in self.steps), "snn"),),
             levels=(Series("DNN", (dnn,), "dnn"),),
             marked=self.timesteps,
-            said=f"Line chart. The SNN's accuracy goes from {in_percent(first.accuracy)} at T = {first.timesteps} to "
-            f"{in_percent(last.accuracy)} at T = {last.timesteps}; the DNN has {in_percent(dnn)}.",
-            write=tick_percent,
+            said=f"Line chart. The SNN's {name} goes from {self.write_score(first.score)} at T = {first.timesteps} to "
+            f"{self.write_score(last.score)} at T = {last.timesteps}; the DNN has {self.write_score(dnn)}.",
+            write=tick_percent if self.is_accuracy else "{:.3g}".format,
         )
 
     def operations_figure(self) -> Lines:

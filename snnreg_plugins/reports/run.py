@@ -61,6 +61,8 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        #: Files that were written.
+        self.written: list[str] = []
 
     @property
     def title(self) -> str:
@@ -116,8 +118,14 @@ class Run:
     # Written.
 
     def save_network(self, network: SpikingNetwork) -> list[str]:
-        """Write the network; give the file's name."""
+        """Write the network; give the file's name. What an earlier run found of another network goes."""
+        # Told before, as some files are known by the network beside them.
+        others = [*_BESIDE, PAGE, *(f"{stem}.json" for stem in _RESULTS.values())]
+        earlier = [name for name in others if self.path(name).is_file() and self._is_ours(name)]
         save_network(network, self.path(NETWORK))
+        self.written.append(NETWORK)
+        for name in earlier:
+            self.path(name).unlink()
         return [NETWORK]
 
     def save_nir(self, network: SpikingNetwork) -> list[str]:
@@ -128,12 +136,14 @@ class Run:
             ConversionError: If NIR cannot express the network.
         """
         to_nir(network, self.path(NIR))
+        self.written.append(NIR)
         return [NIR]
 
     def save(self, result: Result) -> list[str]:
         """Write a result's numbers; give the file's name."""
         name = f"{_RESULTS[type(result)]}.json"
         result.save_json(self.path(name))
+        self.written.append(name)
         return [name]
 
     def draw(self, result: Result) -> list[str]:
@@ -144,13 +154,8 @@ class Run:
         """
         name = f"{_RESULTS[type(result)]}.png"
         result.save_plot(self.path(name))
+        self.written.append(name)
         return [name]
-
-    def forget(self, kind: type[Result]) -> None:
-        """Delete a result that an earlier run left, as it is not of this one's network."""
-        name = f"{_RESULTS[kind]}.json"
-        if self.path(name).is_file() and self._is_ours(name):
-            self.path(name).unlink()
 
     def save_recipe(self, recipe: str | os.PathLike[str]) -> list[str]:
         """Copy the settings of a training; give the file's name."""
@@ -161,6 +166,7 @@ class Run:
     def save_page(self, contents: Contents) -> list[str]:
         """Write the page; give the file's name."""
         _write(contents.page(), self.path(PAGE))
+        self.written.append(PAGE)
         return [PAGE]
 
     # Read.

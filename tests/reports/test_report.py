@@ -20,7 +20,8 @@ from snnreg_plugins.functional import EnergyTable, energy
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 from snnreg_plugins.reports import pictures
 from snnreg_plugins.reports.measure import report
-from snnreg_plugins.reports.report import LayerReport, Report
+from snnreg_plugins.reports.parts import LayerReport
+from snnreg_plugins.reports.report import Report
 
 STEPS = (1, 2, 5, 8)
 
@@ -239,11 +240,11 @@ X, Y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
         ([{"image": X, "label": Y}], TypeError, "`data` .* but got a batch of type dict"),
         ([(X,)], TypeError, "`data` .* but got a batch of Tensor"),
         ([(X, Y.tolist())], TypeError, "`data` .* but got a batch of Tensor, list"),
-        ([(X, Y[:3])], ValueError, r"`data` to give targets of shape \(4,\), .* got \(3,\)"),
-        ([(X, torch.eye(5)[Y].long())], ValueError, r"got \(4, 5\) .*argmax"),
-        ([(X, Y.float())], ValueError, "integers as class indices, but got .* torch.float32"),
-        ([(X, Y + 2)], ValueError, "targets from 0 to 4, .* but got 5"),
-        ([(X, Y - 1)], ValueError, "targets from 0 to 4, .* but got -1"),
+        ([(X, Y[:3])], ValueError, r"what is scored .* targets of shape \(3,\)\. Give `metric`"),
+        ([(X, torch.eye(5)[Y].long())], ValueError, r"torch.int64 targets of shape \(4, 5\) .* Give `metric`"),
+        ([(X, Y.float())], ValueError, r"torch.float32 targets of shape \(4,\). Give `metric`"),
+        ([(X, Y + 2)], ValueError, "class indices below 5, the number of scores, but got 5"),
+        ([(X, Y - 1)], ValueError, "class indices below 5, the number of scores, but got -1"),
     ],
 )
 def test_wrong_data_is_refused(dnn, network, wrong, error, message):
@@ -262,7 +263,7 @@ def test_other_wrong_arguments_are_refused(dnn, data, network):
         report(network, dnn, data)
     with pytest.raises(ValueError, match=r"`table` to be one of .* but got 'joules'"):
         report(dnn, network, data, table="joules")
-    with pytest.raises(ValueError, match=r"`dnn` .* of shape \(B, K\), but got \(20, 6, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"outputs of shape \(20, 6, 2, 2\) .* Give `metric`"):
         report(dnn[:4], network, data)
 
 
