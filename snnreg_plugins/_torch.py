@@ -1,7 +1,7 @@
 """The one door to what torch does not offer in public; each function says what breaks without it.
 
-Nothing private is touched when this is imported, so that an upgrade of torch which takes one of these away breaks what
-needs it, and the test of it, and nothing else.
+Nothing private is touched when this is imported, so that an upgrade of torch which
+takes one of these away breaks what needs it, and the test of it, and nothing else.
 """
 
 from __future__ import annotations
@@ -259,3 +259,11 @@ def is_assertion(function: object) -> bool:
     Without it, models that assert something of their input are refused.
     """
     return function is torch._assert
+
+
+def ignore_index_of(step: Any) -> int:
+    """Give the class index that a cross-entropy leaves out, from its step of a backward pass.
+
+    Without it, targets that do not count are scored as wrong.
+    """
+    return int(step._saved_ignore_index)

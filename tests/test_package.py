@@ -123,16 +123,6 @@ def test_no_file_is_long_and_no_room_holds_more_than_a_fifth():
 
 
 DOORS = {"_torch.py", "_lightning.py"}
-# To be emptied: files that still use what others do not offer in public, past the doors.
-PAST_THE_DOORS = {
-    "export/build.py",
-    "export/copies.py",
-    "export/files.py",
-    "export/fold.py",
-    "export/forms.py",
-    "export/step_graph.py",
-    "metrics/scores.py",
-}
 # Of Python; of Lightning and torchmetrics for who inherits from them, as their documentation says.
 OFFERED = {"_fields", "_replace", "_asdict", "_getframe", "_generate_state_key", "_plot"}
 OTHERS = {"torch", "lightning", "torchmetrics", "jsonargparse", "snntorch", "norse", "nir", "h5py"}
@@ -168,8 +158,7 @@ def test_what_others_do_not_offer_in_public_is_behind_one_door():
                 used |= {f"{node.module}: {part}" for part in parts if is_private(part)}
             elif isinstance(node, ast.Import):
                 used |= {alias.name for alias in node.names if any(is_private(part) for part in alias.name.split("."))}
-    past = {name: used for name, used in found.items() if used and name not in DOORS}
-    assert not {name: used for name, used in past.items() if name not in PAST_THE_DOORS}
+    assert not {name: used for name, used in found.items() if used and name not in DOORS}
 
 
 def test_functional_imports_torch_only():

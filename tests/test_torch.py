@@ -269,3 +269,10 @@ def test_assertions():
     with there("is_assertion"):
         assert _torch.is_assertion(torch._assert)
         assert not _torch.is_assertion(torch.relu)
+
+
+def test_the_class_that_a_loss_ignores():
+    with there("ignore_index_of"):
+        scores = torch.zeros(4, 3, requires_grad=True)
+        loss = nn.functional.nll_loss(scores, torch.tensor([0, 1, 2, 2]), ignore_index=2)
+        assert _torch.ignore_index_of(loss.grad_fn) == 2

@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnreg_plugins._models import device_of
 from snnreg_plugins.export.arithmetic import Arithmetic
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift, scale_inputs
-from snnreg_plugins.export.forms import ADAPTIVE_AVERAGE_POOLS, ADAPTIVE_MAX_POOLS, AVERAGE_POOLS, MAX_POOLS, is_value
+from snnreg_plugins.export.forms import (
+    ADAPTIVE_AVERAGE_POOLS,
+    ADAPTIVE_MAX_POOLS,
+    AVERAGE_POOLS,
+    BATCH_NORMS,
+    MAX_POOLS,
+    is_value,
+)
 from snnreg_plugins.export.input_code import InputCode
 from snnreg_plugins.export.names import Names
 from snnreg_plugins.export.rectifiers import ENDINGS, RECTIFIERS, Population
@@ -140,7 +146,7 @@ class _Builder(Arithmetic):
             self.sums[node] = self._neurons(node, given, node.meta["populations"])
         elif is_synaptic(module):
             self.sums[node] = self._synapses(node, given, module)
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, BATCH_NORMS):
             gain, shift = gain_and_shift(module)
             dims = self._sample(node).dim()
             self.sums[node] = given.times(channelwise(gain, dims), channelwise(shift, dims))

@@ -132,7 +132,5 @@ def _assign(network: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
         path, _, last = name.rpartition(".")
         module = network.get_submodule(path)
         value = tensors[name].to(own[name].device, copy=True)
-        if last in module._buffers:
-            module._buffers[last] = value
-        else:
-            module._parameters[last] = nn.Parameter(value)
+        is_parameter = last in dict(module.named_parameters(recurse=False))
+        setattr(module, last, nn.Parameter(value) if is_parameter else value)

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from snnreg_plugins.export.forms import AVERAGE_POOLS, MAX_POOLS
+from snnreg_plugins.export.forms import AVERAGE_POOLS, BATCH_NORMS, MAX_POOLS
 from snnreg_plugins.export.refusals import refusal
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic
@@ -30,7 +29,7 @@ def fold_batch_norms(traced: fx.GraphModule, structure: Structure) -> None:
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         norm = modules[str(node.target)] if node.op == "call_module" else None
-        if not isinstance(norm, _BatchNorm):
+        if not isinstance(norm, BATCH_NORMS):
             continue
         if norm.running_mean is None or norm.running_var is None:
             name = str(node.target)
@@ -68,7 +67,7 @@ def _commutes(layer: Any, gain: Tensor) -> bool:
     return not layer.count_include_pad or not torch.as_tensor(layer.padding).any()
 
 
-def gain_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def gain_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     r"""Write a batch norm in eval mode as an affine map of channels, :math:`y_c = g_c x_c + s_c`.
 
     Returns:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from snnreg_plugins.export.rectifiers import RECTIFIERS
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ADAPTIVE_AVERAGE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -32,11 +31,19 @@ MOVERS = (
     nn.ZeroPad3d,
     nn.Upsample,  # to the nearest
 )
-DROPPED = (nn.Identity, _DropoutNd)
+DROPPED = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 KEPT = (
     *SYNAPTIC_LAYERS,
     *RECTIFIERS,
-    _BatchNorm,
+    *BATCH_NORMS,
     *AVERAGE_POOLS,
     *MAX_POOLS,
     *ADAPTIVE_AVERAGE_POOLS,

@@ -9,10 +9,10 @@ from functools import reduce
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift
+from snnreg_plugins.export.forms import BATCH_NORMS
 from snnreg_plugins.export.names import Names
 from snnreg_plugins.spiking.layers import ChannelAffine
 
@@ -70,7 +70,7 @@ class StepGraph:
         if node.op != "call_module":
             return
         module = self.modules[str(node.target)]
-        module = ChannelAffine(*gain_and_shift(module)) if isinstance(module, _BatchNorm) else module
+        module = ChannelAffine(*gain_and_shift(module)) if isinstance(module, BATCH_NORMS) else module
         add_submodule(self.root, str(node.target), copy.deepcopy(module))
 
     def _get(self, source: fx.Node, nodes: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
+from snnreg_plugins._torch import ignore_index_of
+
 #: What a network is trained to give.
 Task: TypeAlias = Literal["multiclass", "binary", "multilabel", "regression"]
 
@@ -91,7 +93,7 @@ def losses_of_backward(loss: Tensor) -> set[Loss]:
         name = step.name().rstrip("0123456789")
         if name in _CLASS_INDICES:
             # An unsigned number in the graph.
-            index = step._saved_ignore_index
+            index = ignore_index_of(step)
             found.add(Loss("multiclass", ignore_index=index - 2**64 if index >= 2**63 else index))
         elif name in _LOSSES:
             found.add(_LOSSES[name])
