@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Unpack, override
@@ -19,17 +20,21 @@ from snnreg_plugins._files import read_tensors
 from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
+from snnreg_plugins.metrics.scores import Loss, Score, choose_score, loss_of_modules
 
 
 class Classifier(LightningModule):
-    """Train any network as a classifier, with cross-entropy.
+    """Train any network as a classifier, with cross-entropy; or for what another loss says.
 
-    Logs ``train/loss``, and ``val/loss``, ``val/accuracy`` or ``test/loss``, ``test/accuracy``.
+    Logs ``train/loss``, and ``val/loss``, ``val/accuracy`` or ``test/loss``, ``test/accuracy``. The accuracy is that of
+    classes, or of labels under a binary cross-entropy; of a regression the mean squared error is logged, ``val/mse``.
 
     Args:
-        network: Gives scores ``(B, K)``.
+        network: Gives scores ``(B, K)``, or what the loss takes.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
         scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        loss: From outputs and targets to a loss, such as ``nn.BCEWithLogitsLoss()`` or ``nn.MSELoss()``; cross-entropy
+            if None.
 
     Example:
         >>> model = Classifier(nn.Linear(2, 3))
@@ -42,9 +47,13 @@ class Classifier(LightningModule):
         network: nn.Module,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.loss = loss
+        self._score: Score | None = None
+        self._is_scored = True
         self.optimizer = optimizer
         self.scheduler = scheduler
 
@@ -57,7 +66,7 @@ class Classifier(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
-        loss = F.cross_entropy(self(x), y)
+        loss = self._loss(self(x), y)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -77,10 +86,27 @@ class Classifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         x, y = batch
-        scores = self(x)
-        accuracy = (scores.argmax(1) == y).float().mean()
-        logged = {f"{stage}/loss": F.cross_entropy(scores, y), f"{stage}/accuracy": accuracy}
-        self.log_dict(logged, prog_bar=True, batch_size=len(x), sync_dist=True)
+        outputs = self(x)
+        self.log(f"{stage}/loss", self._loss(outputs, y), prog_bar=True, batch_size=len(x), sync_dist=True)
+        if self._score is None and self._is_scored:
+            told = Loss("multiclass", ignore_index=-100) if self.loss is None else loss_of_modules(self.loss)
+            try:
+                self._score = choose_score(outputs, y, told)
+            except ValueError as error:
+                rank_zero_warn(f"{type(self).__name__} logs its loss alone. {error}")
+                self._is_scored = False  # nor are later batches, whose values may look otherwise
+        if self._score is None:
+            return
+        score = self._score.fresh(sync=False)
+        score.update(outputs, y)
+        counted = len(x) if score.decisions is None else score.decisions
+        if counted:
+            name = f"{stage}/{score.name}"
+            self.log(name, score.compute(), prog_bar=True, batch_size=counted, sync_dist=True)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = F.cross_entropy(outputs, targets) if self.loss is None else self.loss(outputs, targets)
+        return loss
 
     @override
     def configure_optimizers(self) -> Any:
@@ -107,6 +133,7 @@ class SpikingClassifier(Classifier):
         truncation: Time steps that gradients flow back through neurons; all if None.
         checkpointing: Keep no activations for the backward pass, but compute them again there, a part of the batch at
             a time; see :class:`~snnreg_plugins.SpikingNetwork`.
+        loss: From outputs and targets to a loss; cross-entropy if None.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -126,9 +153,10 @@ class SpikingClassifier(Classifier):
         scheduler: LRSchedulerCallable | None = None,
         truncation: int | None = None,
         checkpointing: bool = False,
+        loss: nn.Module | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
-        super().__init__(network, optimizer, scheduler)
+        super().__init__(network, optimizer, scheduler, loss)
         self.checkpoint = checkpoint
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.truncation = None if truncation is None else as_integer("truncation", truncation)

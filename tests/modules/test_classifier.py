@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from snnreg_plugins.modules import SpikingClassifier
+from snnreg_plugins.modules import Classifier, SpikingClassifier
 from tests.callbacks.reference import free_port, leave, two_processes
 from tests.export.processes import exact_inputs, exact_network
 
@@ -131,3 +133,43 @@ def test_calibration_leaves_random_numbers_as_they_are():
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     Trainer(max_steps=1, accelerator="cpu", **quiet).fit(module, datamodule=Data(shuffle=True))
     assert torch.equal(module.before, module.after)
+
+
+X = torch.rand(20, 4, generator=torch.Generator().manual_seed(1)) - 0.3
+CLASSES = torch.arange(20) % 3
+IGNORED = torch.where(torch.arange(20) % 4 == 0, -100, CLASSES)
+ONE = (X[:, :1] > 0.1).float()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "targets", "name", "expected"),
+    [
+        (3, None, CLASSES, "accuracy", lambda o: (o.argmax(1) == CLASSES).float().mean()),
+        (3, None, F.one_hot(CLASSES, 3).float(), "accuracy", lambda o: (o.argmax(1) == CLASSES).float().mean()),
+        (3, None, IGNORED, "accuracy", lambda o: (o.argmax(1) == IGNORED)[IGNORED >= 0].float().mean()),
+        (1, nn.BCEWithLogitsLoss(), ONE, "accuracy", lambda o: ((o > 0) == (ONE > 0)).float().mean()),
+        (2, nn.BCEWithLogitsLoss(), (X[:, :2] > 0.1).float(), "accuracy",
+         lambda o: ((o > 0) == (X[:, :2] > 0.1)).float().mean()),
+        (1, nn.MSELoss(), X[:, :1], "mse", lambda o: (o - X[:, :1]).square().mean()),
+    ],
+)  # fmt: skip
+def test_the_loss_tells_what_is_scored(outputs, loss, targets, name, expected):
+    torch.manual_seed(0)
+    module = Classifier(nn.Linear(4, outputs), loss=loss)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False)  # fmt: skip
+    (found,) = trainer.test(module, DataLoader(TensorDataset(X, targets), 6), verbose=False)
+    with torch.no_grad():
+        assert found[f"test/{name}"] == pytest.approx(float(expected(module(X))))
+    assert set(found) == {"test/loss", f"test/{name}"}
+
+
+def test_a_loss_that_tells_nothing_is_logged_alone():
+    module = Classifier(nn.Linear(4, 1), loss=nn.KLDivLoss(reduction="batchmean"))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False)  # fmt: skip
+    with pytest.warns(UserWarning, match="Classifier logs its loss alone. Cannot tell what is scored"):
+        (found,) = trainer.test(
+            module, DataLoader(TensorDataset(X, ONE * torch.arange(20)[:, None].clamp(min=1)), 1), verbose=False
+        )
+    assert set(found) == {"test/loss"}
