@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from snnreg_plugins import ActivityRegularization
-from tests.callbacks.loops import LOOPS, Views
-from tests.callbacks.reference import fit
+from tests.callbacks.loops import LOOPS, SharedTrunk, Views
+from tests.callbacks.reference import fit, loader
 
 STRENGTH = 0.5
 
@@ -20,6 +21,16 @@ def test_gradient_equals_the_penalty_by_hand(loop, weighting):
     actual, _ = fit(loop(), [ActivityRegularization("l1", STRENGTH, weighting)], torch.float64)
     assert (without - expected).abs().max() > 1e-3  # the penalty matters
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_logged_is_the_mean_over_the_backward_passes_that_brought_it():
+    module = SharedTrunk()
+    x, _ = next(iter(loader(torch.float64)))
+    h = F.relu(module.trunk(x.flatten(1), reads := []))
+    module.right(h, of_right := [], own=False)
+    _, trainer = fit(module, [ActivityRegularization("l1")], torch.float64, limit_train_batches=1)
+    for name, (_, activity) in (("trunk.layers.1", reads[0]), ("right.layers.1", of_right[1])):
+        assert float(trainer.callback_metrics[f"penalty/net.{name}"]) == pytest.approx(float(activity.detach().mean()))
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "fan_out"])

@@ -301,6 +301,7 @@ def test_several_callbacks_are_told_apart_and_logged_in_sum(tmp_path):
 
     assert len({callback.state_key for callback in callbacks()}) == 5
     assert [one.state_key for one in callbacks()] == [one.state_key for one in callbacks()]
+    assert ActivityRegularization("l1", 0.1).state_key != ActivityRegularization("l1", 0.2).state_key
     module = Module(start({}, torch.float64))
     data, activities = next(iter(loader(torch.float64))), []
     module.net(data[0], activities)
