@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError
 
-from snnreg_plugins import SpikingValidation, to_snntorch
+from snnreg_plugins import SpikingValidation, SynapticOperations, to_snntorch
 
 X = torch.rand(40, 5, generator=torch.Generator().manual_seed(2)) - 0.3
 FIRST = (X[:, 0] > X[:, 1]).long()
@@ -159,10 +159,11 @@ def test_a_callback_used_again_starts_anew():
     pickle.loads(pickle.dumps(reused))
     found = []
     for callback in (reused, SpikingValidation(timesteps=4)):
+        again = fit(callback, Module(), CLASSES)
         trainer = trainer_of([callback])
         trainer.validate(Module(), loader(CLASSES, X / 7), verbose=False)
         alone = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        found.append((alone, fit(callback, Module(), CLASSES)))
+        found.append((alone, again))
     assert found[0] == found[1]
 
 
@@ -242,7 +243,7 @@ def test_batches_of_a_poisson_code_are_independent():
     class Listening(SpikingValidation):
         def on_validation_batch_end(self, *arguments):
             super().on_validation_batch_end(*arguments)
-            seen.append(int(self._runs[0].operations["snn"].total("sops") * len(seen or [0])))
+            seen.append(float(self._runs[0].operations["snn"].total("sops")))
 
     batches = [(X[:8], CLASSES[:8])] * 3  # the same batch
     trainer_of([Listening(timesteps=3, coding="poisson")]).validate(
@@ -268,6 +269,9 @@ def test_loaders_have_numbers_of_their_own():
     with torch.no_grad():
         for index, (x, y) in enumerate(parts):
             expected = {"dnn": right(module.net(x).argmax(1), y), "snn": right(callback.network(x).argmax(1), y)}
+            with SynapticOperations(callback.network) as operations:
+                callback.network(x)
+            assert float(logged[f"snn/sops/dataloader_idx_{index}"]) == pytest.approx(float(operations.compute()))
             for name, value in expected.items():
                 assert float(logged[f"{name}/accuracy/dataloader_idx_{index}"]) == pytest.approx(value)
     assert "snn/accuracy" not in logged
