@@ -459,6 +459,15 @@ def test_products_that_no_layer_makes_are_a_row_of_the_module_that_makes_them():
     assert (with_memory.left_out, with_memory.layers[0].energy) == (("0",), None)
 
 
+@pytest.mark.parametrize("timesteps", [1, 4])
+def test_the_dense_dnn_computes_products_of_a_cell_once(timesteps):
+    torch.manual_seed(0)
+    result = profile(recurrent_of_norse(), torch.rand(VECTOR), timesteps=timesteps)
+    row = next(layer for layer in result.layers if layer.kind == "LIFRecurrentCell")
+    assert row.dense_macs == timesteps * 50
+    assert row.dense_energy == pytest.approx(4.6e-12 * 50)
+
+
 def test_a_network_that_multiplies_nothing_is_no_profile():
     class Lazy(nn.Module):
         def __init__(self):

@@ -114,7 +114,6 @@ class SynapticOperations(WatchingMetric):
             with self.watch.hooks.one_step_at_a_time():  # which samples a call holds is plain then
                 yield
         finally:
-            self._labels.tell(None)
             self.watch.observer = None
 
     def by_label(self, quantity: str = "sops") -> dict[Any, float]:

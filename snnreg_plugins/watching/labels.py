@@ -16,7 +16,7 @@ ByLabel: TypeAlias = dict[Any, list[int]]
 
 
 class Labels(Observer):
-    """Splits what a tally counts by label, in the passes that run while there are some.
+    """Splits what a tally counts by label, in the passes that it observes.
 
     Args:
         batch_dim: Dimension of the batch in a layer's input.
@@ -28,22 +28,20 @@ class Labels(Observer):
 
     def forget(self) -> None:
         """Forget all, the labels too."""
-        self.labels: list[Any] | None = None
+        self.labels: list[Any] = []
         self.by_label: ByLabel = {}
         #: Whether there was something that does not split.
         self.unsplit = False
         self._costs: list[list[int]] = []  # of each sample in the pass under way
 
-    def tell(self, labels: Tensor | Sequence[Any] | None) -> None:
-        """Tell the labels of the samples in the passes to come; None for none."""
-        self.labels = labels.tolist() if isinstance(labels, Tensor) else None if labels is None else list(labels)
-        for label in self.labels or ():
+    def tell(self, labels: Tensor | Sequence[Any]) -> None:
+        """Tell the labels of the samples in the passes to come."""
+        self.labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        for label in self.labels:
             self.by_label.setdefault(label, [0] * 4)[0] += 1
 
     def arrived(self, name: str, layer: Any, x: Tensor, shape: tuple[int, ...], cost: tuple[int, int, int]) -> None:
         """Split the cost of a layer's input."""
-        if self.labels is None:
-            return
         samples = len(self.labels)
         inputs = x.numel() // max(1, math.prod(shape))
         if not samples or inputs % samples:
@@ -62,11 +60,11 @@ class Labels(Observer):
 
     def multiplied(self, name: str) -> None:
         """Remember that something does not split."""
-        self.unsplit |= self.labels is not None
+        self.unsplit = True
 
     def ended(self, counts: bool) -> None:
         """Keep what the pass cost, if it counts."""
-        for label, costs in zip(self.labels or (), self._costs, strict=False) if counts else ():
+        for label, costs in zip(self.labels, self._costs, strict=False) if counts else ():
             tally = self.by_label[label]
             tally[1:] = map(add, tally[1:], costs)
         self._costs = []

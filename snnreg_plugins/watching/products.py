@@ -228,7 +228,7 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         if given.get("is_causal"):
             scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
         if bias is not None:
-            scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+            scores = scores + bias  # torch makes numbers of a boolean mask
         weights = scores.softmax(-1).to(query.dtype)
         for first, second in ((query, key.transpose(-2, -1)), (weights, value)):
             dense = _pairs(torch.ones_like(first), second, dense=True)

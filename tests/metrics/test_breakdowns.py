@@ -69,6 +69,7 @@ def test_by_label(name):
             with metric.labelled(y), recorded(model, SYNAPTIC_LAYERS) as record:
                 run(x)
             records.append(record)
+        run(batches[0][0])  # not labelled either
     # Each sample alone, in the kind of cost that its batch has.
     expected = {}
     for (x, y), record in zip(batches, records, strict=True):
@@ -97,6 +98,20 @@ def test_labels_of_convolutions_and_names():
     metric.reset()
     with pytest.raises(RuntimeError, match="none did"):
         metric.by_label()
+
+
+def test_a_labelled_pass_that_fails_is_not_split():
+    class Fails(nn.Module):
+        def forward(self, x):
+            return x / 0 if len(x) < 3 else x.no_such_thing
+
+    model = nn.Sequential(nn.Linear(2, 3), Fails())
+    with SynapticOperations(model) as metric:
+        with pytest.raises(AttributeError), metric.labelled([0, 0, 1]):
+            model(torch.ones(3, 2))
+        with metric.labelled([0, 1]):
+            model(torch.ones(2, 2))
+    assert metric.by_label() == {0: 6 / 3, 1: 6 / 2}
 
 
 def test_labels_that_do_not_fit():

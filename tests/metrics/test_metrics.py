@@ -291,6 +291,15 @@ def test_half_precision_models():
     assert metric.by_layer()["0"] == x.sum() * 5 / 3
 
 
+@every_metric
+def test_reading_changes_nothing(make):
+    model = network()
+    with make(model) as metric:
+        for count in (1, 2, 3):
+            model(batches(4, 2, 3)[count - 1])
+            assert values(metric) == values(metric) == values_of(make, batches(4, 2, 3)[:count])
+
+
 # Copies.
 
 

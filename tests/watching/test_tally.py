@@ -68,7 +68,10 @@ def test_known_events_are_counted_as_those_that_are_looked_at(target, sizes):
     found = table_of(network, xs)
     assert found == table_of(network, xs, always_look=True)
     network.exact = True  # one step at a time
-    assert found == table_of(network, xs, always_look=True)
+    assert found == table_of(network, xs) == table_of(network, xs, always_look=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tallies, "_HELD", 0)
+        assert found == table_of(network, xs)
 
 
 def test_all_that_reads_spikes_is_known():
@@ -257,6 +260,15 @@ def test_neurons_that_take_all_steps_at_once():
         assert tally.by_layer("spikes", steps) == {"": int(spikes[:steps].sum())}
         assert tally.by_layer("neuron_steps", steps) == {"": steps * 6}
     assert spikes.any()
+
+
+def test_neurons_that_have_time_behind_the_batch():
+    stateful = type("StatefulLayer", (nn.Identity,), {"__module__": "sinabs.layers"})()
+    spikes = (torch.rand(2, 5, 3) < 0.5).float()
+    with Tally(stateful) as tally:
+        stateful(spikes)
+    assert [tally.total("spikes", steps) for steps in range(1, 6)] == [int(spikes[:, :n].sum()) for n in range(1, 6)]
+    assert tally.total("neuron_steps", 2) == 12
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, "2"])
