@@ -28,7 +28,8 @@ class SynapticOperations(WatchingMetric):
     The metric is built on a model, watches the input of every synaptic layer (Linear, Conv1d/2d/3d,
     ConvTranspose1d/2d/3d, one-to-one recurrence of snnTorch) and counts by itself: just run the model. Integer-valued
     input is a count of events and gives SOPs. Any other input (the first layer's image, a DNN's activations) is real
-    and gives effective MACs: one per non-zero input and synapse. Dense MACs count every input at every call of a
+    and gives effective MACs: one per non-zero input and synapse; so is what an exported network reads as a constant
+    current, images of 0 to 255 too, unless all of it is 0 or 1. Dense MACs count every input at every call of a
     layer. Events that a model averages over windows of one size (``nn.AvgPool2d``, ``F.avg_pool2d``, a mean) are
     counted before the average, as if 1/k² were part of the weights that read it.
 

@@ -164,8 +164,11 @@ class SpikingNetwork(SimulatedNetwork):
         return name if part in ("encoder", "body", "head") else path
 
     def known_events(self) -> Known:
-        """Find the layers that read nothing but spikes and sums of spikes, and the neurons whose spikes are 0 or 1."""
-        return events_in(self.body, self.neurons.describe)
+        """Find the layers that read nothing but spikes and sums of spikes, and the neurons whose spikes are 0 or 1.
+
+        What is computed once reads a constant current, which images of 0 to 255 are too.
+        """
+        return events_in(self.body, self.neurons.describe)._replace(analog=frozenset(self.encoder.modules()))
 
     @property
     def levels(self) -> dict[str, Tensor]:

@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 
 class Known(NamedTuple):
-    """Modules that are known to handle events alone: whole numbers that are not negative.
+    """Modules of which it is known whether they handle events: whole numbers that are not negative.
 
     Args:
         readers: Modules whose input holds events in every call.
         sources: Modules whose output does.
+        analog: Modules whose input is a current and no spikes: numbers above 1 are multiplied, whole ones too.
     """
 
     readers: frozenset[nn.Module] = frozenset()
     sources: frozenset[nn.Module] = frozenset()
+    analog: frozenset[nn.Module] = frozenset()
 
 
 class SimulatedNetwork(nn.Module):
@@ -50,7 +52,7 @@ class SimulatedNetwork(nn.Module):
         return path
 
     def known_events(self) -> Known:
-        """Find the modules that handle events alone, by how the network is built."""
+        """Find the modules that handle events alone, and those that never do, by how the network is built."""
         return Known()
 
 

@@ -124,6 +124,7 @@ class Tally(Watch):
         # By row, as all below.
         self._reads_events = [module in known.readers for module in self.index]
         self._emits_events = [module in known.sources for module in self.index]
+        self._is_analog = [module in known.analog for module in self.index]
         #: Pairs of a row's name and what of it was not counted; a reset does not forget them.
         self.missed: dict[tuple[str, str], None] = {}
         self._averages = Averages()
@@ -292,7 +293,11 @@ class Tally(Watch):
                 self._looks.always = True
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
         synapses = self._synapses_of(row, layer, shape)
-        costs = synapses.count_steps(x, 1 if call is None else call.steps, real=self._real[row])
+        steps = 1 if call is None else call.steps
+        if self._is_analog[row] and not bool(((x == 0) | (x == 1)).all()):
+            costs = [(0, active, dense) for active, _, dense in synapses.count_steps((x != 0).to(x.dtype), steps)]
+        else:
+            costs = synapses.count_steps(x, steps, real=self._real[row])
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]
         if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
@@ -350,7 +355,9 @@ class Tally(Watch):
         if name not in self.layers:
             calls = self._sites[row, site] = self._sites.get((row, site), 0) + 1
             self.called[name] = max(self.called.get(name, 0), calls)
-        self._add(row, self.call_in_pass((row, site)), [cost])
+        # A recurrent cell multiplies its input and its state in one call, which is one time step.
+        products = 2 if isinstance(owner, nn.RNNCellBase) else 1
+        self._add(row, self.call_in_pass((row, site)) // products, [cost])
         if self.observer is not None:
             self.observer.multiplied(name)
 

@@ -5,8 +5,8 @@ import snntorch
 import torch
 from torch import nn
 
-from snnreg_plugins import Energy, SynapticOperations
-from snnreg_plugins.functional import SYNAPTIC_LAYERS
+from snnreg_plugins import Energy, SynapticOperations, to_snntorch
+from snnreg_plugins.functional import SYNAPTIC_LAYERS, fan_out
 from tests.helpers import brute_force_operations, recorded
 from tests.metrics.styles import STEPS, STYLES
 
@@ -133,3 +133,41 @@ def test_by_step_of_blocks_that_are_called_one_by_one():
         for _ in range(3):
             blocks[1](blocks[0](torch.rand(2, 2)))
     assert metric.by_step("dense_macs") == [8, 8, 8]
+
+
+class Cells(nn.Module):
+    """A time loop over a recurrent cell."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.fc = cell, nn.Linear(6, 3)
+
+    def forward(self, x):
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.fc(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3), (nn.RNNCell, 1)])
+def test_a_step_of_a_recurrent_cell_is_one_call(cell, gates):
+    model, x = Cells(cell(7, 6)), (torch.rand(5, 4, 7) < 0.4).float()
+    with SynapticOperations(model) as sops, torch.no_grad():
+        model(x)
+    assert sops.by_step() == [float(step.sum()) * gates * 6 / 5 for step in x.unbind(1)]
+
+
+def test_whole_numbers_that_are_a_constant_current_are_multiplied():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (20, 1, 8, 8)).float()
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    network = to_snntorch(net, images, timesteps=4)
+    with SynapticOperations(network) as sops, torch.no_grad():
+        network(images)
+    assert sops.by_layer()["0"] == 0
+    reached = fan_out(net[0], (1, 8, 8))
+    assert sops.by_layer("effective_macs")["0"] == float(((images != 0) * reached).sum()) / 20
+    binary = (images > 99).float()
+    with SynapticOperations(network) as sops, torch.no_grad():
+        network(binary)
+    assert sops.by_layer()["0"] == float((binary * reached).sum()) / 20

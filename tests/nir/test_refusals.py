@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from snnreg_plugins import ConversionError, from_nir, to_nir, to_snntorch
-from snnreg_plugins.nir.nodes import elementwise
+from snnreg_plugins.nir.nodes import UnfitError, elementwise
 from tests import nets
 from tests.nir.networks import FLAT, RELU, layers, made, named
 
@@ -60,6 +61,39 @@ def test_a_bias_for_each_row_is_none_for_each_channel(path):
     found = (torch.from_numpy(fields["weight"]) @ x.unsqueeze(-1)).squeeze(-1) + torch.from_numpy(fields["bias"])
     assert kind == "Affine"
     assert torch.equal(found, x + torch.arange(4.0).reshape(1, 4, 1))
+
+
+def test_what_takes_more_values_than_a_file_may_hold_is_refused_before_it_is_made():
+    one, shape = torch.ones(()), (2, 8, 8)
+    with pytest.raises(UnfitError, match=r"shape \(2, 8, 8\), NIR has it as 1024 values only, which is more than 1000"):
+        elementwise(one, torch.ones(8, 1), shape, 1000)
+    with pytest.raises(UnfitError, match="as 128 values only"):
+        elementwise(one, torch.zeros(()), shape, 127)
+    assert elementwise(one, torch.zeros(()), shape, 128)[0] == "Scale"
+
+
+def test_an_input_that_is_read_uncoded_too_is_refused(path):
+    model, _, x = nets.make("mlp")
+    network = to_snntorch(model, x, timesteps=3, coding="poisson")
+    graph = network.body.graph
+    coder = next(node for node in graph.nodes if node.op == "call_module")
+    with graph.inserting_after(coder):
+        graph.call_function(torch.flatten, (coder.args[0], 1))
+    with pytest.raises(ConversionError, match="something else reads the input too, uncoded"):
+        to_nir(network, path, input_shape=(6,))
+
+
+def test_a_tensor_that_is_none_of_the_networks_own_is_refused(path):
+    model, _, x = nets.make("mlp")
+    network = to_snntorch(model, x, timesteps=3)
+    graph = network.body.graph
+    end = next(node for node in graph.nodes if node.op == "output")
+    scores, states = end.args[0]
+    with graph.inserting_before(end):
+        ones = graph.call_function(torch.ones, (3,))
+        end.args = ((graph.call_function(operator.add, (scores, ones)), states),)
+    with pytest.raises(ConversionError, match="'add'.*a tensor that is none of the network's own"):
+        to_nir(network, path, input_shape=(6,))
 
 
 def test_a_hybrid_is_refused(path):
