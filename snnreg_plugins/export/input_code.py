@@ -188,8 +188,13 @@ def code_for(coding: str, inputs: Inputs, settings: CodeSettings) -> InputCode:
     """Make a code of the input by name.
 
     Raises:
-        ValueError: If the inputs are all 0, and are to become spikes.
+        ValueError: If the inputs are to become spikes, but are all 0 or no floating numbers.
     """
+    if CODES[coding] is not InputCode and not settings.like.is_floating_point():
+        raise ValueError(
+            f"Expected inputs of a floating type for coding={coding!r}, but got {settings.like.dtype}. Calibrate and "
+            'run on `x.float()`, or use coding="constant".'
+        )
     if CODES[coding] is not InputCode and not inputs.largest > 0:
         raise ValueError(f"Expected inputs that are not all 0 to code by {coding!r}.")
     return CODES[coding].made(inputs, settings)

@@ -61,3 +61,22 @@ def test_a_constant_input_is_computed_once():
     assert code.currents(x) is None
     with pytest.raises(ValueError, match="Expected inputs that are not all 0 to code by 'poisson'"):
         code_for("poisson", Inputs(0.0, 0.0, signed=False), CodeSettings("input", T, 1.0, 0.5, x))
+
+
+@pytest.mark.parametrize("coding", ["poisson", "latency", "neurons"])
+def test_bytes_are_refused_and_taken_as_floats(coding):
+    torch.manual_seed(0)
+
+    class Frames(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x / 255)
+
+    net, x = (
+        Frames(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval(),
+        torch.randint(256, (30, 6), dtype=torch.uint8),
+    )
+    with pytest.raises(ValueError, match=rf"for coding='{coding}', but got torch.uint8. Calibrate and run on `x.float"):
+        to_snntorch(net, x, timesteps=4, coding=coding)
+    assert to_snntorch(net, x.float(), timesteps=4, coding=coding)(x.float()).isfinite().all()
+    constant = to_snntorch(net, x, timesteps=256, threshold="max")
+    assert (constant(x) - net(x)).abs().max() < 0.1 * net(x).std()
