@@ -71,7 +71,9 @@ def test_there_are_all_recipes():
     ]
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("cifar10") else name for name in recipes()]
+)
 def test_every_recipe_runs(name, command, stand_ins, capsys):
     if name == "digits_lenet_finetune":
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)

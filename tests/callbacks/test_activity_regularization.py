@@ -73,8 +73,15 @@ def run(row, weighting, by_hand, strength=STRENGTH):
     return fit(module, callbacks, dtype, **trainer)[0]
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "fan_out"])
-@pytest.mark.parametrize("row", ROWS)
+# Compiling takes seconds, and how positions weigh is decided before it.
+BOTH = [
+    pytest.param(row, weighting, marks=[pytest.mark.slow] * (row.startswith("compiled,") and weighting == "fan_out"))
+    for row in ROWS
+    for weighting in ("uniform", "fan_out")
+]
+
+
+@pytest.mark.parametrize(("row", "weighting"), BOTH)
 def test_gradient_equals_the_penalty_by_hand(row, weighting):
     row = ROWS[row]
     expected = run(row, weighting, by_hand=True)

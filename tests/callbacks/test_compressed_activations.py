@@ -409,7 +409,7 @@ def test_torch_func_is_refused_and_vmap_works():
     assert torch.equal(x.grad, 2 * x)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_regions(backend):
     torch.compiler.reset()
     torch.manual_seed(0)
@@ -470,7 +470,9 @@ def train(row, compress, **options):
     return list(module.net.parameters()), callback
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=pytest.mark.slow) if row == "compiled module" else row for row in ROWS]
+)
 def test_training_is_bit_equal(row):
     expected, _ = train(ROWS[row], False)
     actual, callback = train(ROWS[row], True)
