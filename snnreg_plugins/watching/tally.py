@@ -294,10 +294,9 @@ class Tally(Watch):
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
         synapses = self._synapses_of(row, layer, shape)
         steps = 1 if call is None else call.steps
-        if self._is_analog[row] and not bool(((x == 0) | (x == 1)).all()):
+        costs = synapses.count_steps(x, steps, real=self._real[row])
+        if self._is_analog[row] and any(sops for sops, _, _ in costs) and not bool(((x == 0) | (x == 1)).all()):
             costs = [(0, active, dense) for active, _, dense in synapses.count_steps((x != 0).to(x.dtype), steps)]
-        else:
-            costs = synapses.count_steps(x, steps, real=self._real[row])
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]
         if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
