@@ -49,6 +49,7 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
         ConversionError: If something is not supported.
     """
     _tell_roles(graph)
+    asked = any(node.meta.get("is_number") for node in graph.nodes)  # for a size, as a branch does
     _drop_questions(graph)
     _find_end_of_block(graph, until)
     if until is None:
@@ -73,7 +74,7 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
                 f"{type(model).__name__}.forward returns a {kind}, but a spiking network gives one tensor of scores. "
                 "Wrap the model in a module whose forward(x) returns that tensor."
             )
-    any_size = not any(map(_fixes_a_size, graph.nodes))
+    any_size = not asked and not any(map(_fixes_a_size, graph.nodes))
     for node in graph.nodes:
         node.meta.pop("known", None)
     traced = fx.GraphModule(own, graph, class_name=type(model).__name__)

@@ -218,6 +218,16 @@ def test_another_size_is_refused_where_the_first_is_in_the_network(name, options
         network(torch.rand(5, 1, 12, 12))
 
 
+def test_a_branch_on_the_size_fits_one_size():
+    class Branches(Fully):
+        def forward(self, x):
+            return super().forward(x if x.shape[2] > 11 else 2 * x)
+
+    network = to_snntorch(Branches(), torch.rand(20, 1, 12, 12), timesteps=4)
+    with pytest.raises(ValueError, match="as the calibration data had"):
+        network(torch.rand(5, 1, 10, 10))
+
+
 def test_neurons_that_are_corrected_one_by_one_fit_one_size():
     network = to_snntorch(Fully(), torch.rand(20, 1, 12, 12), timesteps=4, correction="potential")
     with pytest.raises(ValueError, match="as the calibration data had"):
