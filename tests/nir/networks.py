@@ -23,16 +23,25 @@ def made(name):
     return lambda: nets.make(name)[::2]
 
 
+def anew(net):
+    """Copy a network, with weights that depend on the test's seed alone and not on what was imported before."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return net
+
+
 def layers(*modules, shape=(1, 8, 8)):
     def make():
-        return randomize(copy.deepcopy(nn.Sequential(*modules))), torch.rand(20, *shape, dtype=torch.float64)
+        return randomize(anew(nn.Sequential(*modules))), torch.rand(20, *shape, dtype=torch.float64)
 
     return make
 
 
 def chain(forward, shape, **modules):
     def make():
-        return randomize(Chain(forward, **copy.deepcopy(modules))), torch.rand(20, *shape, dtype=torch.float64)
+        return randomize(anew(Chain(forward, **modules))), torch.rand(20, *shape, dtype=torch.float64)
 
     return make
 
