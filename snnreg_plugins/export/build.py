@@ -340,7 +340,7 @@ class _Builder(Arithmetic):
         for index, term in enumerate(given.terms):
             outputs.append(term.node)
             if not self._decide(source, f"output as it is {index}", partial(is_one, term.scale)):
-                held = self._held(source, "output_scale", term.scale)
+                held = self._held(source, "output_scale", term.scale, f" {index}")
                 outputs[-1] = self.step.call_function(operator.mul, (term.node, held))
         output = self.graph.added(outputs)
         if self._decide(source, "output shift", lambda: bool(given.shift.any())):
@@ -348,8 +348,8 @@ class _Builder(Arithmetic):
             output = self.step.call_function(operator.add, (output, held))
         self.step.output((output, tuple(self.graph.states)))
 
-    def _held(self, source: fx.Node, name: str, values: Tensor) -> fx.Node:
-        layout = self._decide(source, f"{name} layout", lambda: layout_of(values))
+    def _held(self, source: fx.Node, name: str, values: Tensor, which: str = "") -> fx.Node:
+        layout = self._decide(source, f"{name}{which} layout", lambda: layout_of(values))
         small = compact(values, layout)
         return self.graph.held(name, small.reshape(1, *(small.shape or [1] * (values.dim() - 1))))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import accumulate, chain, islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -85,17 +85,17 @@ def example(inputs: Iterator[Tensor], processes: Processes) -> tuple[Tensor, Ite
     raise ValueError("Expected argument `calibration` to hold at least one sample, but it is empty.")
 
 
-def run_on_calibration(network: nn.Module, inputs: Tensor) -> None:
-    """Run a network on calibration data.
+def run_on_calibration(network: nn.Module, inputs: Tensor, argument: str = "calibration") -> Any:
+    """Run a network on calibration data, or on that of another argument.
 
     Raises:
         ValueError: If the data does not fit the network.
     """
     try:
-        network(inputs)
+        return network(inputs)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            "Expected argument `calibration` to hold inputs of the model, but the model fails on samples of shape "
+            f"Expected argument `{argument}` to hold inputs of the model, but the model fails on samples of shape "
             f"{tuple(inputs.shape[1:])} and {inputs.dtype}: {error}"
         ) from error
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from snnreg_plugins._models import device_of, eval_and_back, kept_as_it_is
 from snnreg_plugins._torch import hooks_after, hooks_before
+from snnreg_plugins.export.calibrate import run_on_calibration
 from snnreg_plugins.export.copies import is_folded, unwrapped
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.export.trace import trace
@@ -44,7 +45,7 @@ def traced_faithfully(model: nn.Module, inputs: Tensor, until: str | None = None
     inputs = inputs[:_COMPARED].to(device_of(model))
     with torch.autocast(inputs.device.type, enabled=False):
         traced = trace(model, two_of(inputs), until, "data")
-        require_same(model, traced, inputs)
+        require_same(model, traced, inputs, "data")
     return traced
 
 
@@ -53,7 +54,7 @@ def two_of(inputs: Tensor) -> Tensor:
     return inputs[:1].repeat_interleave(2, 0)
 
 
-def require_same(model: nn.Module, traced: fx.GraphModule, inputs: Tensor) -> None:
+def require_same(model: nn.Module, traced: fx.GraphModule, inputs: Tensor, argument: str = "calibration") -> None:
     """Compare what a traced network gives with what the model gives when it is called as its user calls it.
 
     The model is called in eval mode, with its hooks, and left as it was; what of this package watches it sees nothing.
@@ -62,8 +63,10 @@ def require_same(model: nn.Module, traced: fx.GraphModule, inputs: Tensor) -> No
         model: What was traced.
         traced: Its trace.
         inputs: Inputs ``(B, ...)``.
+        argument: Name of the argument that they are from, for errors.
 
     Raises:
+        ValueError: If the inputs do not fit the model.
         ConversionError: If they differ; names what is in the way.
     """
     model = unwrapped(model)
@@ -75,7 +78,7 @@ def require_same(model: nn.Module, traced: fx.GraphModule, inputs: Tensor) -> No
         torch.random.fork_rng(devices=[]),
     ):
         torch.default_generator.manual_seed(_ANOTHER_SEED)  # than tracing had
-        expected = model(inputs.clone())
+        expected = run_on_calibration(model, inputs.clone(), argument)
         found = _found(model, traced, inputs)
     if isinstance(expected, Tensor) and expected.shape == found.shape:
         off = _difference(expected, found)

@@ -229,7 +229,8 @@ class Score:
         """
         metric = deepcopy(self.metric)
         metric.reset()
-        metric.sync_on_compute = sync
+        if not sync:  # `sync_on_compute` is read when a metric is made
+            metric.distributed_available_fn = _alone
         return Score(self.name, metric, self._prepare, self.by_class)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
@@ -416,6 +417,10 @@ _SCORES: dict[str, Callable[[Tensor, float, int | None], Score]] = {
     "multilabel": _labels,
     "regression": _regression,
 }
+
+
+def _alone() -> bool:
+    return False
 
 
 def _snake_case(name: str) -> str:

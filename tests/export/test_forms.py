@@ -232,3 +232,11 @@ def test_neurons_that_are_corrected_one_by_one_fit_one_size():
     network = to_snntorch(Fully(), torch.rand(20, 1, 12, 12), timesteps=4, correction="potential")
     with pytest.raises(ValueError, match="as the calibration data had"):
         network(torch.rand(5, 1, 10, 10))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_two_populations_may_come_last(per_channel):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.3)), torch.randn(40, 6)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
+    assert (network(x) - net(x)).abs().max() < 0.05 * net(x).std()

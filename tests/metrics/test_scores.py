@@ -142,6 +142,17 @@ def test_a_fresh_score_starts_anew():
     assert (score.compute(), other.compute()) == (pytest.approx(RIGHT), 1.0)
 
 
+def test_a_score_of_one_process_asks_no_other():
+    score = choose_score(SCORES, CLASSES, metric=MeanAbsoluteError(distributed_available_fn=lambda: True))
+    for sync in (True, False):
+        asked = []
+        each = score.fresh(sync)
+        each.metric.dist_sync_fn = lambda value, group=None, asked=asked: asked.append(value) or [value, value]
+        each.update(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
+        assert each.compute() == 2.0
+        assert bool(asked) == sync
+
+
 def losses():
     x = torch.randn(6, 3, requires_grad=True)
     y, p = torch.randint(3, (6,)), torch.rand(6, 3)
