@@ -8,6 +8,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def device_of(module: nn.Module, otherwise: torch.device | str = "cpu") -> torch.device:
@@ -107,7 +108,9 @@ def kept_as_it_is(module: nn.Module) -> Iterator[None]:
     """
     registries = [registry for part in module.modules() for registry in (vars(part), part._buffers)]
     entries = [(registry, registry.copy()) for registry in registries]
-    tensors = {id(value): value for registry in registries for value in registry.values() if isinstance(value, Tensor)}
+    held = [value for registry in registries for value in registry.values() if isinstance(value, Tensor)]
+    # Lazy buffers and those on the meta device have no values.
+    tensors = {id(value): value for value in held if not (is_lazy(value) or value.is_meta)}
     values = [(tensor, tensor.detach().clone(), tensor.is_inference()) for tensor in tensors.values()]
     try:
         yield

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from snnreg_plugins._models import device_of, dtype_of
+from snnreg_plugins._models import device_of, dtype_of, kept_as_it_is
 from snnreg_plugins.export.copies import unwrapped
 from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.refusals import where
@@ -112,7 +111,7 @@ def _is_relu(module: nn.Module) -> bool:
 def _functional_relus(model: nn.Module) -> list[str]:
     """Find the lines of the user's code with functional ReLUs, as far as the model can be traced."""
     try:
-        with _left_as_it_was(model):
+        with kept_as_it_is(model):
             graph = _Tracer().trace(model)
     except Exception:
         return []  # only a hint is lost
@@ -123,18 +122,6 @@ def _functional_relus(model: nn.Module) -> list[str]:
         or (node.op == "call_method" and node.target in _METHODS)
     ]
     return list(dict.fromkeys(lines))
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Forget what a forward that keeps what it computed has kept."""
-    before = [(module, vars(module).copy()) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 class _Tracer(fx.Tracer):
