@@ -8,32 +8,26 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer
-from snnreg_plugins._models import device_of, eval_and_back, part_of
-from snnreg_plugins.callbacks.measurement import Randomness
-from snnreg_plugins.export import SpikingNetwork
-from snnreg_plugins.export.faithful import traced_faithfully
+from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy_table
-from snnreg_plugins.metrics.scores import Task, require_metric
+from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.exported import export_run
 from snnreg_plugins.reports.measure import require_steps
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.run import Run
-from snnreg_plugins.training.first_batch import FirstBatch
-from snnreg_plugins.watching.hooks import unwatched
 
 
-class ExportReport(Callback):
+class ExportReport(MeasuringCallback):
     """Export the network when training ends: write the spiking network and a report, in print and as files.
 
     Thresholds are balanced on training data, score and cost are measured on test data; of several processes, the
@@ -98,7 +92,6 @@ class ExportReport(Callback):
             raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
         timesteps = as_integer("timesteps", timesteps)
         steps = [1, 2, 4, 8, 16, 32, timesteps] if steps is None else steps
-        require_metric(metric)
         if not energy_table(table).prices_macs:
             raise ValueError(
                 f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
@@ -109,32 +102,14 @@ class ExportReport(Callback):
         self.table = table
         self.diagnose = as_flag("diagnose", diagnose)
         self.html = as_flag("html", html)
-        self.metric = metric
-        self.network_name = network
         self.options: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**self.options)  # checks them
-        self._first = FirstBatch(metric)
-
-    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the inputs and the labels of a batch; override for batches that are not ``(input, label)``.
-
-        It may also choose one of several targets, or do to the inputs what the module's steps do before they call
-        the network, such as normalization.
-
-        Args:
-            batch: A batch of the training or test data, on the CPU or the module's device.
-        """
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
-        raise TypeError(
-            f"ExportReport expects batches of (input, label), but got {type(batch).__name__}. Override "
-            "ExportReport.unpack(batch) to return both."
-        )
+        super().__init__(metric, network, options.get("until"))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # What cannot be exported or measured is said before training.
-        self._first = FirstBatch(self.metric)
+        self._start_anew()
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
@@ -145,39 +120,8 @@ class ExportReport(Callback):
             )
         if trainer.limit_test_batches == 0:
             raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
-        part_of(pl_module, self.network_name)
+        self._network(pl_module)
         Run(self.output_dir).claim(self.diagnose, self.html)
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._first.is_due:
-            x, y = self.unpack(batch)
-            model = part_of(pl_module, self.network_name)
-            spiking = getattr(model, "network", None)
-            network: nn.Module
-            if isinstance(spiking, SpikingNetwork):
-                network = spiking
-            else:
-                network = traced_faithfully(model, x, self.options.get("until"))
-            drawn = Randomness(trainer.global_rank).drawn(device_of(network))
-            with drawn, eval_and_back(network), unwatched(), torch.no_grad():
-                self._first.see(network(x), y)
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._first.hear(loss)
-
-    @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self._first.decide(pl_module)
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._first.decide(pl_module)  # also where no optimizer steps
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,8 +1,9 @@
-"""Both networks side by side over one pass of the validation data."""
+"""A DNN and its spiking network side by side over one pass of the validation data; or one that spikes already."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +15,10 @@ from snnreg_plugins.functional.energy import energy
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.layers import time_dim
 from snnreg_plugins.watching.steps import CallSteps
-from snnreg_plugins.watching.tally import Observer
+from snnreg_plugins.watching.tally import Observer, Tally
 
 
 class Randomness:
@@ -103,6 +106,122 @@ class Measurement:
             metric.close()
 
 
+class Calls:
+    """What a network returns, from call to call, until this is closed.
+
+    Args:
+        network: The network. Of a LightningModule that calls itself within a step, which a wrapper around it runs as
+            if it were its forward, the inner call counts.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.returned: list[Any] = []
+        self._begun: list[int] = []  # calls that returned before each of those under way
+        self._hooks = Hooks(many_steps=True)
+        self._hooks.around(network, self._enter, self._leave)
+
+    @property
+    def outputs(self) -> Any:
+        """What the call returned; a list of that where there were several."""
+        return self.returned[0] if len(self.returned) == 1 else self.returned
+
+    @uncompiled
+    def _enter(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._begun.append(len(self.returned))
+
+    @uncompiled
+    def _leave(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._begun and self._begun.pop() == len(self.returned):
+            self.returned.append(output)
+
+    def close(self) -> None:
+        """Look on no longer."""
+        self._hooks.remove()
+
+
+class OwnMeasurement:
+    """A network that spikes already, in the validation steps of its module; for one pass of some data.
+
+    What counts is what the steps make of it, however they call it. A step is watched between :meth:`open` and
+    :meth:`close`.
+
+    Args:
+        network: The network.
+        on_miss: What to call as ``on_miss(name, what)`` for what cannot be counted.
+        figures: Whether to keep the rates of all neurons.
+    """
+
+    def __init__(self, network: nn.Module, on_miss: Callable[[str, str], None], figures: bool = False) -> None:
+        self.spikes = NeuronRates() if figures else None
+        self.tally = _Within(network, observer=self.spikes, on_miss=on_miss)
+        self.score: Score | None = None
+        self.samples = 0
+        self.calls: Calls | None = None
+
+    def open(self) -> None:
+        """Begin to look on."""
+        self.calls = Calls(self.tally.model)
+        self.tally.open()
+
+    def add(self, samples: int, outputs: Tensor | None, y: Any) -> None:
+        """Add the batch of a step."""
+        self.samples += samples
+        if self.score is not None and outputs is not None:
+            self.score.update(outputs, y)
+
+    def values(self, table: Any, over_processes: Callable[[Tensor], Any]) -> dict[str, Any]:
+        """All figures, over all processes.
+
+        Args:
+            table: Energy per operation.
+            over_processes: Sums up a tensor over them.
+        """
+        tally = self.tally
+        counted = torch.tensor([[self.samples] * len(tally.quantities), *tally.totals()], dtype=torch.int64)
+        (samples, *_), *rows = over_processes(counted.to(device_of(tally.model))).tolist()
+        by_layer = {
+            name: dict(zip(tally.quantities, row, strict=True)) for name, row in zip(tally.names, rows, strict=True)
+        }
+        total = {quantity: sum(counts[quantity] for counts in by_layer.values()) for quantity in tally.quantities}
+        logged: dict[str, Any] = {} if self.score is None else {f"snn/{self.score.name}": self.score.compute()}
+        logged["snn/effective_macs"] = total["effective_macs"] / samples
+        logged["snn/energy"] = energy(total["sops"], total["effective_macs"], table) / samples
+        logged["snn/sops"] = total["sops"] / samples
+        logged["snn/spike_rate"] = _over(total)
+        multiply = [name for name in by_layer if name in tally.synapses or by_layer[name]["dense_macs"]]
+        logged |= {f"snn/sops/{name}": by_layer[name]["sops"] / samples for name in multiply}
+        logged |= {f"snn/spike_rate/{name}": _over(by_layer[name]) for name in tally.neurons}
+        return logged
+
+    def close(self) -> None:
+        """Look on no longer; what was seen stays."""
+        self.tally.close()
+        if self.calls is not None:
+            self.calls.close()
+        self.calls = None
+
+
+def _over(counts: dict[str, int]) -> float:
+    """Give spikes/neuron/step; nan if there was none."""
+    return counts["spikes"] / counts["neuron_steps"] if counts["neuron_steps"] else math.nan
+
+
+class _Within(Tally):
+    """Knows what was called from outside of the model itself."""
+
+    #: Names of the layers and parts.
+    outside: dict[str, None]
+
+    def _begun(self, module: nn.Module) -> None:
+        if module is not self.model:
+            self.outside[self.names[self.index[module]] if module in self.index else type(module).__name__] = None
+        super()._begun(module)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.outside = {}
+
+
 class NeuronRates(Observer):
     """Spikes of each neuron, summed over samples and steps."""
 
@@ -112,6 +231,9 @@ class NeuronRates(Observer):
 
     def emitted(self, name: str, layer: nn.Module, spikes: Tensor, steps: CallSteps | None) -> None:
         """Add the spikes of a call."""
+        dim = time_dim(layer)
+        if dim is not None and spikes.dim() > dim:  # all steps at once
+            spikes = spikes.movedim(dim, 0).flatten(0, 1)
         total = spikes.abs().sum(0, dtype=torch.float32).flatten()
         before = self._sums.get(name)
         if before is not None and before.shape != total.shape:  # inputs of another size have other neurons
@@ -124,13 +246,13 @@ class NeuronRates(Observer):
         return {name: (total / max(self._counts[name], 1)).cpu() for name, total in self._sums.items()}
 
 
-def no_values(score: Score | None) -> dict[str, float]:
+def no_values(score: Score | None, networks: tuple[str, ...] = ("dnn", "snn")) -> dict[str, float]:
     """Give what stands for figures where there are none: values that no monitor takes for good ones.
 
     Args:
         score: What is scored, if anything.
+        networks: Which networks there are.
     """
-    costs = ("effective_macs", "energy")
-    values = {f"{name}/{cost}": MOST for name in ("dnn", "snn") for cost in costs}
-    values |= {"dnn/dense_macs": MOST, "snn/sops": MOST, "snn/spike_rate": MOST, "snn/timesteps": MOST}
-    return values if score is None else values | {f"{name}/{score.name}": score.worst for name in ("dnn", "snn")}
+    costs = {"dnn": ("dense_macs",), "snn": ("sops", "spike_rate", "timesteps")}
+    values = {f"{name}/{cost}": MOST for name in networks for cost in ("effective_macs", "energy", *costs[name])}
+    return values if score is None else values | {f"{name}/{score.name}": score.worst for name in networks}

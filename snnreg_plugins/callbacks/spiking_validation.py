@@ -5,33 +5,33 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer, as_number
-from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins._pictures import histograms_figure, layers_figure
-from snnreg_plugins.callbacks.measurement import Measurement, Randomness, no_values
+from snnreg_plugins.callbacks.measurement import Measurement, OwnMeasurement, no_values
+from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
-from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy_table
-from snnreg_plugins.metrics.scores import Task, require_metric
-from snnreg_plugins.training.first_batch import FirstBatch
+from snnreg_plugins.metrics.scores import Task
+from snnreg_plugins.watching.layers import spikes_already
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class SpikingValidation(Callback):
+class SpikingValidation(MeasuringCallback):
     """Export the network at validation, run it on the validation data, and log what it costs and scores.
 
     Thresholds are balanced on the last batches of training (on the first validation batch, if there was no training
@@ -59,6 +59,13 @@ class SpikingValidation(Callback):
 
     Batches are ``(input, label)``; override :meth:`unpack` for others.
 
+    A network that spikes already, the user's own of snnTorch, Norse, SpikingJelly or sinabs, or an exported one that is
+    fine-tuned, is measured as it is, in the module's own ``validation_step``, however that calls it: once, or in a loop
+    over time steps. The same ``snn/...`` are logged and no ``dnn/...``; ``timesteps`` and the options of the export
+    play no role. Scored is what the network returns for a batch, if that is one tensor of scores ``(B, ...)``; override
+    :meth:`readout` where it is not, as for spikes and potentials over time. ``network`` names the network where the
+    step does not go through the module's own forward.
+
     Args:
         timesteps: Time steps T of the spiking network.
         every_n_epochs: Run in every n-th epoch.
@@ -80,7 +87,8 @@ class SpikingValidation(Callback):
 
     Raises:
         ValueError: If an argument is out of range; in the first training batch, if it cannot be told what is scored.
-        TypeError: If ``metric`` is none; in the first training batch, if the batch is none of (input, label).
+        TypeError: If ``metric`` is none; in the first training batch, if the batch is none of (input, label), or a
+            network that spikes already returns something else than a tensor.
         ConversionError: In the first training batch, if the network cannot be exported.
 
     Example:
@@ -107,65 +115,38 @@ class SpikingValidation(Callback):
         self.exit_agreement = None if exit_agreement is None else as_number("exit_agreement", exit_agreement, "(0, 1]")
         self.table = energy_table(table)
         self.figures = as_flag("figures", figures)
-        require_metric(metric)
-        self.metric = metric
-        self.network_name = network
         self.options: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
         Options(**self.options)  # checks them
-        self._start_anew()
+        super().__init__(metric, network, options.get("until"))
 
     def _start_anew(self, pl_module: LightningModule | None = None) -> None:
-        """Forget all of an earlier run: fold loops, tuners and notebooks use a callback again."""
-        #: The spiking network of the last validation.
+        super()._start_anew()
+        #: The spiking network that was exported for the last validation; None for one that spikes already.
         self.network: SpikingNetwork | None = None
         self._recent: deque[Tensor] = deque(maxlen=self.calibration_batches)
-        self._first = FirstBatch(self.metric)
-        self._runs: dict[int, Measurement] = {}
+        self._runs: dict[int, Measurement | OwnMeasurement] = {}
         self._due = False
+        self._is_own = False  # whether the network spikes already
         self._has_value = False
-        self._randomness: Randomness | None = None
         # Whose training batches these are: validation alone may follow, of this module or of another one.
         self._trained = None if pl_module is None else weakref.ref(pl_module)
 
     def __getstate__(self) -> dict[str, Any]:
         """Go to other processes without what refers to objects of this one."""
-        return {**vars(self), "_trained": None, "_runs": {}}
-
-    def unpack(self, batch: Any) -> tuple[Tensor, Any]:
-        """Return the inputs and the labels of a batch; override for batches that are not ``(input, label)``.
-
-        It may also choose one of several targets, or do to the inputs what the module's steps do before they call
-        the network, such as normalization: the exported network gets what is returned here. Labels may be None where
-        there are none; nothing is scored then.
-
-        Args:
-            batch: A batch of the training or validation data, on the module's device.
-        """
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
-        raise TypeError(
-            f"SpikingValidation expects batches of (input, label), but got {type(batch).__name__}. Override "
-            "SpikingValidation.unpack(batch) to return both."
-        )
-
-    def _unpacked(self, batch: Any) -> tuple[Tensor, Any]:
-        x, y = self.unpack(batch)
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"SpikingValidation expects the input to be a tensor, but got {type(x).__name__}. Override "
-                "SpikingValidation.unpack(batch) to return the tensor that the network is called with, and the labels."
-            )
-        return x, y
-
-    def _traced(self, pl_module: LightningModule, x: Tensor) -> fx.GraphModule:
-        return traced_faithfully(part_of(pl_module, self.network_name), x, self.options.get("until"))
+        return {**super().__getstate__(), "_trained": None, "_runs": {}}
 
     # Training.
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_anew(pl_module)
-        part_of(pl_module, self.network_name)
+        self._is_own = spikes_already(self._network(pl_module))
+        if self._is_own and self.exit_agreement is not None:
+            raise ValueError(
+                f"Expected argument `exit_agreement` to be None for a network that spikes already, but got "
+                f"{self.exit_agreement}. Set its `exit_margins` to what exit_margins() finds, if it is a "
+                "SpikingNetwork."
+            )
         if not trainer.enable_validation:
             rank_zero_warn(
                 "SpikingValidation has nothing to run on: this fit has no validation data or no validation_step(), or "
@@ -179,40 +160,23 @@ class SpikingValidation(Callback):
             )
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._first.is_due:
-            x, y = self._unpacked(batch)
-            dnn = self._traced(pl_module, x)
-            with self._drawn(trainer, dnn), torch.no_grad():
-                self._first.see(dnn(x), y)
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._first.hear(loss)
-
-    @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        self._decide(pl_module)
-
-    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._decide(pl_module)  # also where no optimizer steps
-        self._recent.append(self._unpacked(batch)[0].detach())
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._is_own:
+            self._recent.append(self._unpacked(batch)[0].detach())
 
-    def _decide(self, pl_module: LightningModule) -> None:
-        """Choose the score, once."""
-        if not self._first.decide(pl_module):
-            return
+    def _decide(self, pl_module: LightningModule) -> bool:
+        if not super()._decide(pl_module):
+            return False
         score = self._first.score
         if self.exit_agreement is not None and not (score is None or score.by_class):
             raise ValueError(
                 f"Expected argument `exit_agreement` to be None where it is not the highest score that decides, but "
                 f"got {self.exit_agreement} for {score.name} of one logit, labels or values."
             )
+        return True
 
     # Validation.
 
@@ -225,6 +189,20 @@ class SpikingValidation(Callback):
         self._due = not trainer.sanity_checking and (in_turn or alone)
         self._close()
         self._runs = {}
+        self._is_own = spikes_already(self._network(pl_module))
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not (self._is_own and self._is_measured(batch_idx)):
+            return
+        run = self._runs.get(dataloader_idx)
+        if run is None:
+            run = OwnMeasurement(self._network(pl_module), self._warn_missed, self.figures and trainer.is_global_zero)
+            self._runs[dataloader_idx] = run
+        assert isinstance(run, OwnMeasurement), "one network in a validation"
+        run.open()
 
     @override
     def on_validation_batch_end(
@@ -236,10 +214,13 @@ class SpikingValidation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self._due or (self.limit_batches is not None and batch_idx >= self.limit_batches):
+        if not self._is_measured(batch_idx):
             return
         x, y = self._unpacked(batch)
         run = self._runs.get(dataloader_idx)
+        if isinstance(run, OwnMeasurement):
+            self._add(run, pl_module, x, y)
+            return
         if run is None:
             run = self._next(trainer, pl_module, x, y)
             if run is None:
@@ -249,11 +230,38 @@ class SpikingValidation(Callback):
         with self._drawn(trainer, run.snn):
             run.update(x, y)
 
+    def _is_measured(self, batch_idx: int) -> bool:
+        return self._due and (self.limit_batches is None or batch_idx < self.limit_batches)
+
+    def _add(self, run: OwnMeasurement, pl_module: LightningModule, x: Tensor, y: Any) -> None:
+        """Add what a step of the module made of a network that spikes already."""
+        calls = run.calls
+        run.close()
+        if calls is None:
+            return
+        if run.tally.outside:
+            raise ValueError(
+                f"SpikingValidation measures the calls of {self.network_name or 'forward()'!r}, but the module's "
+                f"validation_step() calls {', '.join(map(repr, run.tally.outside))} beside it. Name the network that "
+                'is to be measured, such as SpikingValidation(network="net").'
+            )
+        if self._first.is_due:  # no training yet
+            self._see(calls, y, "validation_step")
+            self._decide(pl_module)
+        if run.score is None and self._first.score is not None:
+            run.score = self._first.score.fresh()
+        scores = None if run.score is None else self._scores(calls, y, "validation_step")
+        run.add(len(y) if isinstance(y, Tensor) and y.dim() else len(x), scores, y)
+
+    def _warn_missed(self, name: str, what: str) -> None:
+        rank_zero_warn(f"SpikingValidation does not count all: {name!r} ({what}).")
+
     def _next(self, trainer: Trainer, pl_module: LightningModule, x: Tensor, y: Any) -> Measurement | None:
         """Begin to measure on a loader; None if the network cannot be exported now."""
         if self._runs:
             self._close()  # the same networks are to be watched for one loader at a time
             before = next(iter(self._runs.values()))
+            assert isinstance(before, Measurement), "one network in a validation"
             return Measurement(before.dnn, before.snn, before.score)
         dnn = self._traced(pl_module, x)
         if self._first.is_due:  # no training yet
@@ -268,7 +276,7 @@ class SpikingValidation(Callback):
         return Measurement(dnn, network, self._first.score, self.figures and trainer.is_global_zero)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> SpikingNetwork | None:
-        model = part_of(pl_module, self.network_name)
+        model = self._network(pl_module)
         seen = list(self._recent) or [x]
         try:
             # Each process saw other batches; all get the network that is balanced on all of them.
@@ -283,12 +291,6 @@ class SpikingValidation(Callback):
             network.exit_margins = trainer.strategy.broadcast(exit_margins(network, seen, self.exit_agreement))
         return network
 
-    def _drawn(self, trainer: Trainer, network: nn.Module) -> Any:
-        """Draw random numbers, as an input code does, that move nobody else's."""
-        if self._randomness is None:
-            self._randomness = Randomness(trainer.global_rank)
-        return self._randomness.drawn(device_of(network))
-
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -297,13 +299,17 @@ class SpikingValidation(Callback):
         if not self._runs:
             if trainer.state.fn == TrainerFn.FITTING and not self._has_value:
                 # Not logged: a logged value would be in the loggers, too.
+                networks = ("snn",) if self._is_own else ("dnn", "snn")
                 for loader in range(loaders):
-                    nothing = _named(no_values(self._first.score), loader, loaders)
+                    nothing = _named(no_values(self._first.score, networks), loader, loaders)
                     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in nothing.items()})
                 self._has_value = True
             return
         for loader, run in self._runs.items():
-            values = run.values(self.table)
+            if isinstance(run, OwnMeasurement):
+                values = run.values(self.table, partial(trainer.strategy.reduce, reduce_op="sum"))
+            else:
+                values = run.values(self.table)
             run.close()
             if run.spikes is not None:
                 self._log_figures(trainer, values, run.spikes.rates())
@@ -330,6 +336,7 @@ class SpikingValidation(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
         self._close()
 
     def _close(self) -> None:

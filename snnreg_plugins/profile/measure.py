@@ -18,7 +18,7 @@ from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lem
 from snnreg_plugins.functional.synapses import count_events, is_synaptic
 from snnreg_plugins.profile.result import LEMAIRE, LayerProfile, Profile
 from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.watching.layers import forget_states, is_spiking_neuron, leaks
+from snnreg_plugins.watching.layers import forget_states, leaks, spikes_already
 from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Observer, Tally
 
@@ -87,7 +87,7 @@ def profile(
             f"Expected argument `model` to multiply activity by its weights, but {type(model).__name__} called none of "
             f"{sorted(tally.synapses)} and made no other product."
         )
-    spiking = any(is_spiking_neuron(module) for module in model.modules())
+    spiking = spikes_already(model)
     pricing = _Pricing(tally, context, prices, inputs.shape[batch_dim], timesteps, spiking)
     layers = tuple(_layer(name, pricing) for name in tally.called)
     return Profile(

@@ -41,6 +41,11 @@ def is_spiking_neuron(module: nn.Module) -> bool:
     return framework is not None and is_stateful(module) and not framework.has(module, framework.non_spiking)
 
 
+def spikes_already(model: nn.Module) -> bool:
+    """Tell whether a model has spiking neurons, so that it is to be measured as it is and not to be exported."""
+    return any(map(is_spiking_neuron, model.modules()))
+
+
 def time_dim(neuron: nn.Module) -> int | None:
     """Return the dimension of time in the output of a neuron that takes all steps at once; None if it takes one."""
     framework = framework_of(neuron)

@@ -1,0 +1,177 @@
+"""What callbacks share that measure the network of a fit: which one, on what, and what is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, fx, nn
+from torchmetrics import Metric
+from typing_extensions import override
+
+from snnreg_plugins._models import device_of, part_of
+from snnreg_plugins.callbacks.measurement import Calls, Randomness
+from snnreg_plugins.export.faithful import traced_faithfully
+from snnreg_plugins.metrics.scores import Task, require_metric
+from snnreg_plugins.training.first_batch import FirstBatch
+from snnreg_plugins.watching.layers import spikes_already
+
+
+class MeasuringCallback(Callback):
+    """Base of callbacks that measure a network: looks at the first training batch, and chooses there what is scored.
+
+    Args:
+        metric: What is scored; None if labels and loss are to tell.
+        network: Name of the network within the LightningModule; None if that is it.
+        until: Where a part of the network begins that stays a DNN.
+    """
+
+    def __init__(self, metric: Metric | Task | None, network: str | None, until: str | None) -> None:
+        require_metric(metric)
+        self.metric = metric
+        self.network_name = network
+        self._until = until
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Forget all of an earlier run: fold loops, tuners and notebooks use a callback again."""
+        self._first = FirstBatch(self.metric)
+        self._calls: Calls | None = None  # of a network that spikes already, in the first batch
+        self._targets: Any = None
+        self._randomness: Randomness | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to other processes without what refers to objects of this one."""
+        return {**vars(self), "_calls": None}
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Any]:
+        """Return the inputs and the labels of a batch; override for batches that are not ``(input, label)``.
+
+        It may also choose one of several targets, or do to the inputs what the module's steps do before they call
+        the network, such as normalization: the exported network gets what is returned here. Labels may be None where
+        there are none.
+
+        Args:
+            batch: A batch of data, as the module's steps get it.
+        """
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        name = type(self).__name__
+        raise TypeError(
+            f"{name} expects batches of (input, label), but got {type(batch).__name__}. Override {name}.unpack(batch) "
+            "to return both."
+        )
+
+    def readout(self, outputs: Any) -> Tensor:
+        """Return the scores of a network that spikes already; override where it returns others than ``(B, ...)``.
+
+        Of spikes and potentials over time, ``(spk_rec, mem_rec)``, ``outputs[0].sum(0)`` counts the spikes, and
+        ``outputs[1][-1]`` is the last potential.
+
+        Args:
+            outputs: What the network returned for a batch; a list of that where the step called it more than once.
+        """
+        if isinstance(outputs, Tensor):
+            return outputs
+        name = type(self).__name__
+        what = f"{len(outputs)} calls of it" if isinstance(outputs, list) else type(outputs).__name__
+        raise TypeError(
+            f"{name} expects the network to give one tensor of scores for a batch, but got {what}. Override "
+            f"{name}.readout(outputs) to return the scores, such as `outputs[0].sum(0)` for (spikes, potentials) over "
+            f"time; or let {name}.unpack(batch) return None for the labels, to measure cost alone."
+        )
+
+    def _unpacked(self, batch: Any) -> tuple[Tensor, Any]:
+        unpacked: tuple[Any, Any] = self.unpack(batch)
+        x, y = unpacked
+        if not isinstance(x, Tensor):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} expects the input to be a tensor, but got {type(x).__name__}. Override {name}.unpack(batch) "
+                "to return the tensor that the network is called with, and the labels."
+            )
+        return x, y
+
+    def _network(self, pl_module: LightningModule) -> nn.Module:
+        return part_of(pl_module, self.network_name)
+
+    def _traced(self, pl_module: LightningModule, x: Tensor) -> fx.GraphModule:
+        return traced_faithfully(self._network(pl_module), x, self._until)
+
+    def _drawn(self, trainer: Trainer, network: nn.Module) -> Any:
+        """Draw random numbers, as an input code does, that move nobody else's."""
+        if self._randomness is None:
+            self._randomness = Randomness(trainer.global_rank)
+        return self._randomness.drawn(device_of(network))
+
+    def _scores(self, calls: Calls, targets: Any, step: str) -> Tensor:
+        """Give the scores of a network that spikes already, for a batch that a step of the module had."""
+        name = type(self).__name__
+        if not calls.returned:
+            called = "forward()" if self.network_name is None else repr(self.network_name)
+            raise ValueError(
+                f"{name} measures what the module's {step}() makes of the network, but that has not called {called}. "
+                f'Name the network that it calls, such as {name}(network="net").'
+            )
+        with torch.no_grad():
+            scores = self.readout(calls.outputs)
+        if isinstance(targets, Tensor) and targets.dim() and scores.shape[:1] != targets.shape[:1]:
+            raise ValueError(
+                f"{name} expects scores (B, ...) beside {len(targets)} labels, but the network gives the shape "
+                f"{tuple(scores.shape)}. Override {name}.readout(outputs) to return the scores, such as "
+                "`outputs.sum(0)` for spikes over time."
+            )
+        return scores
+
+    # The first training batch.
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self._first.is_due:
+            return
+        x, self._targets = self._unpacked(batch)
+        network = self._network(pl_module)
+        if spikes_already(network):  # what it gives is seen in the module's own step
+            self._calls = Calls(network)
+            return
+        dnn = self._traced(pl_module, x)
+        with self._drawn(trainer, dnn), torch.no_grad():
+            self._first.see(dnn(x), self._targets)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._first.hear(loss)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._decide(pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._decide(pl_module)  # also where no optimizer steps
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        if self._calls is not None:
+            self._calls.close()
+        self._calls = None
+
+    def _decide(self, pl_module: LightningModule) -> bool:
+        """Choose the score, once; tell whether it was now."""
+        if self._calls is not None:
+            calls, targets = self._calls, self._targets
+            self._listen_no_more()
+            self._see(calls, targets, "training_step")
+        return self._first.decide(pl_module)
+
+    def _see(self, calls: Calls, targets: Any, step: str) -> None:
+        """Take what a network that spikes already gave for a batch."""
+        self._first.see(torch.empty(0) if targets is None else self._scores(calls, targets, step), targets)
