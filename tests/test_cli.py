@@ -58,6 +58,12 @@ def recipes():
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def commands_of(name):
+    """The commands in the header of a recipe, without the program."""
+    lines = [line.removeprefix("#").strip() for line in (RECIPES / f"{name}.yaml").read_text().splitlines()]
+    return [line.removeprefix("snnreg ").split() for line in lines if line.startswith("snnreg ")]
+
+
 def test_there_are_all_recipes():
     assert recipes() == [
         "cifar10_vgg_expected_rate",
@@ -77,7 +83,7 @@ def test_there_are_all_recipes():
 def test_every_recipe_runs(name, command, stand_ins, capsys):
     if name == "digits_lenet_finetune":
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
-    command("fit", "--config", f"recipes/{name}.yaml", *MOMENT)
+    command(*commands_of(name)[1], *MOMENT)
     folder = Path("runs") / name
     written = {"spiking.pt", "report.json", "report.png", "report.html", "raster.json", "report.yaml"}
     assert written <= {path.name for path in folder.iterdir()}
@@ -86,24 +92,35 @@ def test_every_recipe_runs(name, command, stand_ins, capsys):
     assert "SNN, T = 4" in capsys.readouterr().out
 
 
+def printed(command, capsys, *words):
+    """The settings that a command would run with."""
+    with pytest.raises(SystemExit) as stop:
+        command(*words, "--print_config=skip_unset")
+    assert not stop.value.code
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def value_of(settings, option):
+    """What the settings hold for an option."""
+    keys = option.removeprefix("--").split(".")
+    if keys[0] == "callback":
+        (settings,) = [one for one in settings["trainer"]["callbacks"] if one["class_path"].endswith(f".{keys[1]}")]
+        keys = ["init_args", *keys[2:]]
+    for key in keys:
+        settings = settings[key]
+    return settings
+
+
 @pytest.mark.parametrize("name", recipes())
-def test_every_header_gives_a_launch_command_and_an_override_that_parse(name, command, capsys):
-    lines = [line.removeprefix("#").strip() for line in (RECIPES / f"{name}.yaml").read_text().splitlines()]
-    commands = [line for line in lines if line.startswith("snnreg fit")]
-    assert len(commands) == 2
-    for line in commands:
-        _, *words = line.split()
-        with pytest.raises(SystemExit) as stop:
-            command(*words, "--print_config")
-        assert not stop.value.code
-    override = dict(zip(words[3::2], words[4::2], strict=True))
-    printed = yaml.safe_load(capsys.readouterr().out.split("# lightning.pytorch")[-1].split("\n", 1)[1])
-    assert override
+def test_every_header_gives_a_launch_command_and_an_override_that_acts(name, command, capsys):
+    plain, changed = commands_of(name)
+    before, after = printed(command, capsys, *plain), printed(command, capsys, *changed)
+    override = dict(zip(changed[3::2], changed[4::2], strict=True))
+    assert any(option.startswith("--callback.") for option in override)
     for option, value in override.items():
-        found = printed
-        for key in option.removeprefix("--").split("."):
-            found = found[key]
-        assert str(found) == value
+        assert value_of(after, option) == yaml.safe_load(value) != value_of(before, option)
+    rest = [len(settings["trainer"].pop("callbacks")) for settings in (before, after)]
+    assert rest[0] == rest[1]
 
 
 def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
@@ -155,17 +172,99 @@ def test_digits_are_the_default_data(command, capsys):
     assert printed["data"]["class_path"] == "snnreg_plugins.data.Digits"
 
 
+def refused(command, *words):
+    """What a command that is refused says, in a line, and how it ends."""
+    with pytest.raises(SystemExit) as stop:
+        command(*words)
+    return stop.value.code
+
+
+FINETUNE = ["fit", "--config", "recipes/digits_lenet_finetune.yaml"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model.init_args.checkpoint=nowhere.ckpt"], "there is no 'nowhere.ckpt'"),
         (["--model.init_args.timesteps=0"], "`timesteps`"),
+        (["--callback.ActivityRegularization.strength=-1"], "`strength` to be finite and at least 0, but got -1"),
+        (["--callback.Activity.strength", "2"], "but the callbacks are ActivityRegularization, ExportReport"),
+        (["--callback.ActivityRegularization", "2"], "name a callback of the recipe and one of its arguments"),
+        (["--callback.ExportReport.html", "--trainer.max_epochs=1"], "`--callback.ExportReport.html` to have a value"),
+        (["--callback.ExportReport.2.timesteps=1"], "to say 1 to 1 of ExportReport, but got 2"),
+        (["--trainer.callbacks+=ExportReport", "--callback.ExportReport.timesteps=1"], "as there are 2"),
+        (["--trainer.default_root_dir=${HOME}/runs"], "`trainer.default_root_dir` to be a value, but got '${HOME}"),
+        (["--callback.ExportReport.output_dir=${HOME}/runs"], "`trainer.callbacks[1].init_args.output_dir`"),
+        (["--trainer.max_epochs=-3"], "`max_epochs` must be"),
+        (["--trainer.logger.init_args.save_dir=words.yaml"], "words.yaml"),
+        (["--config=nowhere.yaml"], "`config` to name a file, but there is no 'nowhere.yaml'"),
+        (["--config=words.yaml"], "`config` to name a recipe, but 'words.yaml' holds no names and values"),
+        (["--config=brackets.yaml"], "'brackets.yaml' cannot be read"),
+        (["--config=large.yaml"], "'large.yaml' cannot be read"),
     ],
 )
 def test_a_refusal_is_one_line(words, message, command):
-    with pytest.raises(SystemExit) as stop:
-        command("fit", "--config", "recipes/digits_lenet_finetune.yaml", *words)
-    assert message in str(stop.value.code)
+    for name, text in (("words", "just words"), ("brackets", "[" * 3000), ("large", f"a: [{'1, ' * 100_000}]")):
+        Path(f"{name}.yaml").write_text(text)
+    code = refused(command, *FINETUNE, *words)
+    assert code.startswith("error: ")
+    assert message in code
+    assert "\n" not in code
+    assert not list(Path().glob("$*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.max_epochs=two"], 'Parser key "trainer.max_epochs": Expected a int. Given value: two'),
+        (["--callback.ExportReport.timesteps=two"], 'Parser key "timesteps": Expected a int. Got value: two'),
+        (["--callback.ExportReport.timestep=2"], "'snnreg_plugins.ExportReport': Option 'timestep' is not accepted"),
+        (["--callback.ActivityRegularization.penalty=l7"], "Expected one of ['l1', 'l2', "),
+        (["--model=my.Net"], "Problem with given class_path 'my.Net': No module named 'my'"),
+        (["--model.init_args.hiden=3"], "Option 'hiden' is not accepted"),
+        (["--trainer.max_epoch_=3"], "unrecognized arguments: --trainer.max_epoch_=3"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(words, message, command, capsys):
+    assert refused(command, *FINETUNE, *words) == 2
+    said, help_ = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: ")
+    assert message in said
+    assert "NoneType" not in said
+    assert "lightning.Callback" not in said
+    assert help_ == "All options: snnreg fit --help"
+
+
+def test_one_of_several_callbacks_of_a_class_is_overridden_by_its_number(command, capsys):
+    more = ["--trainer.callbacks+=ActivityRegularization", "--callback.ActivityRegularization.2.strength", "1e-3"]
+    settings = printed(command, capsys, *FINETUNE, *more, "--callback.ExportReport.steps=[1,3]")
+    first, report, last = settings["trainer"]["callbacks"]
+    assert (first["init_args"]["strength"], last["init_args"]["strength"]) == (1.0, 1e-3)
+    assert report["init_args"]["steps"] == [1, 3]
+
+
+def test_a_second_recipe_replaces_the_list_or_adds_to_it(command, capsys):
+    for key, expected in (("callbacks", 1), ("callbacks+", 3)):
+        Path("more.yaml").write_text(yaml.safe_dump({"trainer": {key: [{"class_path": "SpikingValidation"}]}}))
+        settings = printed(command, capsys, *FINETUNE, "--config", "more.yaml")
+        assert len(settings["trainer"]["callbacks"]) == expected
+
+
+def test_no_words_are_a_cry_for_help(command, capsys):
+    assert refused(command) == 0
+    said = capsys.readouterr().out
+    assert all(f" {name} " in said for name in ("fit", "export"))
+    assert "snnreg report" in said
+    assert "snnreg profile" in said
+
+
+def test_an_interruption_is_no_traceback(command, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("snnreg_plugins.cli.commands.CLI.parse_arguments", interrupted)
+    assert refused(command, "fit") == 130
+    assert capsys.readouterr().err == "Interrupted\n"
 
 
 @pytest.mark.parametrize(

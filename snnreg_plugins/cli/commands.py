@@ -1,36 +1,41 @@
-"""The command line: ``lightning fit --config recipes/x.yaml``, the same as ``snnreg ...``; ``snnreg profile``."""
+"""Lightning's command line with ``export``, and ``snnreg report``."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import traceback
-import warnings
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from torchmetrics import Metric
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
-from snnreg_plugins import profile
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
+from snnreg_plugins.cli.overrides import overridden, split_overrides
+from snnreg_plugins.cli.recipes import require_filled_in, require_readable
+from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.run import Run, write_page
 
-_SUBCOMMANDS = ("fit", "validate", "test", "predict", "export", "report")
+_DESCRIPTION = "Train sparse networks, export them to spiking neurons, and see what every spike costs."
 _EPILOG = (
-    "`snnreg report RUN_DIR` writes the report of a run as a page. `snnreg profile module.path:factory --input-shape "
-    "1 28 28` tells what any network spends, layer by layer; see `snnreg profile --help`."
+    "Two more commands need no recipe: `snnreg report RUN_DIR` writes the report of a run as a page, and `snnreg "
+    "profile module.path:factory --input-shape 1 28 28` tells what any network spends, layer by layer."
+)
+_OF_ALL = (
+    "Modules in the current folder are found: --model my_module.Net. An argument of a callback in the recipe: "
+    "--callback.ActivityRegularization.strength 2; of the second of that class: "
+    "--callback.ActivityRegularization.2.strength 2. One callback more: --trainer.callbacks+=ExportReport. A second "
+    "--config changes what it names, and lists as a whole; `callbacks+:` in it adds to the list."
 )
 
 
@@ -108,24 +113,65 @@ def load_checkpoint(model: LightningModule, path: str) -> None:
         raise ValueError(f"The weights in {path!r} do not fit the model of the recipe. {error}") from error
 
 
+class Parser(LightningArgumentParser):
+    """Lightning's parser, which tells in a sentence what is wrong, and not all options there are."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser within, whose caller goes on
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        self.exit(2, f"error: {in_one_sentence(message)}\nAll options: {program} --help\n")
+        raise AssertionError("exit() has returned")
+
+
 class CLI(LightningCLI):
-    """LightningCLI with ``export``, and the Digits as default data."""
+    """LightningCLI with ``export``, callbacks by name, and the Digits as default data."""
+
+    def __init__(self) -> None:
+        about = {command: {"epilog": _OF_ALL} for command in self.subcommands()}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=ExportTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # A second run of the same recipe replaces the first one's config.yaml.
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG, **about},
+        )
 
     @staticmethod
+    @override
     def subcommands() -> dict[str, set[str]]:
         """Add ``export`` to Lightning's subcommands."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make the embedded digits the default data."""
+        parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Read a checkpoint before LightningCLI does, which tells of a damaged one by a bare traceback."""
-        super().parse_arguments(parser, args)
+        """Read recipe, options and overrides of callbacks; and refuse files that LightningCLI would not."""
+        words, overrides = split_overrides(sys.argv[1:])
+        require_readable(words)
+        if overrides:
+            words += overridden(self._callbacks(parser, words), overrides)
+        self.config = parser.parse_args(words)
+        require_filled_in(self.config[self.config.subcommand].as_dict())
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and os.path.isfile(path):  # and not "last" or "best"
             read_checkpoint(path)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make the embedded digits the default data."""
-        parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
+    def _callbacks(self, parser: LightningArgumentParser, words: Sequence[str]) -> list[dict[str, Any]]:
+        """The callbacks of recipe and options, as plain data."""
+        config = parser.parse_args([word for word in words if not word.startswith("--print_config")])
+        callbacks = json.loads(parser.dump(config, format="json"))[config.subcommand]["trainer"].get("callbacks")
+        return callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
 
 
 def write_report(run: str, output: str | None = None) -> None:
@@ -147,77 +193,10 @@ def write_report(run: str, output: str | None = None) -> None:
     print(f"Written: {', '.join(written)}")
 
 
-def _report(words: list[str]) -> None:
+def run_report(words: list[str]) -> None:
     """Run ``snnreg report``, which needs no model and no data."""
     parser = ArgumentParser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
     parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
     parser.add_function_arguments(write_report, as_positional=True)
     arguments = parser.parse_args(words).as_dict()
     write_report(arguments["run"], arguments["output"])
-
-
-def main() -> None:
-    """Run the command line."""
-    words = sys.argv[1:]
-    profiles = words[:1] == ["profile"]
-    if words and not profiles and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
-        _pass_on()
-    # In place, as LightningCLI reads it.
-    sys.argv[1:] = [_packaged(word, before) for before, word in zip(["", *words], words, strict=False)]
-    # Data in memory needs no workers, and the other warning is Lightning's own to heed.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    try:
-        if profiles:
-            profile.main(words[1:])
-            return
-        if words[:1] == ["report"]:
-            _report(words[1:])
-            return
-        CLI(
-            LightningModule,
-            LightningDataModule,
-            trainer_class=ExportTrainer,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            # A second run of the same recipe replaces the first one's config.yaml.
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"epilog": _EPILOG},
-        )
-    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
-        # What this package refuses is told in a line; a bug, here or elsewhere, keeps its traceback.
-        refusal = _refusal(error)
-        if refusal is None:
-            raise
-        sys.exit(f"error: {refusal}")
-
-
-def _refusal(error: BaseException | None) -> BaseException | None:
-    """Find the error that this package itself raised, also where a parser has wrapped it."""
-    while error is not None:
-        innermost = traceback.extract_tb(error.__traceback__)[-1]
-        if Path(innermost.filename).is_relative_to(Path(__file__).parent):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _pass_on() -> None:
-    """Leave commands that are none of ours to Lightning's SDK, whose script has the same name as ours."""
-    if Path(sys.argv[0]).stem == "lightning" and find_spec("lightning_sdk") is not None:
-        from lightning_sdk.cli.entrypoint import main_cli
-
-        sys.exit(main_cli())
-
-
-def _packaged(word: str, before: str) -> str:
-    """Find the packaged copy of a recipe that is not on disk: ``recipes/x.yaml`` works from any folder."""
-    option, equals, value = word.partition("=")
-    path = value if equals and option in ("--config", "-c") else word if before in ("--config", "-c") else ""
-    if not path.startswith("recipes/") or os.path.exists(path):
-        return word
-    for home in (Path(__file__).parent, Path(__file__).parents[1]):
-        if (home / path).is_file():
-            found = str(home / path)
-            return f"{option}={found}" if equals else found
-    return word
