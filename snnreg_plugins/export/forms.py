@@ -154,30 +154,29 @@ DROPOUT_FUNCTIONS = (
     F.feature_alpha_dropout,
     torch.dropout,
 )
-# What only moves values.
-_SHAPE_FUNCTIONS = (
-    torch.flatten,
-    torch.reshape,
-    torch.permute,
-    torch.transpose,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.chunk,
-    torch.split,
-    operator.getitem,
+# What only moves values: functions of torch, which are methods of the same name too.
+_MOVES = (
+    *("flatten", "unflatten", "reshape", "ravel", "squeeze", "unsqueeze", "narrow", "select", "index_select"),
+    *(
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "flip",
+        "fliplr",
+        "flipud",
+        "rot90",
+        "roll",
+    ),
+    *("chunk", "split", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "tile", "repeat_interleave"),
 )
-_SHAPE_METHODS = (
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "contiguous",
-    "permute",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "chunk",
-    "split",
+_MOVERS = (
+    *(getattr(torch, name) for name in _MOVES),
+    *_MOVES,
+    *("view", "contiguous", "expand", "repeat"),
+    *(operator.getitem, F.pixel_shuffle, F.pixel_unshuffle, torch.channel_shuffle),
 )
 #: What does nothing to a tensor that has the type and place already.
 CASTS = ("float", "double", "half", "bfloat16", "to", "type", "type_as", "detach", "clone", "contiguous", torch.clone)
@@ -185,6 +184,11 @@ CASTS = ("float", "double", "half", "bfloat16", "to", "type", "type_as", "detach
 LAST = (
     *(F.softmax, F.log_softmax, F.sigmoid, torch.softmax, torch.log_softmax, torch.sigmoid),
     *("softmax", "log_softmax", "sigmoid", nn.Softmax, nn.LogSoftmax, nn.Sigmoid),
+)
+#: What makes a tensor of the size and type of another, and reads no value of it.
+MADE_OF_SIZES = (
+    *("new_zeros", "new_ones", "new_full", "new_tensor", "new_empty"),
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
 )
 # Arithmetic on values, in every form that Python has for it: the one form it gets, and whether it writes to its input.
 ARITHMETIC: dict[Any, tuple[Callable[..., Any], bool]] = {
@@ -213,6 +217,11 @@ def is_value(operand: Any) -> bool:
     return isinstance(operand, fx.Node) and operand.meta["role"] == "value"
 
 
+def is_constant(node: fx.Node) -> bool:
+    """Tell whether a node is a tensor that depends on no value of the network's input."""
+    return bool(node.meta["role"] == "constant")
+
+
 def is_size(node: fx.Node) -> bool:
     """Tell whether a node is a size or shape, or computed from such alone: whether it gives no tensor."""
     return bool(node.meta["role"] == "size")
@@ -223,7 +232,7 @@ def moves_values(node: Any) -> bool:
     if node.target is F.pad:
         given = dict(zip(("mode", "value"), node.args[2:], strict=False)) | dict(node.kwargs)
         return given.get("mode", "constant") == "constant" and not given.get("value")
-    return node.target in (*_SHAPE_FUNCTIONS, *_SHAPE_METHODS)
+    return node.target in _MOVERS
 
 
 def function_name(node: fx.Node) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from snnreg_plugins._torch import is_assertion
 from snnreg_plugins.export.copies import add_submodule, bare_copy
@@ -24,7 +22,9 @@ from snnreg_plugins.export.forms import (
     DROPPED,
     KEPT,
     LAST,
+    MADE_OF_SIZES,
     function_name,
+    is_constant,
     is_size,
     is_value,
     moves_values,
@@ -32,6 +32,7 @@ from snnreg_plugins.export.forms import (
 from snnreg_plugins.export.names import Names
 from snnreg_plugins.export.rectifiers import ENDINGS, RECTIFIERS, Population, populations
 from snnreg_plugins.export.refusals import ConversionError, refusal
+from snnreg_plugins.export.rewrites import as_known, input_of, make_behind, read_from_then_on, reduced, write_out
 from snnreg_plugins.functional.synapses import is_synaptic
 
 
@@ -55,9 +56,10 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
     if until is None:
         _cut_before_the_last(model, graph)
     _drop(model, graph)
-    _write_out(graph)
+    write_out(graph)
     free = _name(model, graph)
     _mark_head(graph, until)
+    make_behind(graph)
     _mark_neural(model, graph)
     own = nn.Module()  # holds the new modules at the user's names
     _hold_constants(model, graph, own, free)
@@ -85,15 +87,20 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
 
 
 def _tell_roles(graph: fx.Graph) -> None:
-    """Tell sizes (no tensors), constants (tensors that depend on no input) and values apart, in ``meta["role"]``."""
+    """Tell sizes (no tensors), constants (tensors that depend on no input) and values apart, in ``meta["role"]``.
+
+    A tensor made of sizes alone, as a state of zeros is, is a constant for the sizes of the samples.
+    """
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             node.meta["role"] = "value"
         elif not _has_tensor(node.meta["known"]):
             node.meta["role"] = "size"
         else:
-            constant = all(source.meta["role"] == "constant" for source in node.all_input_nodes)
+            constant = node.target in MADE_OF_SIZES or not any(map(is_value, node.all_input_nodes))
             node.meta["role"] = "constant" if constant else "value"
+            sized = (source.meta.get("is_number") if is_constant(source) else True for source in node.all_input_nodes)
+            node.meta["is_number"] = constant and any(sized)
 
 
 def _has_tensor(known: Any) -> bool:
@@ -130,7 +137,7 @@ def _drop(model: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         is_module = node.op == "call_module" and isinstance(named[node.target], DROPPED)
         if is_module or (node.op in ("call_function", "call_method") and _does_nothing(node)):
-            source = _input(node)
+            source = input_of(node)
             source.meta["cut"] = source.meta.get("cut", False) or node.meta.get("cut", False)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -149,67 +156,6 @@ def _does_nothing(node: fx.Node) -> bool:
     home = getattr(node.target, "__module__", None) or "torch"
     # Functions of torch that give back their input write to it.
     return node.op == "call_function" and before is after and home.partition(".")[0] not in ("torch", "_operator")
-
-
-def _write_out(graph: fx.Graph) -> None:
-    """Write a sum as a mean times the number of its terms, and a maximum over all positions as a pooling."""
-    for node in list(graph.nodes):
-        function, _ = ARITHMETIC.get(node.target, (None, False)) if node.op.startswith("call_") else (None, False)
-        if function in (torch.sum, torch.amax) and node.meta["role"] == "value":
-            with graph.inserting_before(node):
-                source, (dims, keepdim) = _input(node), _reduced(node)
-                if function is torch.sum:
-                    number = math.prod(source.meta["known"].shape[dim] for dim in dims)
-                    inner = graph.call_function(torch.mean, (source, dims), {"keepdim": keepdim})
-                    outer = graph.call_function(operator.mul, (inner, number))
-                else:
-                    inner = graph.call_function(_pool_of(node, dims, source), (source, 1))
-                    outer = inner if keepdim else graph.call_function(torch.flatten, (inner, 1))
-            for made in (inner, outer):
-                # What stays open: the sizes of the dimensions that are gone.
-                known = node.meta["known"] if made is outer else _known_before(node, inner, dims, keepdim)
-                made.meta = {**node.meta, "known": known, "cut": made is outer and node.meta.get("cut", False)}
-            node.replace_all_uses_with(outer)
-            graph.erase_node(node)
-
-
-def _known_before(node: fx.Node, inner: fx.Node, dims: list[int], keepdim: bool) -> Tensor:
-    known: Tensor = node.meta["known"]
-    if inner.target is torch.mean or keepdim:
-        return known
-    return known.reshape(*known.shape, *[1] * len(dims))
-
-
-def _pool_of(node: fx.Node, dims: list[int], source: fx.Node) -> Any:
-    pools = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
-    if sorted(dims) != list(range(2, source.meta["known"].dim())) or len(dims) not in pools:
-        raise refusal(node, "amax", remedy="take the maximum over all positions of each channel, and no others")
-    return pools[len(dims)]
-
-
-def _reduced(node: fx.Node) -> tuple[list[int], bool]:
-    """Give the dimensions that are taken together, counted from 0, and whether they are kept."""
-    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | dict(node.kwargs)
-    what = function_name(node)
-    if set(given) - {"dim", "axis", "keepdim", "input"}:
-        raise refusal(node, f"{what} with more than the dimensions", remedy=f"write `x.{what}((2, 3))`")
-    dims = _number(node, given.get("dim", given.get("axis")))
-    rank = _input(node).meta["known"].dim()
-    dims = [dim % rank for dim in ([dims] if isinstance(dims, int) else dims or ())]
-    if not dims or 0 in dims:
-        raise refusal(node, what)
-    return dims, bool(given.get("keepdim", False))
-
-
-def _number(node: fx.Node, value: Any) -> Any:
-    """Give what sizes and constants among the arguments of a node are for the samples; sizes are fixed then."""
-
-    def known(source: fx.Node) -> Any:
-        node.meta["is_number"] = node.meta.get("is_number") or is_size(source)
-        return source if is_value(source) else source.meta["known"]
-
-    found = fx.map_arg(value, known)
-    return tuple(found) if isinstance(found, torch.Size) else found
 
 
 def _name(model: nn.Module, graph: fx.Graph) -> Names:
@@ -270,7 +216,7 @@ def _fixes_a_size(node: fx.Node) -> bool:
 
 def _hold_constants(model: nn.Module, graph: fx.Graph, own: nn.Module, free: Names) -> None:
     """Copy the tensors that a forward reads, or computes of such alone, into a module that holds nothing else."""
-    constants = [node for node in graph.nodes if node.meta["role"] == "constant" and node.users]
+    constants = [node for node in graph.nodes if is_constant(node) and node.users and not node.meta["head"]]
     if not constants:
         return
     holder, names = free.free("constants"), Names()
@@ -303,7 +249,7 @@ def _put(node: fx.Node, module: nn.Module, own: nn.Module, free: Names) -> None:
         node.meta["populations"] = _named(name, module, free)
     add_submodule(own, name, module)
     if node.op != "call_module" or not node.meta["head"]:
-        node.args, node.kwargs = (_input(node),), {}
+        node.args, node.kwargs = (input_of(node),), {}
     node.op, node.target = "call_module", name
 
 
@@ -336,7 +282,7 @@ def _checked(node: fx.Node, module: Any, name: str | None = None) -> nn.Module:
         if populations(module) is None:
             raise refusal(node, f"{module}, which does not map 0 to 0,", name, "choose a range around 0")
         if getattr(module, "inplace", False):
-            if _is_read_elsewhere(node):
+            if not read_from_then_on(node):
                 raise refusal(node, "an in-place ReLU whose input is read again", name, "read its output instead")
             module.inplace = False
     checked: nn.Module = module
@@ -345,11 +291,13 @@ def _checked(node: fx.Node, module: Any, name: str | None = None) -> nn.Module:
 
 def _function(node: Any) -> nn.Module | None:
     """Give the module that a function is in disguise; bring all others to one form, or refuse them."""
+    if "refusal" in node.meta:
+        raise node.meta["refusal"]
     if node.target in AS_MODULE:
         kind, names = AS_MODULE[node.target]
         arguments = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
         arguments.pop("input", None)
-        module = kind(**_number(node, arguments))
+        module = kind(**as_known(node, arguments))
         if module is None:
             raise refusal(node, function_name(node))
         return _checked(node, module)
@@ -361,22 +309,16 @@ def _function(node: Any) -> nn.Module | None:
     if node.target not in ARITHMETIC:
         raise refusal(node, function_name(node))
     function, in_place = ARITHMETIC[node.target]
-    if in_place and _is_read_elsewhere(node):
+    if in_place and not read_from_then_on(node):
         raise refusal(node, f"{function_name(node)} in place on what is read again", remedy="write `x = x + y`")
     node.args, node.kwargs = _ARGUMENTS[function](node)
     node.op, node.target = "call_function", function
     return None
 
 
-def _of_cat(node: fx.Node) -> tuple[Any, dict[str, Any]]:
-    given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
-    tensors: Any = given["tensors"]
-    return (list(tensors), given.get("dim", given.get("axis", 0))), {}
-
-
 def _of_mean(node: fx.Node) -> tuple[Any, dict[str, Any]]:
-    dims, keepdim = _reduced(node)
-    return (_input(node), dims), {"keepdim": keepdim}
+    dims, keepdim = reduced(node)
+    return (input_of(node), dims), {"keepdim": keepdim}
 
 
 def _of_one(node: fx.Node) -> tuple[Any, dict[str, Any]]:
@@ -403,7 +345,7 @@ def _of_quotient(node: fx.Node) -> tuple[Any, dict[str, Any]]:
 
 # From a node that calls a function of arithmetic in any of its forms to the arguments of the one form.
 _ARGUMENTS: dict[Callable[..., Any], Callable[[fx.Node], tuple[Any, dict[str, Any]]]] = {
-    torch.cat: _of_cat,
+    torch.cat: lambda node: (node.args, {}),
     torch.mean: _of_mean,
     operator.neg: _of_one,
     operator.add: _of_two,
@@ -418,20 +360,3 @@ def _operands(node: fx.Node, count: int) -> tuple[Any, ...]:
     if len(operands) != count or len(operands) < len(node.args) + len(node.kwargs):
         raise refusal(node, f"{function_name(node)} with more than the operands", remedy="write it as `x + y`")
     return tuple(operands)
-
-
-def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0] if node.args else node.kwargs["input"]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _is_read_elsewhere(node: fx.Node) -> bool:
-    """Tell whether what a node writes to in place is read by others, also through views."""
-    while True:
-        source = _input(node)
-        if any(user is not node and not is_size(user) for user in source.users):
-            return True
-        if source.op not in ("call_function", "call_method") or not moves_values(source):
-            return False
-        node = source

@@ -24,7 +24,7 @@ _REMEDIES = {
         ("linear matmul bmm einsum", "use nn.Linear, which owns its weights"),
         ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
         ("mean", "give the dimensions to average over, without the batch"),
-        ("stack", "use torch.cat"),
+        ("stack", "stack behind the batch, in dimension 1 or a later one"),
         ("MultiheadAttention scaled_dot_product_attention", "keep attention as a DNN behind the spiking part, with "
          "`until`"),
     )

@@ -56,7 +56,9 @@ class StepGraph:
         return self.behind[node]
 
     def exported(self, source: fx.Node) -> fx.Node:
-        """Let the step read what is computed once."""
+        """Let the step read what is computed once, or a tensor of the model's own."""
+        if source.op == "get_attr":
+            return self._get(source, self.nodes, self.step)
         if source not in self.exports:
             self.exports[source] = self.step.call_function(operator.getitem, (self.constants, len(self.exports)))
         return self.exports[source]

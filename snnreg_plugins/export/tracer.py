@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -89,6 +90,10 @@ class Tracer(fx.Tracer):
         self.computing_failed = False  # what was traced, on the samples
         self._computing = False
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        with _length_is_a_size(root):
+            return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # A subclass of a synaptic layer with a forward of its own is looked into, and so never mistaken for one.
         if is_synaptic(m):
@@ -165,3 +170,27 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(obj)
+
+
+@contextmanager
+def _length_is_a_size(root: nn.Module) -> Iterator[None]:
+    """Have ``len(x)``, which has to be a number, be the size ``x.size(0)`` in the code of a network's classes."""
+    spaces = {
+        id(method.__globals__): method.__globals__
+        for module in root.modules()
+        for kind in type(module).__mro__
+        for method in vars(kind).values()
+        if isinstance(method, FunctionType) and kind.__module__.partition(".")[0] not in ("torch", "lightning")
+    }
+    changed = [space for space in spaces.values() if "len" not in space]
+    try:
+        for space in changed:
+            space["len"] = _length
+        yield
+    finally:
+        for space in changed:
+            del space["len"]
+
+
+def _length(of: Any) -> Any:
+    return of.size(0) if type(of) is _Known and isinstance(of.node.meta["known"], Tensor) else len(of)

@@ -91,6 +91,50 @@ def standardized_kernel(self, x):
 
 
 @form
+def maximum_of_a_dimension(self, x):
+    values, _ = F.relu(self.conv(x)).flatten(2).max(dim=2)
+    return self.out(torch.max(values.unsqueeze(2), -1, keepdim=True).values.squeeze(2))
+
+
+@form
+def maximum_over_the_first_of_two(self, x):
+    x = F.relu(self.conv(x)).flatten(2).transpose(1, 2)  # (B, points, channels), as of a point cloud
+    return self.out(x.amax(1))
+
+
+@form
+def adds_a_multiple(self, x):
+    x = F.relu(self.conv(x))
+    return self.out(torch.sub(torch.add(x, F.relu(self.conv2(x)), alpha=0.5), x, alpha=0.25).mean((2, 3)))
+
+
+@form
+def rectifies_in_place_by_the_way(self, x):
+    x = self.conv(x)
+    before = x * 2
+    F.relu_(x)
+    y = self.conv2(x)
+    y.add_(x)
+    y.relu_()
+    return self.out((y + F.relu(before)).mean((2, 3)))
+
+
+@form
+def moves_as_people_do(self, x):
+    x = F.relu(self.conv(x))
+    x = torch.stack(x.mT.flip(2).roll(1, -1).unbind(1)[::-1], 1).swapaxes(2, 3)
+    x = torch.cat(x.movedim(2, 3).split(4, dim=1)[::-1], 1)
+    x = x.index_select(1, torch.tensor([1, 0, 2, 3, 4, 5, 7, 6]))[:, torch.tensor([0, 2, 1, 3, 4, 5, 6, 7])]
+    return self.out(x.view_as(x).mean((2, 3)))
+
+
+@form
+def length_is_the_batch(self, x):
+    x = F.relu(self.conv(x))
+    return self.out(x.reshape(len(x), 8, -1).mean(2))
+
+
+@form
 def ends_in_log_softmax(self, x):
     return F.log_softmax(self.out(self.pooled(x)), dim=1)
 

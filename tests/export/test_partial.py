@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from snnreg_plugins import ConversionError, SynapticOperations, to_norse, to_snntorch
+from snnreg_plugins import ConversionError, SynapticOperations, load_network, save_network, to_norse, to_snntorch
 from tests.export.reference import simulate
 from tests.nets import Chain
 
@@ -127,3 +127,39 @@ def test_nothing_spikes_before_the_first_activation():
     model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     with pytest.raises(ConversionError, match="nothing would spike"):
         to_snntorch(model, torch.rand(20, 6), timesteps=T, until="0")
+
+
+class Recurrent(nn.Module):
+    """Convolutions, and an LSTM whose first state its forward makes, in the ways in which people do."""
+
+    def __init__(self, first_state):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu, self.first_state = nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(), first_state
+        self.lstm, self.out = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        early = self.first_state(x)
+        y = self.relu(self.conv(x)).transpose(1, 2)
+        states, _ = self.lstm(y, early or self.first_state(y))
+        return self.out(states[:, -1])
+
+
+@pytest.mark.parametrize(
+    "first_state",
+    [
+        lambda x: (torch.zeros(1, x.size(0), 5, device=x.device), torch.zeros((1, len(x), 5))),
+        lambda x: (x.new_zeros(1, x.shape[0], 5),) * 2,
+        lambda x: (torch.zeros(1, x.size()[0], 5) + 0.5, torch.zeros_like(x.new_ones(1, x.shape[0], 5))),
+        lambda x: None if x.shape[1] == 2 else (x.new_zeros(1, x.shape[0], 5), torch.ones(1, len(x), 5)),
+    ],
+)
+def test_a_first_state_is_made_for_the_batch_that_is_there(first_state, tmp_path):
+    net, x = Recurrent(first_state).eval(), torch.rand(9, 2, 12)
+    network = to_snntorch(net, x, timesteps=256, threshold="max", until="relu")
+    save_network(network, tmp_path / "spiking.pt")
+    again = load_network(tmp_path / "spiking.pt", net)
+    with torch.no_grad():
+        for count in (9, 4):
+            assert (network(x[:count]) - net(x[:count])).abs().max() < 0.02 * net(x).std()
+            assert torch.equal(again(x[:count]), network(x[:count]))

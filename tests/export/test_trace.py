@@ -356,16 +356,13 @@ REFUSED = {
     ),
     "division": (lambda: small(lambda m, x: 1 / m.relu(m.a(x))), "a division by an activation", "by constants only"),
     "alpha": (
-        lambda: Residual(lambda x, y: torch.add(x, y, alpha=2)), "add with more than the operands", "write it as",
-    ),
-    "in place on what is read again": (
-        lambda: Residual(lambda x, y: (x.add_(y), x)[1]), "add_ in place on what is read again", "write `x = x + y`",
+        lambda: Residual(lambda x, y: x.add_(y, alpha=2)), "add_ with more than the operands", "write it as",
     ),
     "in place through a view": (
         lambda: small(lambda m, x: (lambda y: (y.view(-1, 8).add_(1), m.c(y))[1])(m.relu(m.a(x)))),
         "add_ in place on what is read again", "write `x = x + y`",
     ),
-    "stack": (lambda: small(lambda m, x: torch.stack([m.relu(m.a(x))] * 2)), "convert stack", "use torch.cat"),
+    "stack": (lambda: small(lambda m, x: torch.stack([m.relu(m.a(x))] * 2)), "convert stack", "behind the batch"),
     "mean of all": (lambda: small(lambda m, x: m.relu(m.a(x)).mean()), "convert mean", "give the dimensions"),
     "mean over the batch": (lambda: small(lambda m, x: m.relu(m.a(x)).mean(0)), "convert mean", "without the batch"),
     "bilinear": (
@@ -395,14 +392,6 @@ REFUSED = {
     "norm without statistics": (
         lambda: GroupNormed(nn.BatchNorm1d(8, track_running_stats=False)),
         "layer 'norm': batch norm without running statistics", "use track_running_stats=True",
-    ),
-    "in-place ReLU read around": (
-        lambda: small(lambda m, x: (lambda y: (m.relu(y), m.c(y))[1])(m.a(x)), relu=nn.ReLU(inplace=True)),
-        "an in-place ReLU whose input is read again", "read its output instead",
-    ),
-    "F.relu_ read around": (
-        lambda: small(lambda m, x: (lambda y: (F.relu_(y), m.c(y))[1])(m.a(x))),
-        "an in-place ReLU whose input is read again", "read its output instead",
     ),
     "LSTM": (lambda: small(lambda m, x: m.c(m.lstm(x)[0]), lstm=nn.LSTM(6, 8)), "layer 'lstm': LSTM", "use Linear"),
     "spiking already": (
