@@ -71,4 +71,6 @@ class _Taken(Watch):
     @uncompiled
     def _observe(self, network: SimulatedNetwork, args: tuple[Any, ...], output: Any) -> None:
         taken = network.steps_taken
-        self._counts.add(0, 0, 0, [network.timesteps * len(args[0]) if taken is None else int(taken.sum())])
+        assert self._counter is not None
+        steps = 1 if isinstance(output, tuple) else network.timesteps  # of a step there is a state, too
+        self._counts.add(0, 0, 0, [steps * self._counter.size if taken is None else int(taken.sum())])

@@ -15,7 +15,8 @@ from snnreg_plugins.spiking.events import EventDriven
 from snnreg_plugins.spiking.firing import Firing, is_compilable
 from snnreg_plugins.spiking.layers import InitialState, by_step
 from snnreg_plugins.spiking.plan import Plan
-from snnreg_plugins.watching.hooks import is_watched, sees_many_steps, watched_call
+from snnreg_plugins.spiking.stepwise import Frames
+from snnreg_plugins.watching.hooks import is_watched, sees_many_steps, unwatched, watched_call
 from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
@@ -54,41 +55,63 @@ class LayerwiseCall:
     """One call of a network: each layer for some steps, then the next layer.
 
     Neurons and weights do not change within a call, so what is found out about them serves for all of it.
+
+    Args:
+        plan: How to run the time step.
+        encoder: Gives what steps read of an input.
+        like: The input of one step.
+        has_frames: Whether each step has its own.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, encoder: nn.Module, like: Tensor, has_frames: bool) -> None:
         self.plan = plan
-        self.largest = 1
+        self.encoder = encoder
+        self.like = like
+        self.key = has_frames, *like.shape[1:]
+        self.largest = like.shape[1:].numel() if has_frames else 1
         self._neurons: dict[str, Firing | None] = {}
         self._synapses: dict[str, Callable[[Tensor], Tensor]] = {}
 
-    def split(self, x: Tensor, steps: int, trained: bool) -> tuple[int, int]:
-        """Choose how many samples and steps of an input to run at once, by the sizes that earlier calls have shown.
+    def split(self, size: int, steps: int, trained: bool) -> tuple[int, int]:
+        """Choose how many samples and steps of an input to run at once, by the sizes that were found out.
 
         In training too: tensors of a whole batch are so large that the system maps and clears their memory anew in
         every step. Never one sample where there are more: a DNN that squeezes its tensors takes a batch of one for
         none.
         """
-        samples = len(x) if self.plan.draws else 2
-        size = self.plan.sizes.get(tuple(x.shape[1:]))
-        if size is None:
-            return len(x) if trained else samples, steps
-        elements = _ELEMENTS.get(x.device.type, _ELEMENTS_ELSEWHERE)
-        elements *= (torch.get_num_threads() if x.device.type == "cpu" else 1) * (_TRAINED if trained else 1)
-        return max(samples, elements // (size * steps)), max(1, min(steps, elements // size))
+        samples = size if self.plan.draws else 2
+        largest = self.plan.sizes[self.key]
+        on_cpu = self.like.device.type == "cpu"
+        elements = _ELEMENTS.get(self.like.device.type, _ELEMENTS_ELSEWHERE)
+        elements *= (torch.get_num_threads() if on_cpu else 1) * (_TRAINED if trained else 1)
+        return max(samples, elements // (largest * steps)), max(1, min(steps, elements // largest))
 
-    def least(self, x: Tensor, steps: int) -> int:
+    def least(self, steps: int) -> int:
         """Tell for how many samples it pays at least to run all steps and their gradients."""
-        return max(2, _LEAST_ELEMENTS // (self.plan.sizes.get(tuple(x.shape[1:]), 1) * steps))
+        return max(2, _LEAST_ELEMENTS // (self.plan.sizes[self.key] * steps))
 
-    def begin(self, encoder: nn.Module, x: Tensor) -> Any:
+    def begin(self, given: Any) -> Any:
         """Compute what is the same in all steps."""
-        self.shape = tuple(x.shape[1:])
+        if isinstance(given, Frames):
+            return given
         with holding_steps(CallSteps(1, 0)):
-            return encoder(x)
+            return self.encoder(given)
+
+    def _encoded(self, frames: Frames, steps: int, first_step: int) -> tuple[Any, ...]:
+        """Compute what some steps read of their frames."""
+        if self.plan.reads_tensors:
+            with holding_steps(CallSteps(steps, first_step, events=True)):
+                return tuple(map(AllSteps, self.encoder(frames.of(first_step, steps))))
+        read = []  # a size of one step is not that of all
+        for step in range(first_step, first_step + steps):
+            with holding_steps(CallSteps(1, step, events=True)):
+                read.append(self.encoder(frames.of(step)))
+        return tuple(_joined(list(results)) for results in zip(*read, strict=True))
 
     def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
         """Run some steps: gives the outputs ``(steps, B, ...)``, and the states."""
+        if isinstance(constants, Frames):
+            constants = self._encoded(constants, steps, first_step)
         chunk = Chunk(self, constants, states, steps, first_step)
         with holding_steps(chunk.held):
             for node, how, unused in self.plan.nodes:
@@ -102,9 +125,20 @@ class LayerwiseCall:
             return by_step(output.values, steps), states
         return output.expand(steps, *output.shape), states
 
+    def learn(self, given: Any, states: Any) -> None:
+        """Find out how large tensors are, from one step of few samples that nobody sees; this is not to be used again.
+
+        So the first call of a network runs in the same parts as any later one, and rounds alike.
+        """
+        generators = [self.like.device] if self.like.device.type == "cuda" else []
+        with unwatched(), torch.no_grad(), torch.random.fork_rng(generators):
+            read = self.encoder(given.of(0) if isinstance(given, Frames) else given)
+            self(self.begin(given), states, 1, 0)
+        self.plan.reads_tensors = all(isinstance(part, Tensor) for part in read)
+        self.plan.sizes[self.key] = self.largest
+
     def end(self) -> None:
-        """Remember how large the tensors were."""
-        self.plan.sizes[self.shape] = self.largest
+        """Keep nothing."""
 
     def neurons(self, name: str) -> Firing | None:
         """Give a neuron layer ready to fire, None if it is to be called step by step."""
@@ -204,7 +238,9 @@ class Chunk:
         value, module = self.values[node.args[0]], self.plan.modules[node.target]
         if not isinstance(value, AllSteps):
             if not (isinstance(module, SYNAPTIC_LAYERS) or is_watched(module)):
-                return module(value)
+                output = module(value)
+                self.call.largest = max(self.call.largest, output.numel() // output.shape[0])
+                return output
             # Its cost arises in every step; watched or not, so that sums are rounded alike.
             value = AllSteps(self._of_all_steps(value))
         return AllSteps(watched_call(module, self.call.synapses(node.target, value.values), value.values))

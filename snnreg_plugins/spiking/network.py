@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
+from snnreg_plugins._models import dtype_of
 from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.early_exit import EarlyExit, checked_margins
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
+from snnreg_plugins.spiking.inputs import checked_time_dim, require_fitting, require_tensor
 from snnreg_plugins.spiking.layers import InitialState, for_summing, map_tensors
 from snnreg_plugins.spiking.plan import Plan, all_modules
+from snnreg_plugins.spiking.stepwise import Frames, StepByStep
 from snnreg_plugins.spiking.structure import events_in
 from snnreg_plugins.watching.simulated import Known, SimulatedNetwork
-from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Into how many parts a batch is split at least where its activations are computed twice.
 _PARTS = 8
@@ -63,6 +65,7 @@ class SpikingNetwork(SimulatedNetwork):
             gradients but for the order of sums over samples. May be set.
 
     Example:
+        >>> from torch import nn
         >>> from snnreg_plugins import to_snntorch
         >>> model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> network = to_snntorch(model, torch.rand(100, 2), timesteps=4)
@@ -90,6 +93,7 @@ class SpikingNetwork(SimulatedNetwork):
         self.timesteps = timesteps
         self.exact = False
         self.checkpointing = False
+        self.time_dim = self.conversion.get("time_dim")
         self._truncation: int | None = None
         self._exit_margins: tuple[float, ...] | None = None
         self._states = states
@@ -123,6 +127,15 @@ class SpikingNetwork(SimulatedNetwork):
         self._truncation = value
 
     @property
+    def time_dim(self) -> int | None:
+        """Dimension of time in inputs: 0 for ``(T, B, ...)``, 1 for ``(B, T, ...)``; None if they are constant."""
+        return self._time_dim
+
+    @time_dim.setter
+    def time_dim(self, value: int | None) -> None:
+        self._time_dim = checked_time_dim(value)
+
+    @property
     def exit_margins(self) -> tuple[float, ...] | None:
         r"""Margins at which a sample needs no more steps, the first for step 1; None to take all steps.
 
@@ -153,6 +166,10 @@ class SpikingNetwork(SimulatedNetwork):
     def only_layers_multiply(self) -> bool:
         """Whether nothing but synaptic layers multiplies activity: true but for a part of the DNN behind the spikes."""
         return self.head is None
+
+    def batch_dim_of(self, x: Any = None, per_step: bool = False, time_dim: int | None = None) -> int:
+        """Give the dimension of the batch in the input of a call with these arguments."""
+        return int((self.time_dim if time_dim is None else time_dim) == 0)
 
     def name_in_dnn(self, path: str) -> str:
         """Give the name that a module has in the user's DNN, without that of the part that it is in.
@@ -191,12 +208,15 @@ class SpikingNetwork(SimulatedNetwork):
         """
         super().compile(*args, **kwargs)
 
-    def forward(self, x: Tensor, per_step: bool = False) -> Tensor:
+    def forward(self, x: Tensor, per_step: bool = False, time_dim: int | None = None) -> Tensor:
         """Run the network for ``timesteps`` steps.
 
         Args:
-            x: Input of shape ``(B, ...)``, constant over the steps; coded into spikes where the export says so.
+            x: Input of shape ``(B, ...)``, constant over the steps; coded into spikes where the export says so. With
+                a dimension of time, such as ``(T, B, ...)`` for events, step t reads ``x[t]``, T being ``timesteps``:
+                the first layer is computed in every step.
             per_step: Return the scores at every step instead of the last one only.
+            time_dim: Dimension of time in ``x``, 0 or 1; None for that of the attribute.
 
         Returns:
             Scores of shape ``(B, K)``; with ``per_step``, the running scores ``(T, B, K)``: those that a run of
@@ -204,78 +224,83 @@ class SpikingNetwork(SimulatedNetwork):
 
         Raises:
             ValueError: If the input is of a size that the network was not made for. One that has neither averages nor
-                neurons that depend on the size takes any, as its DNN does.
+                neurons that depend on the size takes any, as its DNN does. If it holds other than ``timesteps`` steps.
         """
-        self._require_fitting(x)
-        run = self._call_of(x)
+        require_tensor(x, dtype_of(self))
+        time_dim = self.time_dim if time_dim is None else checked_time_dim(time_dim)
+        require_fitting(x, time_dim, self.timesteps, self.conversion)
+        given: Any = x if time_dim is None else Frames(x.movedim(time_dim, 1))
+        like = x if time_dim is None else x.select(time_dim, 0)
+        run = self._call_of(given, like)
         trained = torch.is_grad_enabled() and any(
             # Buffers too: thresholds and initial potentials may be all that is trained.
             tensor.requires_grad
             for tensor in chain((x,), self.parameters(), self.buffers())
         )
         self._steps_taken = None
-        size = x.shape[0]  # not len(x): an exporter keeps this open
+        size = like.shape[0]  # not len(x): an exporter keeps this open
         leaving = None
         if self.exit_margins is not None and not (trained or per_step):
             leaving = EarlyExit(self.exit_margins, self.timesteps, size, x.device)
         means: list[Tensor] = []
         first = 0
         while first < size or not means:
-            samples, steps = run.split(x, self.timesteps, trained) if leaving is None else (size, 1)
+            samples, steps = run.split(size, self.timesteps, trained) if leaving is None else (size, 1)
             if trained:
                 steps = self.truncation or self.timesteps
                 if self.checkpointing:
-                    samples = min(samples, max(-(-size // _PARTS), run.least(x, self.timesteps)))
+                    samples = min(samples, max(-(-size // _PARTS), run.least(self.timesteps)))
             samples += first + samples == size - 1  # leaves none alone
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step, leaving=leaving)
-            part = x[first : first + samples]
+            part = map_tensors(itemgetter(slice(first, first + samples)), given)
             if trained and self.checkpointing:
                 means.append(checkpoint(simulate, part, use_reentrant=False))
             else:
                 means.append(simulate(part))
-            first += max(1, part.shape[0])
+            first += max(1, samples)
         if leaving is not None:
             self._steps_taken = leaving.steps_taken
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
 
-    def _require_fitting(self, x: Tensor) -> None:
-        """Refuse an input of other sizes where divisors, windows or neurons are those of the calibration data's."""
-        made_for = self.conversion.get("input_shape")
-        if made_for is None or list(x.shape[1:]) == made_for:
-            return
-        if self.conversion.get("any_size") and x.dim() - 1 == len(made_for) and x.shape[1] == made_for[0]:
-            return
-        raise ValueError(
-            f"Expected inputs of shape (B, {', '.join(map(str, made_for))}), as the calibration data had, but got "
-            f"{tuple(x.shape)}. For another size, export the DNN again with calibration data of that size."
-        )
+    def _call_of(self, given: Any, like: Tensor) -> LayerwiseCall | StepByStep:
+        """Choose how to run the steps.
 
-    def _call_of(self, x: Tensor) -> LayerwiseCall | _StepByStep:
-        """Choose how to run the steps."""
-        if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], x):
-            return _StepByStep(self.body, self._modules_of_step, self.neurons.release)
+        Args:
+            given: Input, or the :class:`Frames` of it.
+            like: The input of a step.
+        """
+        if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], like):
+            return StepByStep(self.encoder, self.body, self._modules_of_step, self.neurons.release)
         if self._plan is None or not self._plan.is_of(self.body):
             self._plan = Plan(self.body, self.neurons.describe_constant)
-        return LayerwiseCall(self._plan)
+        call = LayerwiseCall(self._plan, self.encoder, like, isinstance(given, Frames))
+        if call.key not in self._plan.sizes:
+            # Two samples: a DNN that squeezes its tensors takes a batch of one for none.
+            few = map_tensors(itemgetter(slice(2)), given)
+            LayerwiseCall(self._plan, self.encoder, like[:2], isinstance(given, Frames)).learn(few, self._no_states())
+        return call
+
+    def _no_states(self) -> tuple[None, ...]:
+        return (None,) * self._states
 
     def _simulate(
-        self, run: LayerwiseCall | _StepByStep, x: Tensor, steps: int, per_step: bool, leaving: EarlyExit | None
+        self, run: LayerwiseCall | StepByStep, given: Any, steps: int, per_step: bool, leaving: EarlyExit | None
     ) -> Tensor:
         """Give the mean of the outputs, ``(1, B, ...)``; with ``per_step`` that of the steps so far, ``(T, B, ...)``.
 
         Args:
             run: How to run steps.
-            x: Input.
+            given: Input, or the :class:`Frames` of it.
             steps: Steps to run at once; no gradient flows from one such number of steps to those before.
             per_step: Which means to give.
             leaving: Which samples run; None for all.
         """
         means: list[Tensor] = []
-        states: Any = (None,) * self._states
+        states: Any = self._no_states()
         total: Any = 0
         try:
-            constants = run.begin(self.encoder, x)
+            constants = run.begin(given)
             if leaving is not None:
                 leaving.require_samples(constants)
             for first in range(0, self.timesteps, steps):
@@ -305,38 +330,6 @@ class SpikingNetwork(SimulatedNetwork):
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
         return f"timesteps={self.timesteps}"
-
-
-class _StepByStep:
-    """One call of a network: one step after the other, each through all modules as their framework runs them."""
-
-    def __init__(self, body: nn.Module, modules: tuple[nn.Module, ...], release: Callable[[nn.Module], None]) -> None:
-        self.body, self.modules, self.release = body, modules, release
-
-    def split(self, x: Tensor, steps: int, trained: bool) -> tuple[int, int]:
-        return x.shape[0], 1
-
-    def least(self, x: Tensor, steps: int) -> int:
-        return 2
-
-    def begin(self, encoder: nn.Module, x: Tensor) -> Any:
-        with nullcontext() if torch.compiler.is_compiling() else holding_steps(CallSteps(1, 0)):
-            return encoder(x)
-
-    def __call__(self, constants: Any, states: Any, steps: int, first_step: int) -> tuple[Tensor, Any]:
-        outputs = []
-        for step in range(first_step, first_step + steps):
-            # Where a batch runs in parts, calls do not tell the step.
-            with nullcontext() if torch.compiler.is_compiling() else holding_steps(CallSteps(1, step)):
-                output, states = self.body(constants, states)
-            outputs.append(output)
-        return torch.stack(outputs), states
-
-    def end(self) -> None:
-        # A state kept in a module would hold the graph, and break deepcopy and buffers shared over processes.
-        with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
-            for module in self.modules:
-                self.release(module)
 
 
 def require_timesteps(value: int, name: str = "timesteps") -> None:

@@ -80,6 +80,7 @@ class Plan:
         # Spikes that are drawn at random are drawn for a whole batch, as one step at a time draws them.
         self.draws = any(isinstance(module, PoissonCoder) for module in self.modules.values())
         self.sizes: dict[tuple[int, ...], int] = {}  # of the largest tensor of a sample, by the input's shape
+        self.reads_tensors = False  # whether nothing but tensors of the input's frames is read, as far as it is known
         last_use = {source: node for node in body.graph.nodes for source in node.all_input_nodes}
         unused: dict[fx.Node, list[fx.Node]] = {}
         for source, node in last_use.items():

@@ -27,16 +27,27 @@ class StepCounts:
 
     def __init__(self) -> None:
         self._pass: list[tuple[int, int, int, Sequence[int]]] = []  # of the one under way
+        self._told: list[tuple[int, int, int, Sequence[int]]] = []  # the same, of steps that count from the first pass
         self._kept: list[tuple[int, int, int, Sequence[int]]] = []
         self._table: Table = {}
 
-    def add(self, row: int, column: int, first_step: int, values: Sequence[int]) -> None:
-        """Add numbers of the pass under way, of a step and of those after it."""
-        self._pass.append((row, column, first_step, values))
+    def add(self, row: int, column: int, first_step: int, values: Sequence[int], told: bool = False) -> None:
+        """Add numbers of the pass under way, of a step and of those after it.
 
-    def steps(self) -> int:
-        """Count the time steps of the pass under way."""
-        return max((first + len(values) for _, _, first, values in self._pass), default=0)
+        Args:
+            row: Row.
+            column: Column.
+            first_step: The step: of the pass, or, if it was ``told``, of all passes that the samples take.
+            values: A number for each step.
+            told: Whether who runs the steps tells which they are.
+        """
+        (self._told if told else self._pass).append((row, column, first_step, values))
+
+    def steps(self, before: int = 0) -> int:
+        """Count the time steps of the pass under way, whose samples took some before it."""
+        own = max((first + len(values) for _, _, first, values in self._pass), default=0)
+        told = max((first + len(values) for _, _, first, values in self._told), default=0)
+        return max(own, told - before)
 
     def keep(self, before: int = 0) -> None:
         """Let the pass under way count.
@@ -47,13 +58,15 @@ class StepCounts:
         if before:
             self._pass = [(row, column, first + before, values) for row, column, first, values in self._pass]
         self._kept.extend(self._pass)
-        self._pass.clear()
+        self._kept.extend(self._told)
+        self.drop()
         if len(self._kept) > _AT_ONCE:
             self.table()
 
     def drop(self) -> None:
         """Forget the pass under way."""
         self._pass.clear()
+        self._told.clear()
 
     def table(self) -> Table:
         """Give the sums of all passes that count; not to be written to."""

@@ -61,7 +61,6 @@ class SampleCounter:
         simulated = {module for module in model.modules() if isinstance(module, SimulatedNetwork)}
         inside = {part for network in simulated for part in network.modules()} - simulated
         modules = {module: set(module.modules()) for module in model.modules() if module not in inside}
-        self._simulated = simulated
         self._neurons = {module for module in modules if is_stateful(module)}
         self._around_neurons = {module for module, parts in modules.items() if parts & (self._neurons | simulated)}
         leaves, alone = set(layers.values()) - self._neurons, set(others)
@@ -88,6 +87,11 @@ class SampleCounter:
         """Whether the pass under way is a further time step, as far as it can be told by now."""
         return self._continues
 
+    @property
+    def size(self) -> int:
+        """Samples of the pass under way."""
+        return self._size
+
     def called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Tell that one of the layers was called: from outside, and if it is no neuron, that is a pass of its own."""
         if self._depth == 0:
@@ -103,8 +107,8 @@ class SampleCounter:
         self._kept: dict[nn.Module, set[Identity]] = {}
         self._sizes: dict[nn.Module, int] = {}
 
-    def _begin(self, tensors: list[Tensor]) -> None:
-        self._size = tensors[0].shape[self.batch_dim] if tensors and tensors[0].dim() > self.batch_dim else 1
+    def _begin(self, tensors: list[Tensor], batch_dim: int) -> None:
+        self._size = tensors[0].shape[batch_dim] if tensors and tensors[0].dim() > batch_dim else 1
         self._given = identities(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
@@ -114,16 +118,14 @@ class SampleCounter:
 
     @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._depth == 0 and module in self._simulated:
-            self._begin(list(tensors_in((args, kwargs)))[:1])
-            self._continues = False
-            if self.on_begin is not None:
-                self.on_begin(module)
-        elif self._depth == 0:
-            self._begin(list(tensors_in((args, kwargs))))
+        batch_dim = module.batch_dim_of(*args, **kwargs) if isinstance(module, SimulatedNetwork) else self.batch_dim
+        if self._depth == 0:
+            self._begin(list(tensors_in((args, kwargs))), batch_dim)
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
             if self.on_begin is not None:
                 self.on_begin(module)
+        elif batch_dim != self.batch_dim and isinstance(module, SimulatedNetwork):
+            self._size = next(tensors_in((args, kwargs))).shape[batch_dim]  # it knows better than who calls it
         self._depth += 1
         self._called.add(module)
         if module in self._neurons and module not in self._handed:
@@ -157,9 +159,8 @@ class SampleCounter:
             self._returned[neuron] = identities([tensor() for tensor in self._outputs.get(neuron, ())]) - handed
             self._kept[neuron] = set() if neuron in self._handed else identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
-        if module not in self._simulated:
-            self._returned[module] = identities(output) - self._given
-            self._sizes[module] = self._size
+        self._returned[module] = identities(output) - self._given
+        self._sizes[module] = self._size
         if self.on_leave is not None:
             self.on_leave()
         failed = output is None and sys.exc_info()[0] is not None

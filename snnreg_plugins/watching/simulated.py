@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,6 +42,10 @@ class SimulatedNetwork(nn.Module):
     def only_layers_multiply(self) -> bool:
         """Whether nothing but synaptic layers multiplies activity."""
         return False
+
+    def batch_dim_of(self, *args: Any, **kwargs: Any) -> int:
+        """Give the dimension of the batch in the input of a call with these arguments."""
+        return 0
 
     def name_in_dnn(self, path: str) -> str:
         """Give the name that a module has in the user's DNN; empty for a part that is none of it.

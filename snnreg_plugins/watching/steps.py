@@ -16,10 +16,12 @@ class CallSteps(NamedTuple):
     Args:
         steps: Time steps.
         first_step: The first of them, from 0.
+        events: Whether what the network is given in each step may be events, and is no constant current.
     """
 
     steps: int
     first_step: int
+    events: bool = False
 
 
 _CALL_STEPS: ContextVar[CallSteps | None] = ContextVar("call_steps", default=None)

@@ -163,7 +163,7 @@ class Tally(Watch):
         super()._forget()
         #: Calls by name, in the order of the first ones; of a simulated network, time steps.
         self.called: dict[str, int] = {}
-        self._steps_called: dict[str, int] = {}  # in the pass under way
+        self._steps_called: dict[str, tuple[int, int]] = {}  # in the pass under way: the first, and behind the last
         self._sites: dict[tuple[int, int], int] = {}  # calls by row and place in the code
         #: Whether layers were called one by one from outside, so that no time step can be told.
         self.alone = False
@@ -193,8 +193,8 @@ class Tally(Watch):
 
     def _ended(self, samples: int | None) -> None:
         super()._ended(samples)
-        for name, steps in self._steps_called.items():
-            self.called[name] += steps
+        for name, (first, behind) in self._steps_called.items():
+            self.called[name] += behind - first
         self._steps_called.clear()
         if self._held and samples is not None:
             self._held_before += self._held
@@ -207,7 +207,7 @@ class Tally(Watch):
 
     def _steps_before(self) -> int:
         before = self._steps.get(self._outermost, 0) if self.continues else 0
-        self._steps[self._outermost] = before + self._counts.steps()
+        self._steps[self._outermost] = before + self._counts.steps(before)
         return before
 
     # What is counted in one.
@@ -239,7 +239,8 @@ class Tally(Watch):
             self.called[name] = self.called.get(name, 0) + 1
         else:  # several steps, of a part of the batch
             self.called.setdefault(name, 0)
-            self._steps_called[name] = max(self._steps_called.get(name, 0), call.first_step + call.steps)
+            first, behind = self._steps_called.get(name, (call.first_step, 0))
+            self._steps_called[name] = min(first, call.first_step), max(behind, call.first_step + call.steps)
 
     def _count_known(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> bool:
         """Count an input known to hold events alone, where its sum does not tell otherwise.
@@ -254,8 +255,8 @@ class Tally(Watch):
             return False
         dense = [x.shape[0] // steps * synapses.dense] * steps
         first = self.call_in_pass(row) if call is None else call.first_step
-        self._counts.add(row, _SOPS, first, sops)
-        self._counts.add(row, _DENSE, first, dense)
+        self._counts.add(row, _SOPS, first, sops, call is not None)
+        self._counts.add(row, _DENSE, first, dense, call is not None)
         if self.observer is not None:
             self.observer.arrived(self.names[row], layer, x, shape, (sum(sops), 0, sum(dense)))
         return True
@@ -295,13 +296,18 @@ class Tally(Watch):
         synapses = self._synapses_of(row, layer, shape)
         steps = 1 if call is None else call.steps
         costs = synapses.count_steps(x, steps, real=self._real[row])
-        if self._is_analog[row] and any(sops for sops, _, _ in costs) and not bool(((x == 0) | (x == 1)).all()):
+        if (
+            self._is_analog[row]
+            and not (call is not None and call.events)
+            and any(sops for sops, _, _ in costs)
+            and not bool(((x == 0) | (x == 1)).all())
+        ):
             costs = [(0, active, dense) for active, _, dense in synapses.count_steps((x != 0).to(x.dtype), steps)]
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]
         if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
             self._look_for_averages(layer, x)
-        self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs)
+        self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs, call is not None)
         if self.observer is not None:
             sops, effective, dense = map(sum, zip(*costs, strict=True))
             self.observer.arrived(self.names[row], layer, x, shape, (sops, effective, dense))
@@ -314,10 +320,10 @@ class Tally(Watch):
             found = self._synapses[row, shape] = Synapses(layer, fan_out_of(layer, shape))
         return found
 
-    def _add(self, row: int, first_step: int, costs: Sequence[tuple[int, int, int]]) -> None:
+    def _add(self, row: int, first_step: int, costs: Sequence[tuple[int, int, int]], told: bool = False) -> None:
         for column, values in enumerate(zip(*costs, strict=True)):
             if column == _DENSE or any(values):
-                self._counts.add(row, column, first_step, values)
+                self._counts.add(row, column, first_step, values, told)
 
     @uncompiled
     def _emit(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -340,8 +346,8 @@ class Tally(Watch):
             x, steps, first = spikes, call.steps, call.first_step
         known = self._emits_events[row] and not self._thorough
         events = (count_known_events(x, steps) if known else None) or count_events_by_step(x, steps)
-        self._counts.add(row, _SPIKES, first, events)
-        self._counts.add(row, _NEURON_STEPS, first, [spikes.numel() // steps] * steps)
+        self._counts.add(row, _SPIKES, first, events, call is not None)
+        self._counts.add(row, _NEURON_STEPS, first, [spikes.numel() // steps] * steps, call is not None)
         if self.observer is not None:
             self.observer.emitted(self.names[row], layer, spikes, call)
 

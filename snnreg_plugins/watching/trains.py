@@ -78,6 +78,8 @@ class Trains(Watch):
         for row, steps in seen.items() if samples is not None else ():
             step, last = self._state.get(row, (0, None)) if self.continues else (0, None)
             for index, parts in enumerate(steps):
+                if not parts:  # of a step that an earlier pass took
+                    continue
                 spikes = torch.cat(parts)
                 running = None if last is None or len(spikes) == len(last) else self._running(index, len(last))
                 if last is not None and running is not None:

@@ -37,11 +37,11 @@ def max_thresholds(layers, x, per_channel):
 
 
 @torch.no_grad()
-def simulate(layers, thresholds, x, timesteps, initial_potential=0.5, beta=1.0):
+def simulate(layers, thresholds, x, timesteps, initial_potential=0.5, beta=1.0, frames=False):
     """Step a chain of layers through time; every ReLU is soft-reset integrate-and-fire.
 
     A spike is worth its threshold, so that all layers are the DNN's own: nothing is folded. The output of a max
-    pooling is the growth of the largest sum in its window.
+    pooling is the growth of the largest sum in its window. With ``frames``, ``x`` holds what each step reads.
 
     Returns:
         Spikes (T, B, ...) of every ReLU, and the mean of the output over the steps so far, (T, B, K).
@@ -51,7 +51,7 @@ def simulate(layers, thresholds, x, timesteps, initial_potential=0.5, beta=1.0):
     potential, spikes, sums, largest = {}, {index: [] for index in neurons}, {}, {}
     total, running = 0, []
     for step in range(1, timesteps + 1):
-        value = x
+        value = x[step - 1] if frames else x
         for index, layer in enumerate(layers):
             if isinstance(layer, nn.ReLU):
                 threshold = thresholds[neurons.index(index)]
