@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
@@ -17,12 +19,15 @@ from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._models import device_of
+from snnreg_plugins.callbacks.measurement import Calls
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy_table
 from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.exported import export_run
 from snnreg_plugins.reports.measure import require_steps
+from snnreg_plugins.reports.own import exported_within, require_around
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.run import Run
 
@@ -30,11 +35,16 @@ from snnreg_plugins.reports.run import Run
 class ExportReport(MeasuringCallback):
     """Export the network when training ends: write the spiking network and a report, in print and as files.
 
-    Thresholds are balanced on training data, score and cost are measured on test data; of several processes, the
-    first one does it, on all of the data. What is scored is told by labels and loss of the first training batch, as
-    :class:`SpikingValidation` explains, or by ``metric``. What cannot be exported or scored is said then, or before;
-    the network is written first, and what cannot be measured after all is said in a warning. A ``fast_dev_run`` tries
-    it all and keeps nothing.
+    Thresholds are balanced on training data, score and cost are measured on test data, both with the transfer hooks of
+    data module or LightningModule, as in a test; of several processes, the first one does it, on all of the data. What
+    is scored is told by labels and loss of the first training batch, as :class:`SpikingValidation` explains, or by
+    ``metric``. What cannot be exported or scored is said then, or before; the network is written first, and what
+    cannot be measured after all is said in a warning. A ``fast_dev_run`` tries it all and keeps nothing.
+
+    A network that spikes already is reported on as it is, with no DNN beside it (but that of a
+    :class:`~snnreg_plugins.modules.SpikingClassifier`): an exported one that was fine-tuned, at all ``steps``; the
+    user's own, at the time steps that its forward takes. :meth:`readout` says what its scores are. There is no file for
+    the user's own; the options of the export play no role.
 
     Batches are ``(input, label)``; override :meth:`unpack` for others. Written to ``output_dir``:
 
@@ -124,6 +134,21 @@ class ExportReport(MeasuringCallback):
         Run(self.output_dir).claim(self.diagnose, self.html)
 
     @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._calls is not None and (network := exported_within(whole := self._network(pl_module))) is not None:
+            require_around(whole, network, self._unpacked(batch)[0])
+
+    def _see(self, calls: Calls, targets: Any, step: str) -> None:
+        if len(calls.returned) > 1:
+            raise ValueError(
+                f"ExportReport calls the network once for a batch, but the module's {step}() calls it "
+                f"{len(calls.returned)} times. Put the loop over time steps into forward() of a network and name that "
+                "by `network`, or let SpikingValidation measure it in the module's own steps."
+            )
+        super()._see(calls, targets, step)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # asked of all processes, as it is sent from the first
         if not trainer.is_global_zero or trainer.interrupted:
@@ -134,7 +159,8 @@ class ExportReport(MeasuringCallback):
         with tempfile.TemporaryDirectory() if trial else nullcontext(self.output_dir) as place:
             run = Run(place)
             try:
-                self._export(run, pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
+                with _testing(trainer):
+                    self._export(run, pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
             except Exception as error:  # whatever it is, the trained network is worth more than its figures
                 done = f"wrote {', '.join(run.written)} to {place}, and no more" if run.written else "wrote nothing"
                 rank_zero_warn(f"ExportReport {done}. {type(error).__name__}: {error}")
@@ -179,7 +205,30 @@ class ExportReport(MeasuringCallback):
             html=self.html,
             limit_batches=limit_batches,
             recipe=recipe,
-            unpack=self.unpack,
+            unpack=lambda batch: self.unpack(_transferred(batch, model, datamodule)),
+            readout=self.readout,
             metric=self._first.score or self.metric,
             part=self.network_name,
         )
+
+
+@contextmanager
+def _testing(trainer: Trainer) -> Iterator[None]:
+    """Let hooks that ask for it see a test, so that they leave out what is for training, such as augmentation."""
+    before = trainer.state.stage
+    trainer.state.stage = RunningStage.TESTING
+    try:
+        yield
+    finally:
+        trainer.state.stage = before
+
+
+def _transferred(batch: Any, model: nn.Module, datamodule: Any) -> Any:
+    """Do to a batch what data module, or else LightningModule, do to it on its way to the network."""
+    owners = [one for one in (datamodule, model) if isinstance(one, (LightningDataModule, LightningModule))]
+    for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+        owner = next((one for one in owners if is_overridden(name, one)), None)
+        if owner is not None:
+            device = [device_of(model)] if name == "transfer_batch_to_device" else []
+            batch = getattr(owner, name)(batch, *device, 0)
+    return batch

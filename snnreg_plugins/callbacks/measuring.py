@@ -14,6 +14,7 @@ from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.measurement import Calls, Randomness
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.metrics.scores import Task, require_metric
+from snnreg_plugins.reports.own import scores_of
 from snnreg_plugins.training.first_batch import FirstBatch
 from snnreg_plugins.watching.layers import spikes_already
 
@@ -63,7 +64,7 @@ class MeasuringCallback(Callback):
             "to return both."
         )
 
-    def readout(self, outputs: Any) -> Tensor:
+    def readout(self, outputs: Any) -> Any:
         """Return the scores of a network that spikes already; override where it returns others than ``(B, ...)``.
 
         Of spikes and potentials over time, ``(spk_rec, mem_rec)``, ``outputs[0].sum(0)`` counts the spikes, and
@@ -72,15 +73,7 @@ class MeasuringCallback(Callback):
         Args:
             outputs: What the network returned for a batch; a list of that where the step called it more than once.
         """
-        if isinstance(outputs, Tensor):
-            return outputs
-        name = type(self).__name__
-        what = f"{len(outputs)} calls of it" if isinstance(outputs, list) else type(outputs).__name__
-        raise TypeError(
-            f"{name} expects the network to give one tensor of scores for a batch, but got {what}. Override "
-            f"{name}.readout(outputs) to return the scores, such as `outputs[0].sum(0)` for (spikes, potentials) over "
-            f"time; or let {name}.unpack(batch) return None for the labels, to measure cost alone."
-        )
+        return outputs
 
     def _unpacked(self, batch: Any) -> tuple[Tensor, Any]:
         unpacked: tuple[Any, Any] = self.unpack(batch)
@@ -115,14 +108,7 @@ class MeasuringCallback(Callback):
                 f'Name the network that it calls, such as {name}(network="net").'
             )
         with torch.no_grad():
-            scores = self.readout(calls.outputs)
-        if isinstance(targets, Tensor) and targets.dim() and scores.shape[:1] != targets.shape[:1]:
-            raise ValueError(
-                f"{name} expects scores (B, ...) beside {len(targets)} labels, but the network gives the shape "
-                f"{tuple(scores.shape)}. Override {name}.readout(outputs) to return the scores, such as "
-                "`outputs.sum(0)` for spikes over time."
-            )
-        return scores
+            return scores_of(self.readout(calls.outputs), targets, f"Override {name}.readout(outputs)")
 
     # The first training batch.
 

@@ -58,7 +58,7 @@ def diagnose(
         The numbers and the advice, with ``print()``, ``save_json(path)`` and ``save_plot(path)``.
 
     Raises:
-        TypeError: If ``network`` is no SpikingNetwork, or ``data`` gives something else than inputs.
+        TypeError: If ``network`` is no SpikingNetwork, there is no ``dnn``, or ``data`` gives something else than inputs.
         ValueError: If ``network`` was not made from ``dnn``, ``data`` holds no sample or inputs of different shapes,
             or ``limit_samples`` is not positive.
         ConversionError: If ``dnn`` cannot be traced.
@@ -73,10 +73,15 @@ def diagnose(
         >>> result.remedies
         ('per_channel=True', 'timesteps=8', 'threshold="mmse"')
     """
+    without = "report(None, network, data) tells what a network spends that was exported from none."
     if not isinstance(network, SpikingNetwork):
         raise TypeError(
             "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
-            f"{type(network).__name__}."
+            f"{type(network).__name__}. {without}"
+        )
+    if dnn is None:
+        raise TypeError(
+            f"Expected argument `dnn` to be the DNN that the network was exported from, but got None. {without}"
         )
     if limit_samples is not None and (isinstance(limit_samples, bool) or limit_samples < 1):
         raise ValueError(f"Expected argument `limit_samples` to be at least 1 or None, but got {limit_samples!r}.")

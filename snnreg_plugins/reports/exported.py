@@ -1,4 +1,4 @@
-"""Export a trained network, and write what it scores and spends to a run's folder."""
+"""Export a trained network if it does not spike already, and write what it scores and spends to a run's folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from snnreg_plugins.metrics.scores import Score, Task, loss_of_modules
 from snnreg_plugins.reports.diagnose import diagnose
 from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.measure import report
+from snnreg_plugins.reports.own import Readout, as_it_is, exported_within, require_around
 from snnreg_plugins.reports.raster import record
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
 from snnreg_plugins.reports.run import RECIPE, Contents, Run, settings_of
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.layers import spikes_already
 
 # Time steps of the spikes that the page shows; more are too many for its width.
 _LONGEST = 64
@@ -42,6 +44,7 @@ def export_run(
     limit_batches: float | None = None,
     recipe: str | os.PathLike[str] | None = None,
     unpack: Callable[[Any], tuple[Tensor, Tensor]] = tuple,
+    readout: Readout = as_it_is,
     metric: Metric | Task | Score | None = None,
     part: str | None = None,
 ) -> Report:
@@ -50,9 +53,10 @@ def export_run(
     The network is written first, so that it is there whatever becomes of the rest.
 
     Args:
-        model: The trained DNN or a LightningModule around it; or one whose ``network`` is a
-            :class:`~snnreg_plugins.SpikingNetwork` already, exported from its ``dnn``, as that of a
-            :class:`~snnreg_plugins.modules.SpikingClassifier`.
+        model: The trained DNN or a LightningModule around it. Or what spikes already: an exported
+            :class:`~snnreg_plugins.SpikingNetwork`, or a module around one, which may have the DNN for its ``dnn``, as
+            a :class:`~snnreg_plugins.modules.SpikingClassifier` does; or any other network, which is reported on as it
+            is, while there is no file for it.
         datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
         run: Where to.
         options: Options of the export.
@@ -64,6 +68,7 @@ def export_run(
         limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
         recipe: The settings of the training, a YAML file, for the page.
         unpack: From a batch to inputs and targets.
+        readout: From what a network that spikes already returns to its scores; see :func:`~snnreg_plugins.report`.
         metric: What is scored; if None, targets and the loss modules of ``model`` tell.
         part: Name of the network within ``model``; None if that is it.
 
@@ -76,28 +81,50 @@ def export_run(
     datamodule.prepare_data()
     datamodule.setup("test")
     loss = loss_of_modules(model)
-    dnn: Any = part_of(model, part)
-    network = getattr(dnn, "network", None)
-    if isinstance(network, SpikingNetwork):
-        dnn = dnn.dnn
+    whole = part_of(model, part)
+    dnn: nn.Module | None = whole
+    network: nn.Module
+    if spikes_already(whole):
+        dnn, network = _as_they_are(whole)
     else:
         batches = islice(datamodule.train_dataloader(), calibration_batches)
-        network = to_snntorch(dnn, [unpack(batch)[0] for batch in batches], **options)
-    written = run.save_network(network)
-    written += _where_it_can("No NIR file", lambda: run.save_nir(network))
-    if options.get("threshold") == "auto":
+        network = to_snntorch(whole, [unpack(batch)[0] for batch in batches], **options)
+    written = _save(run, network)
+    if isinstance(network, SpikingNetwork) and dnn is whole and options.get("threshold") == "auto":
         chosen = {name: network.conversion[name] for name in CHOSEN}
         print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
     data = [unpack(batch) for batch in _first(_only(datamodule.test_dataloader()), limit_batches)]
-    result = report(dnn, network, data, steps=steps, table=table, metric=metric, loss=loss, progress=True)
+    if isinstance(network, SpikingNetwork) and dnn is not whole and data:
+        require_around(whole, network, data[0][0])
+    how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
+    result = report(dnn, network, data, **how, progress=True)
     written += _write(run, result)
-    diagnosis = diagnose(dnn, network, data) if diagnosed else None
-    if diagnosis is not None:
+    diagnosis = None
+    if diagnosed and dnn is not None and isinstance(network, SpikingNetwork):
+        diagnosis = diagnose(dnn, network, data)
         written += _write(run, diagnosis)
+    elif diagnosed:
+        print("No diagnosis: there is no DNN to compare the network with")
     if html:
         written = [*_write_page(run, network, data, result, diagnosis, steps, recipe), *written]
     print(f"Written to {run.folder}: {', '.join(written)}")
     return result
+
+
+def _as_they_are(whole: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Give the DNN, if it is there, and the network of what spikes already."""
+    exported, dnn = exported_within(whole), getattr(whole, "dnn", None)
+    if exported is None:
+        return None, whole
+    return dnn if isinstance(dnn, nn.Module) else None, exported
+
+
+def _save(run: Run, network: nn.Module) -> list[str]:
+    """Write an exported network, and give the names of its files; others have none."""
+    if not isinstance(network, SpikingNetwork):
+        run.clear()
+        return []
+    return run.save_network(network) + _where_it_can("No NIR file", lambda: run.save_nir(network))
 
 
 def _only(loader: Any) -> Any:
@@ -120,7 +147,7 @@ def _first(loader: Any, limit: float | None) -> Iterable[Any]:
 
 def _write_page(
     run: Run,
-    network: SpikingNetwork,
+    network: nn.Module,
     data: list[Any],
     result: Report,
     diagnosis: Diagnosis | None,
@@ -128,12 +155,14 @@ def _write_page(
     recipe: str | os.PathLike[str] | None,
 ) -> list[str]:
     """Write the page, and what a later one is made of."""
-    longest = max(min(max(steps), _LONGEST), network.timesteps)
-    inputs, targets = next(batch for batch in data if len(batch[0]))
-    are_classes = result.is_accuracy and not targets.is_floating_point() and targets.numel() == len(targets)
-    raster = record(network, inputs, targets if are_classes else None, timesteps=longest)
-    written = run.save(raster)
-    given = {**network.conversion, "timesteps": network.timesteps}
+    raster, given, written = None, None, []
+    if isinstance(network, SpikingNetwork):
+        longest = max(min(max(steps), _LONGEST), network.timesteps)
+        inputs, targets = next(batch for batch in data if len(batch[0]))
+        are_classes = result.is_accuracy and not targets.is_floating_point() and targets.numel() == len(targets)
+        raster = record(network, inputs, targets if are_classes else None, timesteps=longest)
+        written = run.save(raster)
+        given = {**network.conversion, "timesteps": network.timesteps}
     settings = settings_of(given, None)
     if recipe is not None and os.path.isfile(recipe):
         written += run.save_recipe(recipe)

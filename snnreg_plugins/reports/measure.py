@@ -1,13 +1,11 @@
-"""Measure what an exported network scores and spends, beside the DNN it was exported from."""
+"""Measure what a spiking network scores and spends, beside the DNN that it was exported from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +15,31 @@ from snnreg_plugins._batches import begun, pairs_of
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
-from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+from snnreg_plugins.functional.energy import EnergyTable, energy_table
 from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score, loss_of_modules
-from snnreg_plugins.reports.parts import DNNReport, LayerReport, StepReport
+from snnreg_plugins.reports.counted import Counts, dnn_report, layer_report, step_report
+from snnreg_plugins.reports.own import Readout, as_it_is, measure_own
+from snnreg_plugins.reports.parts import LayerReport
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
-from snnreg_plugins.watching.layers import is_spiking_neuron
+from snnreg_plugins.watching.layers import spikes_already
 from snnreg_plugins.watching.tally import Tally
 
 
 def report(
-    dnn: nn.Module,
-    network: SpikingNetwork,
+    dnn: nn.Module | None,
+    network: nn.Module,
     data: Iterable[Any],
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
     table: str | EnergyTable = "horowitz_fp32",
     metric: Metric | Task | Score | None = None,
     loss: Loss | None = None,
+    readout: Readout = as_it_is,
     progress: bool = False,
 ) -> Report:
-    r"""Measure what an exported network scores and spends at every T, beside the DNN it was exported from.
+    r"""Measure what a spiking network scores and spends at every T, beside the DNN it was exported from.
 
     One pass over the data. The spiking network runs for max(steps) time steps: its first T steps are its run of T
     steps, so that score, SOPs and energy at each T are exactly those of a run of its own. Energy is
@@ -53,17 +54,23 @@ def report(
     watches it counts nothing; metrics that watch ``network`` count this pass too. Batches are moved to where the
     networks are. In distributed runs each process reports on its own data.
 
+    Without a DNN, ``report(None, network, data)``, the tables are of the spiking network alone. That may be any one
+    that spikes already, such as your own of snnTorch or Norse: it is called once a batch, from fresh states, and
+    reported at the time steps that it takes by itself.
+
     Args:
-        dnn: The DNN: input ``(B, ...)`` to one tensor of outputs.
-        network: The spiking network exported from it.
+        dnn: The DNN: input ``(B, ...)`` to one tensor of outputs; None to report on ``network`` alone.
+        network: The spiking network exported from it; or with no DNN any network with spiking neurons.
         data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, targets such as class indices ``(B,)``.
-        steps: The numbers of time steps to report.
+        steps: The numbers of time steps to report; of no use for a network with a time loop of its own.
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits; above 0 is a yes), ``"multilabel"`` (the same),
             ``"regression"``, or a metric of torchmetrics, which gets outputs and targets. If None, the targets tell,
             and the loss modules of ``dnn``: accuracy where they are classes or labels, the mean squared error where
             they are values.
         loss: What the training loss tells of the task, where it is no module of ``dnn``.
+        readout: Of a network that is none of an export: from what it returns for a batch to its scores ``(B, ...)``,
+            such as ``lambda outputs: outputs[0].sum(0)`` for spikes and potentials ``(T, B, K)``.
         progress: Show a progress bar over the batches.
 
     Returns:
@@ -73,7 +80,8 @@ def report(
     Raises:
         ValueError: If ``steps`` are not positive integers, ``data`` holds no sample, it cannot be told what is scored
             or targets do not fit that, or ``table`` is an unknown name.
-        TypeError: If ``network`` is no SpikingNetwork, or ``data`` does not give (input, target) pairs.
+        TypeError: If ``network`` is no SpikingNetwork (without a DNN: has no spiking neurons), it does not take a
+            batch alone or gives no tensor of scores, or ``data`` does not give (input, target) pairs.
         ConversionError: If ``dnn`` cannot be traced.
 
     Example:
@@ -88,50 +96,50 @@ def report(
     """
     ascending = require_steps(steps)
     prices = energy_table(table)
-    if not isinstance(network, SpikingNetwork):
-        raise TypeError(
-            "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
-            f"{type(network).__name__}."
-        )
-    longest = ascending[-1]
-    at = network.timesteps if network.timesteps in ascending else longest
+    _require_spiking(dnn, network)
     first, pairs = begun(_pairs(data, progress))
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
-    traced = traced_faithfully(dnn, first[0], network.conversion.get("until"))
+    loss = loss or loss_of_modules(network if dnn is None else dnn)
+    name = table if isinstance(table, str) else "custom"
+    if not isinstance(network, SpikingNetwork):
+        return measure_own(network, pairs, prices, name, metric=metric, loss=loss, readout=readout)
+    longest = ascending[-1]
+    at = network.timesteps if network.timesteps in ascending else longest
+    traced = None if dnn is None else traced_faithfully(dnn, first[0], network.conversion.get("until"))
     samples, scores = 0, _Scores(ascending)
     with (
         torch.no_grad(),
-        Tally(traced) as of_dnn,
+        nullcontext() if traced is None else Tally(traced) as of_dnn,
         Tally(network, products=False) as of_snn,
         (behind := _Behind(network, ascending)).hooks,
         run_as(network, longest),
     ):
         for inputs, targets in pairs:
-            outputs = traced(inputs.to(device_of(traced))).cpu()
-            if not samples:
-                scores.begin(choose_score(outputs, targets, loss or loss_of_modules(dnn), metric))
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
+            outputs = running[-1] if traced is None else traced(inputs.to(device_of(traced))).cpu()
+            if not samples:
+                scores.begin(choose_score(outputs, targets, loss, metric))
             behind.count()
             scores.add(outputs, running, targets)
-            readout = behind.values or running[0, 0].numel()
+            summed = behind.values or running[0, 0].numel()
             samples += len(inputs)
     spiking = _layers_that_spike(network, of_snn)
-    by_steps = {T: _Counts.of(of_snn, spiking, T).plus(behind.counts(T)) for T in ascending}
+    by_steps = {T: Counts.of(of_snn, spiking, T).plus(behind.counts(T)) for T in ascending}
     return Report(
         samples=samples,
-        dnn=_dnn_report(scores.dnn, _Counts.of(of_dnn, of_dnn.names), samples, prices),
-        steps=tuple(_step_report(T, score, by_steps[T], samples, prices) for T, score in scores.at.items()),
+        dnn=None if of_dnn is None else dnn_report(scores.dnn, Counts.of(of_dnn, of_dnn.names), samples, prices),
+        steps=tuple(step_report(T, score, by_steps[T], samples, prices) for T, score in scores.at.items()),
         timesteps=at,
         layers=(
             *(
-                _layer_report(name, layer, _Counts.of(of_snn, [name], at), samples, prices)
+                layer_report(name, layer, Counts.of(of_snn, [name], at), samples, prices)
                 for name, layer in spiking.items()
             ),
-            LayerReport("readout", "sum", updates=float(readout * at)),
-            *(_layer_report(name, layer, counts, samples, prices) for name, layer, counts in behind.layers(at)),
+            LayerReport("readout", "sum", updates=float(summed * at)),
+            *(layer_report(name, layer, counts, samples, prices) for name, layer, counts in behind.layers(at)),
         ),
-        table=table if isinstance(table, str) else "custom",
+        table=name,
         mac=prices.mac,
         ac=prices.ac,
         source=prices.source,
@@ -139,6 +147,28 @@ def report(
         higher_is_better=scores.dnn.higher_is_better,
         decisions=None if scores.dnn.decisions == samples else scores.dnn.decisions,
     )
+
+
+def _require_spiking(dnn: nn.Module | None, network: Any) -> None:
+    """Raise a TypeError unless there is something to report on."""
+    if isinstance(network, SpikingNetwork):
+        return
+    own = isinstance(network, nn.Module) and spikes_already(network)
+    if dnn is None and not own:
+        raise TypeError(
+            f"Expected argument `network` to have spiking neurons, but got {type(network).__name__}. Export it with "
+            "to_snntorch(), or see what a DNN spends with profile()."
+        )
+    if not own:
+        raise TypeError(
+            "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
+            f"{type(network).__name__}."
+        )
+    if dnn is not None:
+        raise TypeError(
+            f"Expected argument `dnn` to be None for a network that was exported from none, but got "
+            f"{type(dnn).__name__} beside {type(network).__name__}. Report on that as report(None, network, data)."
+        )
 
 
 class _Scores:
@@ -164,26 +194,6 @@ class _Scores:
         self.dnn.update(outputs, targets)
         for step, score in self.at.items():
             score.update(running[step - 1], targets)
-
-
-class _Counts(NamedTuple):
-    """What layers did, summed over samples; the quantities of a :class:`Tally`."""
-
-    sops: int
-    effective_macs: int
-    dense_macs: int
-    spikes: int
-    neuron_steps: int
-
-    @classmethod
-    def of(cls, tally: Tally, names: Iterable[str], timesteps: int | None = None) -> _Counts:
-        """Sum up some rows, over the first time steps."""
-        names = tuple(names)
-        return cls(*(sum(map(tally.by_layer(quantity, timesteps).__getitem__, names)) for quantity in cls._fields))
-
-    def plus(self, more: _Counts) -> _Counts:
-        """Add what others did."""
-        return _Counts(*map(add, self, more))
 
 
 def _layers_that_spike(network: SpikingNetwork, tally: Tally) -> dict[str, nn.Module]:
@@ -229,70 +239,19 @@ class _Behind:
                 tally.model(self._means[step - 1])
         self._means.clear()
 
-    def counts(self, timesteps: int) -> _Counts:
+    def counts(self, timesteps: int) -> Counts:
         """Give what all of it does in a run."""
         tally = self._tallies.get(timesteps)
-        return _Counts(0, 0, 0, 0, 0) if tally is None else _Counts.of(tally, tally.names)
+        return Counts(0, 0, 0, 0, 0) if tally is None else Counts.of(tally, tally.names)
 
-    def layers(self, timesteps: int) -> Iterator[tuple[str, nn.Module, _Counts]]:
+    def layers(self, timesteps: int) -> Iterator[tuple[str, nn.Module, Counts]]:
         """Walk its layers with what each does in a run."""
         tally = self._tallies.get(timesteps)
         if tally is not None:
             for layer, row in tally.index.items():
-                name, counts = tally.names[row], _Counts.of(tally, [tally.names[row]])
+                name, counts = tally.names[row], Counts.of(tally, [tally.names[row]])
                 if any(counts):  # and not of what might have multiplied, and did not
                     yield name or type(layer).__name__, layer, counts
-
-
-def _scored(score: Score) -> dict[str, Any]:
-    value = score.compute()
-    if not math.isfinite(value):
-        raise ValueError(f"Expected a finite score, but the {score.name} of the outputs on `data` is {value}.")
-    return {"accuracy": value if score.is_accuracy else None, "score": value}
-
-
-def _dnn_report(score: Score, counts: _Counts, samples: int, prices: EnergyTable) -> DNNReport:
-    return DNNReport(
-        **_scored(score),
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        dense_macs=counts.dense_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-        dense_energy=energy(0, counts.dense_macs, prices) / samples,
-    )
-
-
-def _step_report(timesteps: int, score: Score, counts: _Counts, samples: int, prices: EnergyTable) -> StepReport:
-    return StepReport(
-        timesteps=timesteps,
-        **_scored(score),
-        spike_rate=counts.spikes / counts.neuron_steps,
-        updates=counts.neuron_steps / samples,
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-    )
-
-
-def _layer_report(name: str, layer: Any, counts: _Counts, samples: int, prices: EnergyTable) -> LayerReport:
-    kind = type(layer).__name__
-    if counts.neuron_steps:
-        spiking = is_spiking_neuron(layer)  # what codes an input spikes too, by no threshold
-        return LayerReport(
-            name,
-            kind,
-            threshold_min=float(layer.threshold.min()) if spiking else None,
-            threshold_max=float(layer.threshold.max()) if spiking else None,
-            spike_rate=counts.spikes / counts.neuron_steps,
-            updates=counts.neuron_steps / samples,
-        )
-    return LayerReport(
-        name,
-        kind,
-        sops=counts.sops / samples,
-        effective_macs=counts.effective_macs / samples,
-        energy=energy(counts.sops, counts.effective_macs, prices) / samples,
-    )
 
 
 def require_steps(steps: Any) -> list[int]:
@@ -327,5 +286,5 @@ def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor
     if progress:
         from rich.progress import track
 
-        pairs = iter(track(pairs, "Measuring DNN and SNN", total=len(data) if isinstance(data, Sized) else None))
+        pairs = iter(track(pairs, "Measuring", total=len(data) if isinstance(data, Sized) else None))
     return pairs

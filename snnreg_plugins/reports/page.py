@@ -73,9 +73,9 @@ def page(
 
 def _facts(report: Report) -> Iterator[_Fact]:
     dnn, step = report.dnn, report.at_timesteps()
-    scores = report.write_score(step.score), f"DNN: {report.write_score(dnn.score)}"
-    yield _Fact(f"{report.score_title} at T = {step.timesteps}", *scores)
-    if report.is_accuracy:
+    beside = "" if dnn is None else f"DNN: {report.write_score(dnn.score)}"
+    yield _Fact(f"{report.score_title} at T = {step.timesteps}", report.write_score(step.score), beside)
+    if report.is_accuracy and dnn is not None:
         close = next((one.timesteps for one in report.steps if one.score >= dnn.score - 0.01), None)
         yield _Fact(
             "Within a point of the DNN",
@@ -85,8 +85,10 @@ def _facts(report: Report) -> Iterator[_Fact]:
     else:
         better = {True: "a higher score is better", False: "a lower score is better", None: ""}
         yield _Fact("Test samples", f"{report.samples:,}", better[report.higher_is_better])
-    yield _Fact("SOPs per sample", in_short(step.sops), f"{in_rate(step.spike_rate)} spikes/neuron/step")
-    ratios = (("sparse", over(step.energy, dnn.energy)), ("dense", over(step.energy, dnn.dense_energy)))
+    rate = "no neurons" if step.spike_rate is None else f"{in_rate(step.spike_rate)} spikes/neuron/step"
+    yield _Fact("SOPs per sample", in_short(step.sops), rate)
+    energies = () if dnn is None else (("sparse", dnn.energy), ("dense", dnn.dense_energy))
+    ratios = [(name, over(step.energy, energy)) for name, energy in energies]
     compared = ", ".join(f"{times(ratio)} × {name} DNN" for name, ratio in ratios if ratio is not None)
     yield _Fact("Energy per sample, estimated", in_joules(step.energy), compared)
 

@@ -43,7 +43,7 @@ class StepReport:
     Args:
         timesteps: T.
         accuracy: Share of samples classified correctly, or of labels, in [0, 1]; None if the score is none.
-        spike_rate: Spikes/neuron/step, over all neurons and the T steps.
+        spike_rate: Spikes/neuron/step, over all neurons and the T steps; None if there are no neurons.
         updates: Neuron updates/sample: neurons times steps. Not part of the energy.
         sops: SOPs/sample.
         effective_macs: MACs/sample of layers with real-valued input, as the analog first layer, which is computed once.
@@ -53,7 +53,7 @@ class StepReport:
 
     timesteps: int
     accuracy: float | None
-    spike_rate: float
+    spike_rate: float | None
     updates: float
     sops: float
     effective_macs: float
@@ -72,7 +72,9 @@ def _fill_in(part: DNNReport | StepReport) -> None:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one layer of the spiking network does: a neuron layer, or a synaptic layer. What does not apply is None.
+    """What one layer of the spiking network does: a neuron layer, a synaptic layer, or a recurrent one that is both.
+
+    What does not apply is None.
 
     Args:
         name: Its name in the DNN.

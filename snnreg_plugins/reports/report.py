@@ -1,4 +1,4 @@
-"""What an exported network scores and spends, beside the DNN it was exported from: numbers, tables, figures."""
+"""What a spiking network scores and spends, beside the DNN that it was exported from: numbers, tables, figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._files import added_later
 from snnreg_plugins._text import (
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report(Result):
-    """What an exported network scores and spends, beside its DNN; plain numbers.
+    """What a spiking network scores and spends, beside its DNN if it has one; plain numbers.
 
     Made by :func:`~snnreg_plugins.report`.
 
     Args:
         samples: Number of samples measured.
-        dnn: The DNN.
-        steps: The spiking network at each T, ascending.
+        dnn: The DNN; None if the network was measured without one.
+        steps: The spiking network at each T, ascending; of a network with a time loop of its own its own T alone.
         timesteps: The T of ``layers``.
         layers: The spiking network's layers, in the order they are computed in.
         table: Name of the energy table, or ``"custom"``.
@@ -57,7 +57,7 @@ class Report(Result):
     """
 
     samples: int
-    dnn: DNNReport
+    dnn: DNNReport | None
     steps: tuple[StepReport, ...]
     timesteps: int
     layers: tuple[LayerReport, ...]
@@ -71,7 +71,7 @@ class Report(Result):
 
     def misfit(self) -> str | None:
         """Tell whether the steps are ascending, with that of the layers among them, and all have a score."""
-        parts: list[DNNReport | StepReport] = [self.dnn, *self.steps]
+        parts: list[DNNReport | StepReport] = [*self.steps, *(() if self.dnn is None else (self.dnn,))]
         if not all(math.isfinite(part.score) for part in parts):
             return f"not all its parts have a score ({self.score_name})."
         if len({part.accuracy is None for part in parts}) > 1:
@@ -96,11 +96,11 @@ class Report(Result):
             dense: Against a DNN that skips no zeros.
 
         Returns:
-            Spikes/neuron/step; below it the spiking network spends less. None if there are no SOPs.
+            Spikes/neuron/step; below it the spiking network spends less. None if there are no SOPs, or no DNN.
         """
         step, dnn = self.at_timesteps(), self.dnn
         spent = 1e-12 * step.sops * self.ac
-        if not spent:
+        if dnn is None or step.spike_rate is None or not spent:
             return None
         return step.spike_rate * ((dnn.dense_energy if dense else dnn.energy) - (step.energy - spent)) / spent
 
@@ -115,7 +115,7 @@ class Report(Result):
     @property
     def is_accuracy(self) -> bool:
         """Whether the score is an accuracy."""
-        return self.dnn.accuracy is not None
+        return self.at_timesteps().accuracy is not None
 
     @property
     def decided(self) -> int | None:
@@ -127,37 +127,43 @@ class Report(Result):
         """Write a score."""
         return in_percent(score) if self.is_accuracy else f"{score:.4g}"
 
+    @property
+    def networks_title(self) -> str:
+        """Which networks are shown."""
+        return "SNN" if self.dnn is None else "DNN and SNN"
+
     def shown(self) -> Iterable[Table | Note]:
         """Give a table of DNN and SNN over T, one of the SNN's layers, and what they mean."""
+        columns = (self.score_title, "Spike rate", "SOPs", "MACs", "Energy")
         yield self.networks().select(
-            (self.score_title, "Spike rate", "SOPs", "MACs", "Energy", "/ sparse DNN"),
-            f"DNN and SNN, per sample (mean of {self.samples:,})",
+            columns if self.dnn is None else (*columns, "/ sparse DNN"),
+            f"{self.networks_title}, per sample (mean of {self.samples:,})",
         )
         yield self.by_layer()
-        yield Note(self.break_even())
+        if self.break_even():
+            yield Note(self.break_even())
         yield Note("\n".join(self.notes()), "small")
 
     def networks(self) -> Table:
         """Give the table of DNN and SNN over T, with all that is known of each."""
         dnn = self.dnn
-        rows = [
-            ("DNN, dense", dnn.score, None, None, dnn.dense_macs, dnn.dense_energy),
-            ("DNN, sparse", dnn.score, None, dnn.sops or None, dnn.effective_macs, dnn.energy),
-            *(
-                (
-                    f"SNN, T = {step.timesteps}",
-                    step.score,
-                    step.spike_rate,
-                    step.sops,
-                    step.effective_macs,
-                    step.energy,
-                )
-                for step in self.steps
-            ),
+        rows: list[tuple[Any, ...]] = [
+            (f"SNN, T = {step.timesteps}", step.score, step.spike_rate, step.sops, step.effective_macs, step.energy)
+            for step in self.steps
         ]
-        marked = 2 + [step.timesteps for step in self.steps].index(self.timesteps)
+        compared: tuple[Column, ...] = ()
+        if dnn is not None:
+            rows = [
+                ("DNN, dense", dnn.score, None, None, dnn.dense_macs, dnn.dense_energy),
+                ("DNN, sparse", dnn.score, None, dnn.sops or None, dnn.effective_macs, dnn.energy),
+                *rows,
+            ]
+            rows = [(*row, over(row[-1], dnn.energy), over(row[-1], dnn.dense_energy)) for row in rows]
+            compared = Column("/ sparse DNN", times), Column("/ dense DNN", times)
+        first = len(rows) - len(self.steps)
+        marked = first + [step.timesteps for step in self.steps].index(self.timesteps)
         return Table(
-            "DNN and SNN, per sample",
+            f"{self.networks_title}, per sample",
             (
                 Column(""),
                 Column(self.score_title, self.write_score),
@@ -165,39 +171,30 @@ class Report(Result):
                 Column("SOPs", in_short),
                 Column("MACs", in_short),
                 Column("Energy", in_joules),
-                Column("/ sparse DNN", times),
-                Column("/ dense DNN", times),
+                *compared,
             ),
-            tuple(
-                Row((*row, over(row[-1], dnn.energy), over(row[-1], dnn.dense_energy)), index == marked, int(index > 1))
-                for index, row in enumerate(rows)
-            ),
+            tuple(Row(row, index == marked, int(index >= first)) for index, row in enumerate(rows)),
         )
 
     def scores(self) -> Table:
         """Give the table of scores, how sure accuracies are, and how far from that of the DNN (in points, if so)."""
-        unit, decided = 100 if self.is_accuracy else 1, self.decided
-        parts = [("DNN", self.dnn.score), *((f"SNN, T = {step.timesteps}", step.score) for step in self.steps)]
-        rows = [
-            (
-                name,
-                score,
-                *(() if decided is None else (interval(score, decided),)),
-                unit * (score - self.dnn.score) if index else None,
-            )
-            for index, (name, score) in enumerate(parts)
+        unit, decided, dnn = 100 if self.is_accuracy else 1, self.decided, self.dnn
+        parts = [(f"SNN, T = {step.timesteps}", step.score) for step in self.steps]
+        rows: list[tuple[Any, ...]] = [
+            (name, score, *(() if decided is None else (interval(score, decided),)))
+            for name, score in [*([] if dnn is None else [("DNN", dnn.score)]), *parts]
         ]
         sure = Column("95 % interval", lambda bounds: "{:.1f} to {:.1f} %".format(*(100 * bound for bound in bounds)))
-        difference = "{:+.2f}" if self.is_accuracy else "{:+.3g}"
-        marked = 1 + [step.timesteps for step in self.steps].index(self.timesteps)
+        columns = [Column(""), Column(self.score_title, self.write_score), *([] if decided is None else [sure])]
+        if dnn is not None:
+            form = "{:+.2f}" if self.is_accuracy else "{:+.3g}"
+            columns.append(Column("To DNN", lambda value: form.format(value).replace("-", "−")))
+            rows = [(*row, unit * (row[1] - dnn.score) if index else None) for index, row in enumerate(rows)]
+        marked = len(rows) - len(parts) + [step.timesteps for step in self.steps].index(self.timesteps)
+        between = f", and the {'points' if self.is_accuracy else 'difference'} between them"
         return Table(
-            f"{self.score_title} of DNN and SNN, and the {'points' if self.is_accuracy else 'difference'} between them",
-            (
-                Column(""),
-                Column(self.score_title, self.write_score),
-                *(() if decided is None else (sure,)),
-                Column("To DNN", lambda value: difference.format(value).replace("-", "−")),
-            ),
+            f"{self.score_title} of {self.networks_title}{'' if dnn is None else between}",
+            tuple(columns),
             tuple(Row(row, index == marked) for index, row in enumerate(rows)),
         )
 
@@ -235,10 +232,12 @@ class Report(Result):
         )
 
     def break_even(self) -> str:
-        """Say at which spike rate the SNN spends as much as the DNN."""
+        """Say at which spike rate the SNN spends as much as the DNN; nothing if there is none."""
         step, rates = self.at_timesteps(), (self.break_even_rate(), self.break_even_rate(dense=True))
-        if rates[0] is None or rates[1] is None:
+        if not step.sops:
             return "No spike reaches a synapse."
+        if rates[0] is None or rates[1] is None or step.spike_rate is None:
+            return ""
         return (
             f"At T = {step.timesteps} the SNN spends as much as the sparse DNN at {in_rate(rates[0])} "
             f"spikes/neuron/step, as the dense one at {in_rate(rates[1])}; it has {in_rate(step.spike_rate)}."
@@ -246,10 +245,11 @@ class Report(Result):
 
     def notes(self) -> tuple[str, ...]:
         """Say what the numbers mean."""
+        compared = "" if self.dnn is None else "Dense: every input counted; sparse: zeros skipped. "
         return (
             "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one "
-            "real-valued input at one synapse. Dense: every input counted; sparse: zeros skipped. The SNN's MACs come "
-            "from real-valued input, as at its analog first layer, and are part of its energy.",
+            f"real-valued input at one synapse. {compared}The SNN's MACs come from real-valued input, as at its analog "
+            "first layer, and are part of its energy.",
             self.estimated(),
         )
 
@@ -274,7 +274,7 @@ class Report(Result):
 
     def score_figure(self) -> Lines:
         """Give the score over T."""
-        first, last, dnn = self.steps[0], self.steps[-1], self.dnn.score
+        first, last, dnn = self.steps[0], self.steps[-1], self.dnn
         better = {True: " (higher is better)", False: " (lower is better)", None: ""}[self.higher_is_better]
         correct = f"{'Labels' if self.decided is None else 'Samples'} correct"
         name = "accuracy" if self.is_accuracy else self.score_title
@@ -283,10 +283,11 @@ class Report(Result):
             unit=correct if self.is_accuracy else f"{self.score_title}{better}",
             steps=self._steps(),
             series=(Series("SNN", tuple(step.score for step in self.steps), "snn"),),
-            levels=(Series("DNN", (dnn,), "dnn"),),
+            levels=() if dnn is None else (Series("DNN", (dnn.score,), "dnn"),),
             marked=self.timesteps,
             said=f"Line chart. The SNN's {name} goes from {self.write_score(first.score)} at T = {first.timesteps} to "
-            f"{self.write_score(last.score)} at T = {last.timesteps}; the DNN has {self.write_score(dnn)}.",
+            f"{self.write_score(last.score)} at T = {last.timesteps}"
+            + ("." if dnn is None else f"; the DNN has {self.write_score(dnn.score)}."),
             write=tick_percent if self.is_accuracy else "{:.3g}".format,
         )
 
@@ -297,11 +298,13 @@ class Report(Result):
             Series("SNN, SOPs", tuple(step.sops for step in self.steps), "snn"),
             Series("SNN, analog MACs", tuple(step.effective_macs for step in self.steps), "mac"),
         )
-        effective = "DNN, effective MACs" + (" + SOPs" if dnn.sops else "")
-        levels = (
-            Series(effective, (dnn.effective_macs + dnn.sops,), "dnn"),
-            Series("DNN, dense MACs", (dnn.dense_macs,), "dense"),
-        )
+        levels: tuple[Series, ...] = ()
+        if dnn is not None:
+            effective = "DNN, effective MACs" + (" + SOPs" if dnn.sops else "")
+            levels = (
+                Series(effective, (dnn.effective_macs + dnn.sops,), "dnn"),
+                Series("DNN, dense MACs", (dnn.dense_macs,), "dense"),
+            )
         return Lines(
             title="Operations",
             unit="Operations / sample",
@@ -310,8 +313,13 @@ class Report(Result):
             levels=_drawn(levels),
             marked=self.timesteps,
             said=f"Line chart with a logarithmic axis. At T = {step.timesteps} the SNN needs {in_short(step.sops)} "
-            f"SOPs and {in_short(step.effective_macs)} MACs per sample; the DNN {in_short(dnn.effective_macs)} MACs "
-            f"if zeros are skipped, {in_short(dnn.dense_macs)} if not.",
+            f"SOPs and {in_short(step.effective_macs)} MACs per sample"
+            + (
+                "."
+                if dnn is None
+                else f"; the DNN {in_short(dnn.effective_macs)} MACs if zeros are skipped, {in_short(dnn.dense_macs)} "
+                "if not."
+            ),
             write=tick_count,
             logarithmic=True,
         )
@@ -323,15 +331,22 @@ class Report(Result):
             Series("SNN, analog MACs", tuple(1e-12 * self.mac * step.effective_macs for step in self.steps), "mac"),
             Series("SNN, SOPs", tuple(1e-12 * self.ac * step.sops for step in self.steps), "snn"),
         )
+        levels: tuple[Series, ...] = ()
+        if dnn is not None:
+            levels = Series("DNN, sparse", (dnn.energy,), "dnn"), Series("DNN, dense", (dnn.dense_energy,), "dense")
         return Stacks(
             title="Energy",
             unit="J / sample",
             steps=self._steps(),
             parts=_drawn(parts),
-            levels=(Series("DNN, sparse", (dnn.energy,), "dnn"), Series("DNN, dense", (dnn.dense_energy,), "dense")),
+            levels=levels,
             marked=self.timesteps,
-            said=f"Bar chart. At T = {step.timesteps} the SNN spends an estimated {in_joules(step.energy)} per sample; "
-            f"the DNN {in_joules(dnn.energy)} if zeros are skipped, {in_joules(dnn.dense_energy)} if not.",
+            said=f"Bar chart. At T = {step.timesteps} the SNN spends an estimated {in_joules(step.energy)} per sample"
+            + (
+                "."
+                if dnn is None
+                else f"; the DNN {in_joules(dnn.energy)} if zeros are skipped, {in_joules(dnn.dense_energy)} if not."
+            ),
             write=tick_joules,
         )
 

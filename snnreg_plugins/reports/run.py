@@ -26,7 +26,7 @@ NETWORK, NIR, PAGE, RECIPE = "spiking.pt", "spiking.nir", "report.html", "report
 _COMMAND_LINE = "config.yaml"
 _RESULTS: dict[type[Result], str] = {Report: "report", Diagnosis: "diagnosis", Raster: "raster"}
 # Files that do not tell whose they are, and the one that was written before them and does.
-_BESIDE = {NIR: NETWORK, RECIPE: NETWORK, "report.png": "report.json", "diagnosis.png": "diagnosis.json"}
+_BESIDE = {NIR: NETWORK, RECIPE: "report.json", "report.png": "report.json", "diagnosis.png": "diagnosis.json"}
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,22 @@ class Run:
 
     def save_network(self, network: SpikingNetwork) -> list[str]:
         """Write the network; give the file's name. What an earlier run found of another network goes."""
-        # Told before, as some files are known by the network beside them.
-        others = [*_BESIDE, PAGE, *(f"{stem}.json" for stem in _RESULTS.values())]
-        earlier = [name for name in others if self.path(name).is_file() and self._is_ours(name)]
+        earlier = self._earlier()  # told before, as some files are known by the network beside them
         save_network(network, self.path(NETWORK))
         self.written.append(NETWORK)
         for name in earlier:
             self.path(name).unlink()
         return [NETWORK]
+
+    def clear(self) -> None:
+        """Take away what an earlier run wrote, and found of another network."""
+        for name in [*self._earlier(), *([NETWORK] if self._is_ours(NETWORK) else [])]:
+            self.path(name).unlink()
+
+    def _earlier(self) -> list[str]:
+        """Name the files that an earlier run wrote beside its network."""
+        others = [*_BESIDE, PAGE, *(f"{stem}.json" for stem in _RESULTS.values())]
+        return [name for name in others if self.path(name).is_file() and self._is_ours(name)]
 
     def save_nir(self, network: SpikingNetwork) -> list[str]:
         """Write the network as NIR; give the file's name.

@@ -238,12 +238,12 @@ def refused(message, net, *module, error=ValueError, **options):
 def test_what_cannot_be_scored_is_refused_before_the_first_step():
     counts = lambda o, y: F.cross_entropy(o.sum(0), y)  # noqa: E731
     refused(
-        r"one tensor of scores .* got tuple. Override Validation.readout\(outputs\)",
+        r"one tensor of scores for a batch, but got tuple. Override Validation.readout\(outputs\)",
         States(), None, lambda o, y: counts(o[0], y), error=TypeError,
     )  # fmt: skip
     net = States()
     net.forward = lambda x: States.forward(net, x)[0]
-    refused(r"beside 16 labels, but the network gives the shape \(5, 16, 3\). Override", net, None, counts)
+    refused(r"beside 16 targets, but got the shape \(5, 16, 3\). Override", net, None, counts)
     refused("got 5 calls of it. Override", Hidden(), looped, error=TypeError, network="net")
     refused(r"that has not called forward\(\). Name the network that it calls, such as", Hidden(), looped)
     refused("`exit_agreement` to be None for a network that spikes already, but got 0.9", Rates(), exit_agreement=0.9)
