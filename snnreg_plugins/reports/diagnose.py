@@ -80,9 +80,7 @@ def diagnose(
             f"{type(network).__name__}. {without}"
         )
     if dnn is None:
-        raise TypeError(
-            f"Expected argument `dnn` to be the DNN that the network was exported from, but got None. {without}"
-        )
+        raise TypeError(f"Expected argument `dnn` to be what the network was exported from, but got None. {without}")
     if limit_samples is not None and (isinstance(limit_samples, bool) or limit_samples < 1):
         raise ValueError(f"Expected argument `limit_samples` to be at least 1 or None, but got {limit_samples!r}.")
     first, walk = begun(_inputs(data, limit_samples))
