@@ -58,7 +58,7 @@ def diagnose(
         The numbers and the advice, with ``print()``, ``save_json(path)`` and ``save_plot(path)``.
 
     Raises:
-        TypeError: If ``network`` is no SpikingNetwork, there is no ``dnn``, or ``data`` gives something else than inputs.
+        TypeError: If ``network`` is no SpikingNetwork, ``dnn`` is None, or ``data`` gives something else than inputs.
         ValueError: If ``network`` was not made from ``dnn``, ``data`` holds no sample or inputs of different shapes,
             or ``limit_samples`` is not positive.
         ConversionError: If ``dnn`` cannot be traced.
