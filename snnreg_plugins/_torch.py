@@ -133,6 +133,15 @@ def arguments_of(operation: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return defaults | dict(zip(defaults, args, strict=False)) | dict(kwargs)
 
 
+def writes_to_first(operation: Any) -> bool:
+    """Tell whether an operation of torch writes to its first argument.
+
+    Without it, memory that inference mode lets be changed unseen is taken for what it held before.
+    """
+    first = operation._schema.arguments[:1]
+    return bool(first and first[0].alias_info is not None and first[0].alias_info.is_write)
+
+
 def has_composite_kernel(operation: Any) -> bool:
     """Tell whether an operation of torch is made of others, as those of inference mode come.
 

@@ -231,6 +231,13 @@ def test_arguments_of():
         assert given == {"self": x, "dim": [1], "keepdim": True, "dtype": None}
 
 
+def test_writes_to_first():
+    with there("writes_to_first"):
+        assert _torch.writes_to_first(torch.ops.aten.mul_.Tensor)
+        assert not _torch.writes_to_first(torch.ops.aten.mul.Tensor)
+        assert not _torch.writes_to_first(torch.ops.aten.mul.out)
+
+
 def test_has_composite_kernel():
     with there("has_composite_kernel"):
         assert _torch.has_composite_kernel(torch.ops.aten.matmul.default)

@@ -212,10 +212,10 @@ class _Within(Tally):
     #: Names of the layers and parts.
     outside: dict[str, None]
 
-    def _begun(self, module: nn.Module) -> None:
+    def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
         if module is not self.model:
             self.outside[self.names[self.index[module]] if module in self.index else type(module).__name__] = None
-        super()._begun(module)
+        super()._begun(module, given)
 
     def _forget(self) -> None:
         super()._forget()

@@ -33,6 +33,13 @@ class SynapticOperations(WatchingMetric):
     layer. Events that a model averages over windows of one size (``nn.AvgPool2d``, ``F.avg_pool2d``, a mean) are
     counted before the average, as if 1/k² were part of the weights that read it.
 
+    Spikes times a constant are events too, as if that were part of the weights: graded spikes, networks that others
+    converted, dropout in training, a factor of each channel. What spiking neurons emit and what comparisons give is
+    followed through products with numbers and weights, copies, pools, and sums at one scale, by the close look that is
+    told of below. Events that cannot be followed, or that are added at several scales, count as MACs, and a warning
+    says so. The activity of a DNN is multiplied, also where a single unit is active. Whole numbers, however they came
+    to be, count as that many events.
+
     Products that no such layer makes (``F.linear``, ``@``, ``einsum``, recurrent cells of Norse, attention) are found
     by a close look at the first pass, and at ever rarer ones after it; a model that has some is looked at in every
     pass, which takes time. With weights they cost what a layer would, under the name of the module whose forward makes

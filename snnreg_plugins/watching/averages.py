@@ -1,4 +1,4 @@
-"""Averages of events, known by their memory, and over how many positions each goes."""
+"""Over how many positions averages go."""
 
 from __future__ import annotations
 
@@ -8,61 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snnreg_plugins.functional.synapses import is_integer_valued
-from snnreg_plugins.watching.samples import Identity, identities
-
+#: Why a pool is not undone.
 SEVERAL_SIZES = "what reads its averages of events, over windows of several sizes, counts as MACs"
-# Over how many positions, and whether no module made it, so that only a close look finds it.
-Average = tuple[int, bool]
-
-
-class Averages:
-    """Averages of events, known by their memory, with the number of positions that each was averaged over."""
-
-    def __init__(self) -> None:
-        self._known: dict[Identity, Average] = {}
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def remember(self, x: Tensor, output: Tensor, size: int | None, hidden: bool) -> bool:
-        """Remember that ``output`` is the mean of ``size`` positions of ``x``, if that holds events or means of them.
-
-        Returns:
-            False if the size is None, which is not known how to undo.
-        """
-        before = self.find(x)
-        if not is_integer_valued(self.events(x)):
-            return True
-        if size is not None and size * (before or (1,))[0] > 1:
-            self._add(output, size * (before or (1,))[0], hidden or (before is not None and before[1]))
-        return size is not None
-
-    def _add(self, output: Tensor, size: int, hidden: bool) -> None:
-        expired = [identity for identity in self._known if identity[0].expired()]
-        for identity in expired:
-            del self._known[identity]
-        for identity in identities(output):
-            self._known[identity] = size, hidden
-
-    def find(self, x: Tensor) -> Average | None:
-        """Tell what is known about a tensor."""
-        for identity in identities(x) if self._known else ():
-            return self._known.get(identity)
-        return None
-
-    def sizes(self) -> set[int]:
-        """Return the numbers of positions that were averaged over."""
-        return {size for size, _ in self._known.values()}
-
-    def events(self, x: Tensor) -> Tensor:
-        """Return the events whose average ``x`` is; ``x`` itself if it is none."""
-        known = self.find(x)
-        return x if known is None else (x.detach() * known[0]).round()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_known": {}}  # memory is of this process alone
-
 
 #: Modules that average over windows.
 AVERAGE_POOLS = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from snnreg_plugins import _torch
-from snnreg_plugins.watching.averages import Averages
+from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.products import Products
 
 # Passes from the first on that are all looked at closely.
@@ -35,7 +35,7 @@ class Looks:
         index: Its modules whose products are looked for, with a number.
         count: What to call as ``count(owner, site, cost)`` for each product; see :class:`Products`.
         miss: What to call as ``miss(owner, what)`` for each that cannot be counted.
-        averages: Where to remember averages of events.
+        multiples: Where to remember what is made of events.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class Looks:
         index: Mapping[nn.Module, int],
         count: Callable[[nn.Module, int, tuple[int, int, int]], None],
         miss: Callable[[nn.Module, str], None],
-        averages: Averages,
+        multiples: Multiples,
     ) -> None:
-        self.model, self.index, self.count, self.miss, self.averages = model, index, count, miss, averages
+        self.model, self.index, self.count, self.miss, self.multiples = model, index, count, miss, multiples
         self.products: Products | None = None  # while a pass is looked at
         self.always = False  # to look at every pass
         self._begun: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
         self._passes = 0  # of the module that began this one
 
-    def begin(self, module: nn.Module) -> None:
-        """Begin a pass with a call of this module."""
+    def begin(self, module: nn.Module, given: Iterable[Tensor]) -> None:
+        """Begin a pass with a call of this module, on these tensors."""
         key = self.index[module], module.training
         self._passes = self._begun[key] = self._begun.get(key, 0) + 1
         if self.always or is_due(self._passes):
-            self.products = Products(self.model, self.index, self._found, self._missed, self.averages)
+            self.products = Products(self.model, self.index, self._found, self._missed, self.multiples, given)
             self.products.__enter__()
 
     def end(self) -> None:
@@ -65,6 +65,8 @@ class Looks:
         if self.products is not None:
             products, self.products = self.products, None
             products.__exit__(None, None, None)
+            if not self.always:
+                self.multiples.forget_hidden()
 
     def _found(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
         if not self.always and self._passes > _ALL_LOOKED_AT:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from snnreg_plugins import _torch
 from snnreg_plugins.functional.synapses import is_integer_valued
-from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, positions_of
+from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, positions_of
+from snnreg_plugins.watching.multiples import Multiples
+from snnreg_plugins.watching.origins import Origins
 from snnreg_plugins.watching.samples import Identity, identities, tensors_in
 
 
@@ -60,7 +62,8 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         count: What to call as ``count(owner, site, (SOPs, effective MACs, dense MACs))`` for each product; the owner is
             the innermost module whose forward makes it, and the site tells its place in the code.
         miss: What to call as ``miss(owner, what)`` for each product that is not counted.
-        averages: Where to remember averages of events, and to look them up.
+        multiples: Where to remember what is made of events, and to look it up.
+        given: The model's input.
     """
 
     def __init__(
@@ -69,14 +72,16 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         owners: Container[nn.Module],
         count: Callable[[nn.Module, int, tuple[int, int, int]], None],
         miss: Callable[[nn.Module, str], None],
-        averages: Averages,
+        multiples: Multiples,
+        given: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
-        self.model, self.count, self.miss, self.averages = model, count, miss, averages
+        self.model, self.count, self.miss, self.multiples = model, count, miss, multiples
         self.counted_by_hook = 0  # products to come whose layer is watched
         self._owners = owners
         self._weights = {identity[0] for identity in _storages(model.parameters())}
         self._buffers = {identity[0] for identity in _storages(model.buffers())} - self._weights
+        self.origins = Origins(multiples, lambda x: self._kind(x) == "activity", given)
         self._fast_path = True
 
     def __enter__(self) -> Products:
@@ -98,6 +103,7 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
+        step = self.origins.before(func, args, kwargs)
         output = func(*args, **kwargs)
         inputs = list(tensors_in((args, kwargs)))
         spreads = func.overloadpacket is not _MULTIPLICATION or output.numel() > max(x.numel() for x in inputs)
@@ -105,6 +111,8 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
             with _torch.without_modes():  # those of other metrics
                 self._look_at(func, args, kwargs, inputs, output)
         self._follow(inputs, output)
+        if step is not None:
+            self.origins.after(step, output)
         return output
 
     def _look_at(
@@ -177,9 +185,9 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
 
     def _count(self, weighted: Tensor, total: Callable[[Tensor], Tensor]) -> None:
         """Count activity that meets weights; ``total`` gives what weights of 1 make of an activity."""
-        x = self.averages.events(weighted)
-        known = self.averages.find(weighted)
-        if known is not None and known[1]:
+        x = self.multiples.events(weighted)
+        known = self.multiples.find(weighted)
+        if known is not None and known.hidden and known.factor != 1:
             self.miss(self._owner(), "")  # no more than: keep watching
         magnitudes, dense = x.detach().abs().double(), int(total(torch.ones_like(x, dtype=torch.float64)))
         if is_integer_valued(x):
@@ -256,7 +264,7 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         # An average pool that is a module has a hook of its own.
         if isinstance(output, Tensor) and self._kind(x) == "activity" and not isinstance(owner, AVERAGE_POOLS):
             size = positions_of(x, output, given, _AVERAGES[func.overloadpacket])
-            if not self.averages.remember(x, output, size, hidden=True):
+            if not self.multiples.remember_average(x, output, size, hidden=True):
                 self.miss(owner, SEVERAL_SIZES)
 
 

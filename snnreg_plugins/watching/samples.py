@@ -36,7 +36,8 @@ class SampleCounter:
         on_pass: What to call at the end of every pass, with the number of new samples: 0 for a further time step,
             None if it does not count: forward raised, or recomputed for the backward pass.
         batch_dim: Dimension of the batch in the first tensor argument of a pass.
-        on_begin: What to call with the outermost module at the beginning of every pass.
+        on_begin: What to call with the outermost module, and the tensors that it is given, at the beginning of every
+            pass.
         on_leave: What to call with no argument when a pass ends in any way that can be noticed, before ``on_pass``.
         others: Further modules to watch from the outside, as those around layers are.
         many_steps: Whether the one who watches knows that a call may hold several steps.
@@ -48,7 +49,7 @@ class SampleCounter:
         layers: Mapping[str, nn.Module],
         on_pass: Callable[[int | None], None],
         batch_dim: int = 0,
-        on_begin: Callable[[nn.Module], None] | None = None,
+        on_begin: Callable[[nn.Module, list[Tensor]], None] | None = None,
         on_leave: Callable[[], None] | None = None,
         others: Iterable[nn.Module] = (),
         many_steps: bool = False,
@@ -120,10 +121,11 @@ class SampleCounter:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch_dim = module.batch_dim_of(*args, **kwargs) if isinstance(module, SimulatedNetwork) else self.batch_dim
         if self._depth == 0:
-            self._begin(list(tensors_in((args, kwargs))), batch_dim)
+            tensors = list(tensors_in((args, kwargs)))
+            self._begin(tensors, batch_dim)
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
             if self.on_begin is not None:
-                self.on_begin(module)
+                self.on_begin(module, tensors)
         elif batch_dim != self.batch_dim and isinstance(module, SimulatedNetwork):
             self._size = next(tensors_in((args, kwargs))).shape[batch_dim]  # it knows better than who calls it
         self._depth += 1

@@ -17,14 +17,23 @@ from snnreg_plugins.functional.synapses import (
     count_events_by_step,
     count_known_events,
     fan_out,
+    is_integer_valued,
     is_synaptic,
     sample_shape,
 )
-from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, Averages, averaged_over
+from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, averaged_over
 from snnreg_plugins.watching.counts import Table
 from snnreg_plugins.watching.hooks import uncompiled
-from snnreg_plugins.watching.layers import neuron_layers, one_to_one_layers, synaptic_layers, time_dim
+from snnreg_plugins.watching.layers import (
+    is_spiking_neuron,
+    neuron_layers,
+    one_to_one_layers,
+    synaptic_layers,
+    time_dim,
+)
 from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multiply
+from snnreg_plugins.watching.multiples import Multiple, Multiples, magnitude_of
+from snnreg_plugins.watching.samples import identities
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 from snnreg_plugins.watching.watch import Watch
@@ -127,10 +136,13 @@ class Tally(Watch):
         self._is_analog = [module in known.analog for module in self.index]
         #: Pairs of a row's name and what of it was not counted; a reset does not forget them.
         self.missed: dict[tuple[str, str], None] = {}
-        self._averages = Averages()
+        self._multiples = Multiples()
+        simulated = {part for it in model.modules() if isinstance(it, SimulatedNetwork) for part in it.modules()}
+        # What a network simulates is known; of others it is looked at what their neurons emit.
+        self._spiking = [it for it in model.modules() if is_spiking_neuron(it) and it not in simulated]
         self._synapses: dict[Any, Synapses] = {}
         self._real = [True] * len(self.names)  # what a layer's input was at last
-        self._looks = Looks(model, self.index, self._multiplied, self._miss, self._averages) if products else None
+        self._looks = Looks(model, self.index, self._multiplied, self._miss, self._multiples) if products else None
 
     def require_operations(self) -> None:
         """Raise a ValueError if there is nothing in the model that could multiply."""
@@ -158,6 +170,8 @@ class Tally(Watch):
         for module in self.model.modules() if self.synapses else ():
             if isinstance(module, AVERAGE_POOLS):
                 self.hooks.after(module, self._average)
+        for module in self._spiking if self._looks is not None else ():
+            self.hooks.after(module, self._spike)
 
     def _forget(self) -> None:
         super()._forget()
@@ -177,7 +191,7 @@ class Tally(Watch):
 
     # Passes.
 
-    def _begun(self, module: nn.Module) -> None:
+    def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
         row = self._outermost = self.index.get(module, -1)
         self._thorough = is_due(self.passes + 1)
         self._holds = isinstance(module, SimulatedNetwork) and not self._thorough and self.observer is None
@@ -185,7 +199,7 @@ class Tally(Watch):
             # Layers that a checkpoint calls again come from a pass of the whole model.
             self.alone |= module is not self.model and not _torch.is_in_backward()
         elif self._looks is not None and not (isinstance(module, SimulatedNetwork) and module.only_layers_multiply):
-            self._looks.begin(module)
+            self._looks.begin(module, given)
 
     def _left(self) -> None:
         if self._looks is not None:
@@ -287,10 +301,10 @@ class Tally(Watch):
         return super().table()
 
     def _count_any(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> None:
-        average = self._averages.find(x) if len(self._averages) else None
-        if average is not None:
-            x = self._averages.events(x)
-            if average[1] and self._looks is not None:
+        how = self._multiples.find(x) if len(self._multiples) else None
+        if how is not None:
+            x = self._multiples.events(x)
+            if how.hidden and how.factor != 1 and self._looks is not None:
                 self._looks.always = True
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
         synapses = self._synapses_of(row, layer, shape)
@@ -305,8 +319,8 @@ class Tally(Watch):
             costs = [(0, active, dense) for active, _, dense in synapses.count_steps((x != 0).to(x.dtype), steps)]
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]
-        if average is None and self._real[row] and self._looks is not None and self._looks.products is not None:
-            self._look_for_averages(layer, x)
+        if self._real[row] and self._thorough:
+            self._look_for_events(layer, x, how)
         self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs, call is not None)
         if self.observer is not None:
             sops, effective, dense = map(sum, zip(*costs, strict=True))
@@ -371,16 +385,35 @@ class Tally(Watch):
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor):
             return
-        if not self._averages.remember(x, output, averaged_over(pool, x, output), hidden=False):
-            self._miss(pool, SEVERAL_SIZES)
+        with _torch.without_modes():
+            if not self._multiples.remember_average(x, output, averaged_over(pool, x, output), hidden=False):
+                self._miss(pool, SEVERAL_SIZES)
 
-    def _look_for_averages(self, layer: nn.Module, x: Tensor) -> None:
-        for size in self._averages.sizes():
-            events = x.detach().double() * size
+    @uncompiled
+    def _spike(self, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Remember, where a pass is looked at closely, that spikes are events."""
+        spikes = output[0] if isinstance(output, tuple) and output else output
+        if self._looks is None or self._looks.products is None or not isinstance(spikes, Tensor):
+            return
+        with _torch.without_modes():
+            if self._multiples.find(spikes) is None and is_integer_valued(spikes):
+                self._multiples.remember(identities(spikes), Multiple(1.0, True))
+
+    def _look_for_events(self, layer: nn.Module, x: Tensor, how: Multiple | None) -> None:
+        """Name a layer that may read events of which nothing is known, so that they count as MACs."""
+        if how is not None and how.factor == 0:
+            self._miss(layer, "sums of events of several scales, as SOPs")
+        elif how is not None and x.dtype in (torch.float16, torch.bfloat16):
+            self._miss(layer, f"events that {x.dtype} is too coarse to tell, as SOPs")
+        if how is not None:
+            return
+        for factor in self._multiples.factors() - {1.0}:
+            events = x.detach().double() * factor
             if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
-                self._miss(
-                    layer, "averages of events, as SOPs: something between the average pool and this layer copies"
-                )
+                self._miss(layer, "multiples of events, as SOPs: what was done to them could not be followed")
+                return
+        if self._spiking and (one := magnitude_of(x)) is not None and int((x != 0).sum()) > 1:
+            self._miss(layer, f"its input, all of it 0 or {one:.6g}, as SOPs: it may be spikes times a constant")
 
     def _miss(self, owner: nn.Module, what: str) -> None:
         missed = self.names[self.index[owner]] or type(owner).__name__, what

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from snnreg_plugins._checks import one_of
@@ -101,8 +101,8 @@ class Watch:
 
     # Passes.
 
-    def _begun(self, module: nn.Module) -> None:
-        """Begin a pass, with a call of this module."""
+    def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
+        """Begin a pass, with a call of this module on these tensors."""
 
     def _left(self) -> None:
         """End a pass in any way that can be noticed, before :meth:`_ended`."""

@@ -97,6 +97,7 @@ def test_samples_are_counted_once_for_batches_of(make, sizes):
     assert metric.samples == sum(sizes)
 
 
+torch.manual_seed(0)
 WITH_NEURONS = {name: make for name, make in STYLES.items() if any(isinstance(m, NEURONS) for m in make()[0].modules())}
 
 
