@@ -103,7 +103,11 @@ def _read(path: str | os.PathLike[str], argument: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        reason = "it holds more than that, and running code from a file is not safe"
+        reason = (
+            "it holds more than that, such as hyper-parameters of classes of your own, and running code from a file is "
+            f"not safe. If you trust it, write what is plain of it: content = torch.load({os.fspath(path)!r}, "
+            "weights_only=False); content.pop('hyper_parameters', None); torch.save(content, 'plain.ckpt')"
+        )
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__  # an empty file has no message
     raise _unreadable(path, argument, reason)

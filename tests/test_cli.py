@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from snnreg_plugins import cli
-from snnreg_plugins.data import CIFAR10, MNIST
+from snnreg_plugins.data import CIFAR10, MNIST, Digits
 from snnreg_plugins.export.files import load_network
 from snnreg_plugins.modules import Classifier, LeNet
 
@@ -326,6 +327,168 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, subcommand, com
     DAMAGED[damage](file, file.read_bytes())
     with pytest.raises(SystemExit) as stop:
         command(subcommand, "--config", "recipes/digits_lenet_expected_rate.yaml", "--ckpt_path", file)
-    assert "error: Expected argument `ckpt_path` to name " in str(stop.value.code)
+    assert "error: Expected argument `ckpt_path` to name a " in str(stop.value.code)
     assert "net.ckpt' " in str(stop.value.code)
     assert "\n" not in str(stop.value.code)
+
+
+MODULE = """
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(LightningModule):
+    def __init__(self, hidden: int = 16, lr: float = 1e-3):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    def test_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("loss", F.cross_entropy(self(x), y))
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+"""
+RECIPE = """
+seed_everything: 0
+model:
+  class_path: users_module.Net
+  init_args:
+    hidden: 12
+data:
+  class_path: Digits
+  init_args:
+    size: 8
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  limit_train_batches: 2
+  limit_test_batches: 1
+  logger: false
+  enable_progress_bar: false
+  callbacks:
+    - class_path: ActivityRegularization
+      init_args:
+        strength: 1.0
+    - class_path: ModelCheckpoint
+      init_args:
+        dirpath: runs/mine
+        filename: dnn
+        enable_version_counter: false
+    - class_path: ExportReport
+      init_args:
+        output_dir: runs/mine
+        timesteps: 2
+"""
+FINETUNING = """
+model:
+  class_path: SpikingClassifier
+  init_args:
+    network:
+      class_path: users_module.Net
+      init_args:
+        hidden: 12
+    checkpoint: runs/mine/dnn.ckpt
+    timesteps: 2
+trainer:
+  callbacks:
+    - class_path: ActivityRegularization
+      init_args:
+        strength: 1.0
+    - class_path: ModelCheckpoint
+      init_args:
+        dirpath: runs/tuned
+        filename: snn
+        enable_version_counter: false
+    - class_path: ExportReport
+      init_args:
+        output_dir: runs/tuned
+        steps: [1, 2]
+"""
+
+
+@pytest.fixture
+def project(command, monkeypatch, tmp_path):
+    """A user's folder: a module, a recipe that trains it, and one that goes on from there."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, text in (("users_module.py", MODULE), ("recipe.yaml", RECIPE), ("finetune.yaml", FINETUNING)):
+        (tmp_path / name).write_text(text)
+    yield command
+    sys.modules.pop("users_module", None)
+
+
+MINE = ["--config", "recipe.yaml"]
+TUNED = [*MINE, "--config", "finetune.yaml"]
+
+
+def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
+    project("fit", *MINE, "--callback.ExportReport.until=net.2")
+    assert load_network("runs/mine/spiking.pt", users_net()).conversion["until"] == "net.2"
+    for subcommand in ("test", "predict"):
+        project(subcommand, *MINE, "--ckpt_path=runs/mine/dnn.ckpt")
+    project("export", *MINE, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=part", "--until=net.2")
+    assert load_network("part/spiking.pt", users_net()).conversion["until"] == "net.2"
+
+    project("fit", *TUNED)
+    tuned = load_network("runs/tuned/spiking.pt", users_net())
+    assert tuned.timesteps == 2
+    x = torch.rand(5, 1, 8, 8)
+    for subcommand in ("test", "predict"):
+        project(subcommand, *TUNED, "--ckpt_path=runs/tuned/snn.ckpt")
+    project("export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--output_dir=again")
+    assert torch.equal(load_network("again/spiking.pt", users_net())(x), tuned(x))
+    project("export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--output_dir=longer", "--timesteps=5")
+    tuned.timesteps = 5
+    assert torch.equal(load_network("longer/spiking.pt", users_net())(x), tuned(x))
+    project("report", "again", "--output=page.html")
+    assert Path("page.html").is_file()
+
+    code = refused(project, "export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--threshold=max")
+    assert "`threshold` not to be given where the checkpoint holds a spiking network" in code
+    code = refused(project, "export", *TUNED, "--ckpt_path=runs/mine/dnn.ckpt")
+    assert "of the recipe's model, snnreg_plugins.modules.SpikingClassifier, but" in code
+    code = refused(project, "test", *MINE, "--ckpt_path=runs/tuned/snn.ckpt")
+    assert "does not fit the model of the recipe" in code
+    assert "\n" not in code
+
+
+def users_net(**settings):
+    from users_module import Net
+
+    return Net(**{"hidden": 12, **settings})
+
+
+def test_hyper_parameters_of_a_module_trained_in_python_are_taken(project, capsys):
+    sys.path.insert(0, ".")
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(users_net(hidden=13), datamodule=Digits(size=8))
+    trainer.save_checkpoint("python.ckpt")
+    with pytest.warns(UserWarning, match=r"The model has hidden=13 of the checkpoint 'python\.ckpt', not of recipe or"):
+        project("export", *MINE, "--ckpt_path=python.ckpt")
+    assert load_network("exported/spiking.pt", users_net(hidden=13))(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_weights_alone_are_exported_and_nothing_else(project):
+    sys.path.insert(0, ".")
+    torch.save(users_net().state_dict(), "weights.pt")
+    torch.save({"state_dict": users_net().net.state_dict()}, "net.ckpt")
+    for name in ("weights.pt", "net.ckpt"):
+        project("export", *MINE, f"--ckpt_path={name}")
+        assert "`ckpt_path` to name a checkpoint that Lightning wrote" in refused(
+            project, "test", *MINE, f"--ckpt_path={name}"
+        )
+    assert "there is no 'nowhere.ckpt'" in refused(project, "test", *MINE, "--ckpt_path=nowhere.ckpt")
+    assert 'ckpt_path="best"' in refused(project, "test", *MINE, "--ckpt_path=best")

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
-from snnreg_plugins._files import read_tensors
+from snnreg_plugins._models import part_of
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.cli.overrides import overridden, split_overrides
 from snnreg_plugins.cli.recipes import require_filled_in, require_readable
 from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
+from snnreg_plugins.modules.weights import load_weights, read_weights
 from snnreg_plugins.reports.run import Run, write_page
+from snnreg_plugins.spiking.network import SpikingNetwork
 
+_TIMESTEPS = 8
+# What `ckpt_path` names beside files.
+_KNOWN = ("best", "last", "hpc", "registry")
+# What Lightning writes to each checkpoint, and needs to read it.
+_VERSION = "pytorch-lightning_version"
 _DESCRIPTION = "Train sparse networks, export them to spiking neurons, and see what every spike costs."
 _EPILOG = (
     "Two more commands need no recipe: `snnreg report RUN_DIR` writes the report of a run as a page, and `snnreg "
@@ -48,7 +56,7 @@ class ExportTrainer(Trainer):
         datamodule: LightningDataModule,
         ckpt_path: str,
         output_dir: str = "exported",
-        timesteps: int = 8,
+        timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
@@ -65,7 +73,8 @@ class ExportTrainer(Trainer):
             datamodule: The data it was trained on.
             ckpt_path: The checkpoint. Only tensors and plain data are read from it; no code is run.
             output_dir: Folder to write spiking.pt, report.json, report.png and so on to.
-            timesteps: Time steps T of the written network.
+            timesteps: Time steps T of the written network; 8 if not given, or what a network that spikes already was
+                trained with.
             steps: Numbers of time steps to report on.
             calibration_batches: Batches of training data to balance thresholds on.
             table: Energy per operation.
@@ -78,39 +87,26 @@ class ExportTrainer(Trainer):
         """
         if not self.is_global_zero:
             return  # one process does it all
-        given = (output_dir, timesteps, steps, calibration_batches, table, diagnose, html, metric, network)
+        simulated = _TIMESTEPS if timesteps is None else timesteps
+        given = (output_dir, simulated, steps, calibration_batches, table, diagnose, html, metric, network)
         exporter = ExportReport(*given, **options)
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds
-        load_checkpoint(model, ckpt_path)
+        content, weights = read_weights(ckpt_path, "ckpt_path")
+        model.configure_model()
+        if weights is not content:
+            model.on_load_checkpoint(content)
+        load_weights(model, weights, ckpt_path)
+        spiking = getattr(part_of(model, network), "network", None)
+        if isinstance(spiking, SpikingNetwork):
+            if options:
+                raise ValueError(
+                    f"Expected argument `{next(iter(options))}` not to be given where the checkpoint holds a spiking "
+                    f"network already, but got {next(iter(options.values()))!r}. Leave it out."
+                )
+            spiking.timesteps = spiking.timesteps if timesteps is None else timesteps
         exporter.run(model, datamodule)
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint, running no code from the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint.
-    """
-    content = read_tensors(path, "ckpt_path")
-    if not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"Expected argument `ckpt_path` to name a checkpoint, but {path!r} holds no state_dict.")
-    return content
-
-
-def load_checkpoint(model: LightningModule, path: str) -> None:
-    """Read a checkpoint's weights into a module, running no code from the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or its weights do not fit.
-    """
-    try:
-        model.load_state_dict(read_checkpoint(path)["state_dict"])
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path!r} do not fit the model of the recipe. {error}") from error
 
 
 class Parser(LightningArgumentParser):
@@ -164,14 +160,53 @@ class CLI(LightningCLI):
         self.config = parser.parse_args(words)
         require_filled_in(self.config[self.config.subcommand].as_dict())
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path is not None and os.path.isfile(path):  # and not "last" or "best"
-            read_checkpoint(path)
+        self._checkpoint: dict[str, Any] = {}
+        if path is not None and "://" not in path and path.partition(":")[0] not in _KNOWN:
+            self._checkpoint, _ = read_weights(path, "ckpt_path")
+            if self.config.subcommand != "export" and _VERSION not in self._checkpoint:
+                raise ValueError(
+                    f"Expected argument `ckpt_path` to name a checkpoint that Lightning wrote, but {path!r} holds "
+                    "weights alone, which `snnreg export` takes, and `checkpoint` of a SpikingClassifier."
+                )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take hyper-parameters from the checkpoint, as Lightning does; also those that no command line has written.
+
+        Without it, those of a module that was trained in Python are refused, and a checkpoint of another class takes
+        the place of the recipe's model.
+        """
+        hyper_parameters = self._checkpoint.get("hyper_parameters", {})
+        config = self.config[self.config.subcommand]
+        own, path = config.model.class_path, config.get("ckpt_path")
+        written = hyper_parameters.get("_class_path", own)
+        if _class_of(written) is not _class_of(own):
+            raise ValueError(
+                f"Expected argument `ckpt_path` to name a checkpoint of the recipe's model, {own}, but {path!r} is of "
+                f"{written}. A SpikingClassifier takes the DNN to start from as --model.init_args.checkpoint."
+            )
+        given = config.model.get("init_args", {})
+        known = {name: value for name, value in hyper_parameters.items() if name in given}
+        others = [f"{name}={value!r:.50}" for name, value in known.items() if value != given[name]]
+        if others:
+            rank_zero_warn(f"The model has {', '.join(others)} of the checkpoint {path!r}, not of recipe or options.")
+        if known:
+            model = {"class_path": own, "init_args": known}
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": model}}, self.config)
 
     def _callbacks(self, parser: LightningArgumentParser, words: Sequence[str]) -> list[dict[str, Any]]:
         """The callbacks of recipe and options, as plain data."""
         config = parser.parse_args([word for word in words if not word.startswith("--print_config")])
         callbacks = json.loads(parser.dump(config, format="json"))[config.subcommand]["trainer"].get("callbacks")
         return callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
+
+
+def _class_of(path: str) -> Any:
+    """The class that a recipe or a checkpoint names; None if there is none of that name."""
+    home, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(home), name, None)
+    except ImportError:
+        return None
 
 
 def write_report(run: str, output: str | None = None) -> None:

@@ -10,12 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import trainer
 
 from snnreg_plugins import profile
 from snnreg_plugins.cli.commands import CLI, run_report
 from snnreg_plugins.cli.recipes import packaged
 
 _SUBCOMMANDS = (*CLI.subcommands(), "report")
+# How torch begins when weights are not those of a module.
+_MISFIT = "Error(s) in loading state_dict"
 _INTERRUPTED = 130  # as shells say it
 
 
@@ -50,15 +53,23 @@ def main() -> None:
         sys.exit(f"error: {refusal}")
 
 
-def _refusal(error: BaseException | None) -> BaseException | None:
-    """Find the error that this package itself raised, also where a parser has wrapped it; or one of the settings."""
+def _refusal(error: BaseException | None) -> str | None:
+    """What this package has refused, also where a parser has wrapped it, and what its settings or files have."""
     while error is not None:
-        innermost = traceback.extract_tb(error.__traceback__)[-1]
-        ours = Path(innermost.filename).is_relative_to(Path(__file__).parents[1])
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        ours = raised_in.is_relative_to(Path(__file__).parents[1])
         if ours and isinstance(error, (ValueError, TypeError, OSError, ImportError)):
-            return error
-        if isinstance(error, MisconfigurationException) or (isinstance(error, OSError) and error.filename is not None):
-            return error  # Lightning refuses settings so; and files are outside of any program
+            return str(error)
+        # Lightning refuses settings so; and files are outside of any program.
+        of_settings = raised_in.is_relative_to(Path(trainer.__file__).parent) and isinstance(
+            error, (ValueError, KeyError)
+        )
+        if of_settings or isinstance(error, MisconfigurationException):
+            return " ".join(str(error.args[0]).split())
+        if isinstance(error, OSError) and error.filename is not None:
+            return str(error)
+        if isinstance(error, RuntimeError) and str(error).startswith(_MISFIT):
+            return f"The checkpoint does not fit the model of the recipe. {' '.join(str(error).split())}"
         error = error.__cause__ or error.__context__
     return None
 

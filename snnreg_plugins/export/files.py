@@ -33,15 +33,19 @@ def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
         network: A network of :func:`~snnreg_plugins.to_snntorch` or :func:`~snnreg_plugins.to_norse`.
         path: The file; it is there whole or not at all.
     """
-    content = {
+    content = {**description(network), "state_dict": network.state_dict()}
+    with atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def description(network: SpikingNetwork) -> dict[str, Any]:
+    """Give what a network is beside its ``state_dict()``, as plain data; for :func:`described_network`."""
+    return {
         "format": _FORMAT,
         "conversion": network.conversion,
         "timesteps": network.timesteps,
         "exit_margins": network.exit_margins,
-        "state_dict": network.state_dict(),
     }
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
 
 
 def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwork:
@@ -69,7 +73,20 @@ def load_network(path: str | os.PathLike[str], model: nn.Module) -> SpikingNetwo
         >>> torch.equal(load_network(path, model)(x), network(x))
         True
     """
-    content = read_tensors(path, "path")
+    return described_network(read_tensors(path, "path"), model, path)
+
+
+def described_network(content: Mapping[str, Any], model: nn.Module, path: str | os.PathLike[str]) -> SpikingNetwork:
+    """Make a network again from its :func:`description` and ``state_dict``.
+
+    Args:
+        content: Both, as read from a file.
+        model: What was exported, with any weights.
+        path: The file, for the error.
+
+    Raises:
+        ValueError: If it is no network, or does not fit the model.
+    """
     if content.get("format") == _BEFORE:
         raise ValueError(
             f"{os.fspath(path)!r} was written by version 0.1, which did not write down which parts the network has. "

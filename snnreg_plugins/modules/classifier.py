@@ -16,11 +16,15 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
-from snnreg_plugins._files import read_tensors
 from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
+from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 from snnreg_plugins.metrics.scores import Loss, Score, choose_score, loss_of_modules
+from snnreg_plugins.modules.weights import load_weights, read_weights
+
+# In a checkpoint: what the spiking network is beside its weights.
+_SPIKING = "spiking_network"
 
 
 class Classifier(LightningModule):
@@ -124,8 +128,9 @@ class SpikingClassifier(Classifier):
 
     Args:
         network: The DNN, untrained; its weights come from the checkpoint.
-        checkpoint: A Lightning checkpoint of a :class:`Classifier` of that DNN. Only tensors are read from it, no
-            code is run. None keeps the weights of ``network``.
+        checkpoint: A Lightning checkpoint of a :class:`Classifier` of that DNN, or of your own LightningModule, where
+            ``network`` is that module or the network within it; or a file of a ``state_dict()``. Only tensors are read
+            from it, no code is run. None keeps the weights of ``network``.
         timesteps: Time steps T.
         calibration_batches: Batches of training data to balance thresholds on; processes share them out.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
@@ -169,18 +174,56 @@ class SpikingClassifier(Classifier):
         if isinstance(self.network, SpikingNetwork):
             return
         if self.checkpoint is not None:
-            load_weights(self.network, self.checkpoint)
+            load_weights(self.network, read_weights(self.checkpoint, "checkpoint")[1], self.checkpoint)
         dnn = self.network
         calibration = self._calibration()
         parallel = self.trainer.world_size > 1
-        self.network = to_snntorch(dnn, Sharded(calibration) if parallel else calibration, **self.export_options)
-        self.network.truncation, self.network.checkpointing = self.truncation, self.checkpointing
-        self._dnn = (dnn,)  # in a tuple: its weights are not trained, nor saved
+        self._exported(dnn, to_snntorch(dnn, Sharded(calibration) if parallel else calibration, **self.export_options))
+
+    def _exported(self, dnn: nn.Module, network: SpikingNetwork) -> None:
+        network.truncation, network.checkpointing = self.truncation, self.checkpointing
+        self._dnn = (dnn,)  # in a tuple: its weights are not trained
+        self.network = network
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the spiking network is beside its weights, and the DNN."""
+        if isinstance(self.network, SpikingNetwork):
+            checkpoint[_SPIKING] = {**description(self.network), "dnn": self.dnn.state_dict()}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the DNN from a checkpoint, and the spiking network where no run has exported one before."""
+        if _SPIKING not in checkpoint:
+            raise ValueError(
+                "Expected a checkpoint of a SpikingClassifier, but this one holds no spiking network. To fine-tune the "
+                "DNN in it, name it as SpikingClassifier(checkpoint=...)."
+            )
+        written, name = checkpoint[_SPIKING], "network."
+        load_weights(self.dnn, written["dnn"], "the checkpoint")
+        if isinstance(self.network, SpikingNetwork):
+            return  # its weights are in the checkpoint, too
+        weights = {key.removeprefix(name): one for key, one in checkpoint["state_dict"].items() if key.startswith(name)}
+        network = described_network({**written, "state_dict": weights}, self.dnn, "the checkpoint")
+        self._exported(self.dnn, network)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Load a fine-tuned network with its DNN: ``SpikingClassifier.load_from_checkpoint(path, network=LeNet())``.
+
+        Args:
+            *args: The file, and what else Lightning takes.
+            checkpoint: Where training started from; it is not read, as the file holds all.
+            **kwargs: Arguments of the module, ``network`` among them, and what else Lightning takes.
+        """
+        module = super().load_from_checkpoint(*args, **kwargs)
+        module.checkpoint = checkpoint
+        return module
 
     @property
     def dnn(self) -> nn.Module:
-        """The DNN that the network was exported from."""
-        return self._dnn[0]
+        """The DNN that the network was, or will be, exported from."""
+        return self._dnn[0] if isinstance(self.network, SpikingNetwork) else self.network
 
     @override
     def on_validation_start(self) -> None:
@@ -229,21 +272,3 @@ class SpikingClassifier(Classifier):
             yield from inputs
 
         return read()  # when asked for its first batch: an error is then told to the processes that wait for this one
-
-
-def load_weights(network: nn.Module, checkpoint: str) -> None:
-    """Read the weights of a :class:`Classifier`'s network from a Lightning checkpoint, running no code from it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, or its weights do not fit the network.
-    """
-    weights = read_tensors(checkpoint, "checkpoint").get("state_dict", {})
-    own = {name.removeprefix("network."): value for name, value in weights.items() if name.startswith("network.")}
-    try:
-        network.load_state_dict(own)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The weights in {checkpoint!r} do not fit {type(network).__name__}. Use the network, with its arguments, "
-            f"that the checkpoint was trained with. {error}"
-        ) from error

@@ -173,3 +173,60 @@ def test_a_loss_that_tells_nothing_is_logged_alone():
             module, DataLoader(TensorDataset(X, ONE * torch.arange(20)[:, None].clamp(min=1)), 1), verbose=False
         )
     assert set(found) == {"test/loss"}
+
+
+def quiet(**options):
+    return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, **options)
+
+
+def test_a_fine_tuned_network_is_loaded_with_its_dnn(tmp_path):
+    """From its file alone: neither training data nor the DNN's checkpoint are read again."""
+    start = Classifier(exact_network())
+    torch.save({"state_dict": start.state_dict()}, tmp_path / "dnn.ckpt")
+    module = SpikingClassifier(exact_network(), checkpoint=str(tmp_path / "dnn.ckpt"), timesteps=3, truncation=2)
+    trainer = quiet(max_steps=2, enable_checkpointing=False)
+    trainer.fit(module, datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "snn.ckpt")
+    (tmp_path / "dnn.ckpt").unlink()
+    x = exact_inputs(7)
+    with torch.no_grad():
+        expected, of_dnn = module(x), module.dnn(x)
+
+    blank = exact_network()
+    for parameter in blank.parameters():
+        nn.init.zeros_(parameter)
+    given = dict(network=blank, truncation=2, checkpoint="nowhere.ckpt", weights_only=True)
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "snn.ckpt", **given)
+    with torch.no_grad():
+        assert torch.equal(again(x), expected)
+        assert torch.equal(again.dnn(x), of_dnn)
+    assert (again.network.timesteps, again.network.truncation, again.checkpoint) == (3, 2, "nowhere.ckpt")
+    again.dnn.requires_grad_(True)
+    quiet(max_steps=1, enable_checkpointing=False).fit(again, datamodule=Data())  # and goes on from there
+    assert not torch.equal(again(x), expected)
+
+
+def test_a_run_takes_the_dnn_from_the_checkpoint_too(tmp_path):
+    """Its report compares with the DNN that was exported, not with the one that is at ``checkpoint`` today."""
+    module = SpikingClassifier(exact_network(), timesteps=3)
+    trainer = quiet(max_steps=1, enable_checkpointing=False)
+    trainer.fit(module, datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "snn.ckpt")
+    other = exact_network()
+    nn.init.ones_(next(other.parameters()))
+    again = SpikingClassifier(other, timesteps=3)
+    quiet(limit_test_batches=1, enable_checkpointing=False).test(
+        again, datamodule=Data(), ckpt_path=tmp_path / "snn.ckpt", weights_only=True, verbose=False
+    )
+    x = exact_inputs(7)
+    with torch.no_grad():
+        assert torch.equal(again(x), module(x))
+        assert torch.equal(again.dnn(x), module.dnn(x))
+
+
+def test_a_checkpoint_of_a_dnn_is_none_of_a_fine_tuned_network(tmp_path):
+    trainer = quiet(max_steps=1, enable_checkpointing=False)
+    trainer.fit(Classifier(exact_network()), datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "dnn.ckpt")
+    with pytest.raises(ValueError, match=r"holds no spiking network\. .* name it as SpikingClassifier\(checkpoint="):
+        SpikingClassifier.load_from_checkpoint(tmp_path / "dnn.ckpt", network=exact_network(), weights_only=True)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins.modules import VGG, Classifier, LeNet
-from snnreg_plugins.modules.classifier import load_weights
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 9), (1, 31, 16)])
@@ -77,14 +76,3 @@ def test_the_classifier_trains_with_optimizer_and_scheduler():
         weight, bias = ((p - rate * g).detach().requires_grad_() for p, g in zip((weight, bias), grads, strict=True))
     trainer(max_epochs=2).fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
     torch.testing.assert_close(module.network.weight, weight)
-
-
-def test_weights_of_a_checkpoint(tmp_path):
-    trained, other = Classifier(nn.Linear(3, 4)), nn.Linear(3, 4)
-    torch.save({"state_dict": trained.state_dict() | {"loss.weight": torch.ones(2)}}, tmp_path / "net.ckpt")
-    load_weights(other, str(tmp_path / "net.ckpt"))
-    assert torch.equal(other.weight, trained.network.weight)
-    with pytest.raises(ValueError, match=r"net\.ckpt' do not fit Linear\. Use the network, with its arguments"):
-        load_weights(nn.Linear(3, 5), str(tmp_path / "net.ckpt"))
-    with pytest.raises(FileNotFoundError, match="`checkpoint` to name a file"):
-        load_weights(other, str(tmp_path / "none.ckpt"))
