@@ -18,6 +18,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from snnreg_plugins._checks import shown
+
 Plain = TypeVar("Plain")
 
 _LATER = "added later"
@@ -46,7 +48,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> [file.name for file in (folder / "results").iterdir()]
         ['scores.csv']
     """
-    target = Path(path).resolve()
+    target = as_path("path", path).resolve()
+    if target.is_dir():
+        raise IsADirectoryError(f"Expected argument `path` to name a file, but {os.fspath(path)!r} is a folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name of our own rather than `tempfile`, whose files nobody else may read.
     temporary = target.with_name(f".{uuid4().hex}{target.suffix}")
@@ -57,10 +61,34 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def as_path(argument: str, value: Any) -> Path:
+    """Give a path.
+
+    Args:
+        argument: Name of the argument, for the error.
+        value: What was given for it.
+
+    Raises:
+        TypeError: If it is no path.
+
+    Example:
+        >>> as_path("root", None)
+        Traceback (most recent call last):
+            ...
+        TypeError: Expected argument `root` to be a path, but got None.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise TypeError(f"Expected argument `{argument}` to be a path, but got {shown(value)}.")
+    return Path(text)
+
+
 def require_file(path: str | os.PathLike[str], argument: str) -> None:
     """Raise a FileNotFoundError unless there is a file at ``path``, which an argument named."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but there is no {os.fspath(path)!r}.")
+    place = as_path(argument, path)
+    if not place.is_file():
+        found = f"{os.fspath(path)!r} is none" if place.exists() else f"there is no {os.fspath(path)!r}"
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but {found}.")
 
 
 def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
@@ -191,8 +219,7 @@ def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:
         >>> read_json(path, Score)
         Score(epoch=3, accuracy=0.5)
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"Expected a file {os.fspath(path)!r}, but there is none.")
+    require_file(path, "path")
     try:
         plain = json.loads(Path(path).read_text(encoding="utf-8"))
         read: Plain = _typed(plain, kind, kind.__name__)

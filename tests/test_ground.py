@@ -13,20 +13,20 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins._batches import inputs_of, pairs_of
-from snnreg_plugins._checks import as_flag, as_integer, as_number, one_of
+from snnreg_plugins._checks import as_flag, as_integer, as_integers, as_name, as_names, as_number, as_percent, one_of
 from snnreg_plugins._models import device_of, dtype_of, eval_and_back, names_of
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 
 
-@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3), np.array(3), "3", "+03"])
 def test_integers(value):
     found = as_integer("steps", value, at_least=3)
     assert (found, type(found)) == (3, int)
 
 
 @pytest.mark.parametrize(
-    "value", [2, 3.0, True, np.True_, "3", None, torch.tensor([3]), torch.tensor(True), float("nan")]
+    "value", [2, 3.0, True, np.True_, "3.0", "", "many", None, torch.tensor([3]), torch.tensor(True), float("nan")]
 )
 def test_no_integers(value):
     sentence = f"Expected argument `steps` to be an integer of at least 3, but got {value!r}."
@@ -34,19 +34,88 @@ def test_no_integers(value):
         as_integer("steps", value, at_least=3)
     with pytest.raises(ValueError, match="an integer of at least 1, but got True"):
         as_integer("steps", True)
+    with pytest.raises(ValueError, match=r"an integer of at least 1 and below 2\*\*63, but got 9223372036854775808"):
+        as_integer("steps", 2**63)
+    assert as_integer("seed", 2**63 - 1) == 2**63 - 1
 
 
-@pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), torch.tensor(0.5), np.float64(1)])
+@pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), torch.tensor(0.5), np.float64(1), "0.5", "5e-1"])
 def test_numbers(value):
     found = as_number("share", value, "(0, 1]")
-    assert found == value
+    assert found == float(value)
     assert type(found) in (int, float)
 
 
-@pytest.mark.parametrize("value", [0, 1.1, True, "0.5", None, torch.tensor([0.5]), float("nan"), -float("inf"), 1j])
+@pytest.mark.parametrize(
+    "value", [0, 1.1, True, "half", "nan", None, torch.tensor([0.5]), float("nan"), -float("inf"), 1j]
+)
 def test_no_numbers(value):
     with pytest.raises(ValueError, match=r"argument `share` to be in \(0, 1\], but got " + re.escape(repr(value))):
         as_number("share", value, "(0, 1]")
+
+
+def test_a_number_too_large_for_a_float_is_none():
+    for value in (10**400, -(10**5000)):
+        with pytest.raises(ValueError, match=r"argument `x` to be finite and at least 0, but got .{1,150}\.$"):
+            as_number("x", value, "[0, inf)")
+
+
+def test_percentiles():
+    assert as_percent("percent", "99.9") == 99.9
+    assert as_percent("percent", 100) == 100
+    for value, sentence in [
+        (0.999, "in percent, but got the share 0.999. Write 99.9."),
+        (1, "in percent, but got the share 1. Write 100."),
+        (0, "in (0, 100], but got 0."),
+        (100.5, "in (0, 100], but got 100.5."),
+        (True, "in (0, 100], but got True."),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(f"Expected argument `percent` to be {sentence}")):
+            as_percent("percent", value)
+    assert as_percent("percent", 100 * 0.999) == pytest.approx(99.9)  # what the remedy says
+
+
+@pytest.mark.parametrize(
+    "value", [(1, 2), [1, 2], np.array([1, 2]), torch.tensor([1, 2]), torch.Size([1, 2]), ["1", 2]]
+)
+def test_several_integers(value):
+    found = as_integers("steps", value, such_as=(1, 2, 4))
+    assert found == (1, 2)
+    assert all(type(number) is int for number in found)
+
+
+@pytest.mark.parametrize(
+    "value", [4, "12", b"12", (), [0, 1], [1.5], None, torch.tensor(4), np.ones((2, 2), int), {1: 2.5}.values()]
+)
+def test_no_several_integers(value):
+    with pytest.raises(
+        ValueError, match=r"`steps` to be one or more integers of at least 1, such as \(1, 2, 4\), but got"
+    ):
+        as_integers("steps", value, such_as=(1, 2, 4))
+
+
+def test_names():
+    assert as_name("until", "fc") == "fc"
+    assert as_name("until", None) is None
+    assert as_names("layers", "fc*") == ["fc*"]
+    assert as_names("layers", ("a", "b")) == ["a", "b"]
+    assert as_names("layers", None) is None
+    for value in (3, [], ["a", 3], True, nn.ReLU):
+        with pytest.raises(ValueError, match="`layers` to be one or more names or None, but got"):
+            as_names("layers", value)
+    with pytest.raises(ValueError, match=r"`until` to be a name or None, but got \['a'\]"):
+        as_name("until", ["a"])
+
+
+def test_values_are_shown_in_short():
+    lists = [1]
+    for _ in range(40):
+        lists = [lists] * 9  # written in full, longer than any memory
+    own = type("Own", (), {"__repr__": lambda self: 1 / 0})
+    for value in (lists, "x" * 10_000, [10**5000], torch.zeros(100, 100), dict.fromkeys(range(9), lists), own()):
+        with pytest.raises(ValueError, match="to be True or False, but got") as caught:
+            as_flag("x", value)
+        assert len(str(caught.value)) < 700
 
 
 def test_ends_of_an_interval():

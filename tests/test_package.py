@@ -18,7 +18,8 @@ PACKAGE = ROOT / "snnreg_plugins"
 
 # Rooms by floor, from the ground up: a room may import those of the floors below it.
 FLOORS = [
-    {"_files", "_text", "_checks", "_batches", "_models", "_torch", "_lightning"},
+    {"_text", "_checks", "_torch", "_lightning"},
+    {"_files", "_batches", "_models"},
     {"_pictures", "functional", "data"},
     {"frameworks"},
     {"watching"},

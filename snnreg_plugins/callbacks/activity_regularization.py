@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_integer, as_number, one_of
+from snnreg_plugins._checks import as_integer, as_names, as_number, as_percent, one_of
 from snnreg_plugins._lightning import loss_scale
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate
 from snnreg_plugins.functional.synapses import SynapticLayer
@@ -111,15 +110,15 @@ class ActivityRegularization(Callback):
             one_of("penalty", penalty, PENALTIES)
         self.penalty = penalty
         self.strength = (
-            {pattern: _factor(factor) for pattern, factor in strength.items()}
+            {pattern: as_number("strength", factor, "[0, inf)") for pattern, factor in strength.items()}
             if isinstance(strength, Mapping)
-            else _factor(strength)
+            else as_number("strength", strength, "[0, inf)")
         )
         self.weighting = one_of("weighting", weighting, ("uniform", "fan_out"))
-        self.layers = [layers] if isinstance(layers, str) else layers
+        self.layers = as_names("layers", layers)
         self.start_epoch = as_integer("start_epoch", start_epoch, at_least=0)
         self.warmup_epochs = as_integer("warmup_epochs", warmup_epochs, at_least=0)
-        self.percent = as_number("percent", percent, "(0, 100]")
+        self.percent = as_percent("percent", percent)
         self.momentum = as_number("momentum", momentum, "[0, 1)")
 
         self._function = PENALTIES[penalty] if isinstance(penalty, str) else penalty
@@ -294,15 +293,6 @@ class ActivityRegularization(Callback):
 
 
 _PATIENCE = 100  # backward passes to wait for all layers, in manual optimization
-
-
-def _factor(strength: Any) -> float:
-    """Give a strength as a number, also where it is a text: ``1e-3`` without a point is one in YAML."""
-    held = strength
-    if isinstance(strength, str):
-        with suppress(ValueError):
-            held = float(strength)
-    return as_number("strength", held, "[0, inf)")
 
 
 def _name(penalty: Any) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from snnreg_plugins._checks import as_name
 from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.measurement import Calls, Randomness
 from snnreg_plugins.export.faithful import traced_faithfully
@@ -31,7 +32,7 @@ class MeasuringCallback(Callback):
     def __init__(self, metric: Metric | Task | None, network: str | None, until: str | None) -> None:
         require_metric(metric)
         self.metric = metric
-        self.network_name = network
+        self.network_name = as_name("network", network)
         self._until = until
         self._start_anew()
 

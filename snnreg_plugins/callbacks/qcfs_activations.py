@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_integer, as_number
-from snnreg_plugins.export.qcfs import QCFS, check
+from snnreg_plugins._checks import as_integer, as_names, as_number, as_percent
+from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.training.quantized import average_observed, exchange_relus, quantized
 
 
@@ -67,7 +67,6 @@ class QCFSActivations(Callback):
         calibration_batches: int = 10,
         layers: str | list[str] | None = None,
     ) -> None:
-        check(levels, percent)
         self.levels = as_integer("levels", levels)
         # A number of epochs, or a share of them.
         self.start_epoch = (
@@ -75,9 +74,9 @@ class QCFSActivations(Callback):
             if isinstance(start_epoch, float)
             else as_integer("start_epoch", start_epoch, at_least=0)
         )
-        self.percent = as_number("percent", percent, "(0, 100]")
+        self.percent = as_percent("percent", percent)
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
-        self.layers = [layers] if isinstance(layers, str) else layers
+        self.layers = as_names("layers", layers)
         self._batches = 0  # that were observed
         self._waiting: list[QCFS] = []  # not active yet
 

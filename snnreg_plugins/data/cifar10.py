@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_flag
+from snnreg_plugins._files import as_path
 from snnreg_plugins.data.base import _ImageData
 
 
@@ -83,10 +84,10 @@ class CIFAR10(_ImageData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, validation_size, seed)
-        self.root = Path(root)
-        self.download = download
-        self.augment = augment
-        self._augmentation = crop_and_flip if augment else None
+        self.root = as_path("root", root)
+        self.download = as_flag("download", download)
+        self.augment = as_flag("augment", augment)
+        self._augmentation = crop_and_flip if self.augment else None
 
     def prepare_data(self) -> None:
         """Download the data if it is missing and may be downloaded."""

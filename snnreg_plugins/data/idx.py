@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from snnreg_plugins._checks import as_flag
+from snnreg_plugins._files import as_path
 from snnreg_plugins.data.base import _ImageData
 
 _UNSIGNED_BYTE = 0x08  # the IDX code of the element type
@@ -113,8 +115,8 @@ class MNIST(_ImageData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, validation_size, seed)
-        self.root = Path(root)
-        self.download = download
+        self.root = as_path("root", root)
+        self.download = as_flag("download", download)
 
     def prepare_data(self) -> None:
         """Download the data if it is missing and may be downloaded."""

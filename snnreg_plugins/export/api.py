@@ -63,9 +63,10 @@ def to_snntorch(
             - ``"learned"``: the clip of ReLU6, or the threshold that QCFS has learned; QCFS layers always take it;
             - ``"auto"``: tries these, per layer and per channel, with and without correction, on calibration data, and
               takes the one that agrees best with the DNN at T steps; of those within a standard error of the best,
-              the one with the fewest SOPs. What it took is in ``network.conversion``;
+              the one with the fewest SOPs. A ``percent``, ``per_channel`` or ``correction`` that is given, other than
+              the default, is kept. What it took is in ``network.conversion``;
             - a function from an activation histogram, and whether to go by channel, to threshold(s).
-        percent: Which percentile, in (0, 100].
+        percent: Which percentile, above 1 (a share by mistake) and at most 100.
         per_channel: One threshold per channel (per feature after Linear) instead of one per layer: more accurate
             where channels differ much, at 1.2 to 1.6 times the SOPs.
         initial_potential: v₀ / λ in [0, 1); one half halves the error of rates at small T (Bu et al. 2022).
@@ -150,7 +151,7 @@ def to_norse(
         timesteps: Time steps T of a run.
         threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
             ``"learned"``, ``"auto"``, or a function.
-        percent: Which percentile, in (0, 100].
+        percent: Which percentile, above 1 (a share by mistake) and at most 100.
         per_channel: One threshold per channel instead of one per layer.
         initial_potential: v₀ / λ in [0, 1).
         correction: ``"none"``, ``"potential"``, ``"channel_potential"`` or ``"bias"``.

@@ -40,12 +40,10 @@ def threshold_function(
     """Look up a threshold method by name; a function passes through.
 
     Raises:
-        ValueError: If the name is unknown, or ``percent`` out of range.
+        ValueError: If the name is unknown.
     """
     if callable(threshold):
         return threshold
-    if not 0 < percent <= 100:
-        raise ValueError(f"Expected argument `percent` to be in (0, 100], but got {percent}.")
     methods: dict[str, Threshold] = {
         "max": maximum,
         "percentile": partial(percentile, percent=percent),

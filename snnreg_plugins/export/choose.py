@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -39,6 +39,22 @@ class Tried(NamedTuple):
     sops: float
 
 
+def candidates(options: Options) -> list[dict[str, Any]]:
+    """Give what is tried beside what the user has asked for: an option that is not at its default is kept."""
+    asked = {
+        field.name: value
+        for field in fields(Options)
+        if field.name in ("percent", "per_channel", "correction")
+        and (value := getattr(options, field.name)) != field.default
+    }
+    tried: list[dict[str, Any]] = []
+    for candidate in CANDIDATES:
+        merged = {**candidate, **asked}
+        if merged not in tried:
+            tried.append(merged)
+    return tried
+
+
 def choose(
     options: Options, convert: Callable[[Options, Tensor], SpikingNetwork], dnn: nn.Module, samples: Tensor
 ) -> Options:
@@ -57,7 +73,7 @@ def choose(
     parts = torch.split(held_out, _BATCH)
     scores = torch.cat([dnn(part) for part in parts])
     found = []
-    for candidate in CANDIDATES:
+    for candidate in candidates(options):
         tried = replace(options, **candidate)
         network = convert(tried, adjusted)
         # Of this process alone: others run the same samples, or none.

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from torch import Tensor, fx
 from typing_extensions import TypedDict
 
+from snnreg_plugins._checks import as_flag, as_integer, as_name, as_number, as_percent, one_of
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
 from snnreg_plugins.export.input_code import CODES, CodeSettings
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
-from snnreg_plugins.spiking.network import require_timesteps
 
 #: Corrections of what thresholds leave, by name.
 CORRECTIONS: dict[str, list[Adjustment]] = {
@@ -30,7 +30,7 @@ class ExportOptions(TypedDict, total=False):
 
     Args:
         threshold: How thresholds are chosen from activations.
-        percent: Which percentile, in (0, 100].
+        percent: Which percentile, above 1 and at most 100.
         per_channel: One threshold per channel instead of one per layer.
         initial_potential: Initial potential as a share of the threshold.
         correction: What of each layer corrects the error that is left.
@@ -75,20 +75,21 @@ class Options:
         Raises:
             ValueError: If an option is unknown or out of range.
         """
-        require_timesteps(self.timesteps)
         if not isinstance(self.threshold, str) or self.threshold not in OTHER_METHODS:
-            threshold_function(self.threshold, self.percent)
-        if not 0 <= self.initial_potential < 1:
-            raise ValueError(
-                f"Expected argument `initial_potential` to be in [0, 1), but got {self.initial_potential}."
-            )
-        for name, value, allowed in (("correction", self.correction, CORRECTIONS), ("coding", self.coding, CODES)):
-            if value not in list(allowed):  # a list: it may be no string
-                raise ValueError(f"Expected argument `{name}` to be one of {sorted(allowed)}, but got {value!r}.")
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"Expected argument `beta` to be in (0, 1], but got {self.beta}.")
-        if not self.surrogate_slope > 0:
-            raise ValueError(f"Expected argument `surrogate_slope` to be positive, but got {self.surrogate_slope}.")
+            threshold_function(self.threshold, 100.0)
+        for name, value in {
+            "timesteps": as_integer("timesteps", self.timesteps),
+            "percent": as_percent("percent", self.percent),
+            "per_channel": as_flag("per_channel", self.per_channel),
+            "initial_potential": as_number("initial_potential", self.initial_potential, "[0, 1)"),
+            "correction": one_of("correction", self.correction, sorted(CORRECTIONS)),
+            "beta": as_number("beta", self.beta, "(0, 1]"),
+            "compensate_leak": as_flag("compensate_leak", self.compensate_leak),
+            "coding": one_of("coding", self.coding, sorted(CODES)),
+            "until": as_name("until", self.until),
+            "surrogate_slope": as_number("surrogate_slope", self.surrogate_slope, "(0, inf)"),
+        }.items():
+            object.__setattr__(self, name, value)
 
     def remembered(self) -> dict[str, Any]:
         """Give the options as plain data; a function by its name."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_integer, as_number, as_percent
 from snnreg_plugins._torch import is_in_backward
 from snnreg_plugins.watching.layers import ActivityLayer
 
@@ -96,11 +97,8 @@ class QCFS(ActivityLayer):
     observed: Tensor
 
     def __init__(self, levels: int = 4, threshold: float = 1.0, percent: float = 99.9) -> None:
-        check(levels, percent)
-        if not SMALLEST <= threshold < math.inf:
-            raise ValueError(
-                f"Expected argument `threshold` to be finite and at least {SMALLEST}, but got {threshold}."
-            )
+        levels, percent = as_integer("levels", levels), as_percent("percent", percent)
+        threshold = as_number("threshold", threshold, f"[{SMALLEST}, inf)")
         super().__init__()
         self.levels = levels
         self.percent = percent
@@ -155,18 +153,6 @@ class QCFS(ActivityLayer):
     def extra_repr(self) -> str:
         """Show L."""
         return f"levels={self.levels}"
-
-
-def check(levels: int, percent: float) -> None:
-    """Refuse numbers that make no quantization.
-
-    Raises:
-        ValueError: If ``levels`` is no whole number above 0, or ``percent`` not in (0, 100].
-    """
-    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
-        raise ValueError(f"Expected argument `levels` to be a whole number of at least 1, but got {levels!r}.")
-    if not 0 < percent <= 100:
-        raise ValueError(f"Expected argument `percent` to be in (0, 100], but got {percent}.")
 
 
 class _ClipFloorShift(torch.autograd.Function):

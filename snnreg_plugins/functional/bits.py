@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from snnreg_plugins._checks import one_of
+
 BLOCK = 1024  # elements that share a range in `quantize`
 
 # Of the same size as a float type, so that bit patterns can be compared: == takes -0.0 for 0.0.
@@ -181,8 +183,7 @@ def dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> 
 
 
 def _check(packed: Tensor, name: str, bits: int) -> None:
-    if bits not in _WORDS:
-        raise ValueError(f"Expected argument `bits` to be one of {list(_WORDS)}, but got {bits!r}.")
+    one_of("bits", bits, _WORDS)
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         raise ValueError(
             f"Expected argument `{name}` to be a flat tensor of torch.uint8, but got {packed.dtype} of shape "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
+from snnreg_plugins._checks import as_integer, as_number, shown
 from snnreg_plugins._files import read_yaml
 
 Number = TypeVar("Number", float, Tensor)
@@ -33,11 +34,9 @@ class EnergyTable:
     source: str
 
     def __post_init__(self) -> None:
-        for name, unpriced in (("mac", True), ("ac", False)):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not (0 <= value < math.inf or (unpriced and math.isnan(value))):
-                raise ValueError(f"Expected argument `{name}` to be pJ, a number of at least 0, but got {value!r}.")
+        object.__setattr__(self, "ac", as_number("ac", self.ac, "[0, inf)"))
+        if not (isinstance(self.mac, float) and math.isnan(self.mac)):
+            object.__setattr__(self, "mac", as_number("mac", self.mac, "[0, inf)"))
         if not isinstance(self.source, str) or not self.source.strip():
             raise ValueError(
                 f"Expected argument `source` to say where the numbers were published, but got {self.source!r}."
@@ -79,19 +78,11 @@ class EnergyTable:
                 found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
                 raise ValueError(f"Expected the keys `ac`, `source` and perhaps `mac`, but got {found}.")
             mac = content.get("mac")
-            return cls(math.nan if mac is None else _number(mac), _number(content["ac"]), content["source"])
+            return cls(math.nan if mac is None else mac, content["ac"], content["source"])
         except ValueError as error:
             raise ValueError(
                 f"Expected argument `path` to name an energy table, but {os.fspath(path)!r} is none: {error}"
             ) from error
-
-
-def _number(value: Any) -> Any:
-    """Take ``1e-3`` for a number, which YAML 1.1 does not."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 _HOROWITZ = "Horowitz, ISSCC 2014, Fig. 1.1.9: 45 nm, 0.9 V; arithmetic only, no memory access"
@@ -124,7 +115,8 @@ def energy(sops: Number, macs: Number, table: str | EnergyTable = "horowitz_fp32
         Energy in J.
 
     Raises:
-        ValueError: If ``table`` is an unknown name, or there are MACs and it has no price for them.
+        ValueError: If ``table`` is an unknown name, or there are MACs and it has no price for them; or a number is
+            negative.
 
     Example:
         >>> f"{energy(sops=1e6, macs=1e5):.3g} J"
@@ -133,6 +125,7 @@ def energy(sops: Number, macs: Number, table: str | EnergyTable = "horowitz_fp32
         '2.36e-05 J'
     """
     entry = energy_table(table)
+    sops, macs = _count("sops", sops), _count("macs", macs)
     if entry.prices_macs:
         return 1e-12 * (sops * entry.ac + macs * entry.mac)
     if bool((macs != 0).any()) if isinstance(macs, Tensor) else macs:
@@ -142,6 +135,12 @@ def energy(sops: Number, macs: Number, table: str | EnergyTable = "horowitz_fp32
             "the SOPs alone (`macs=0`) and say that the MACs are left out, or take another table."
         )
     return 1e-12 * (sops * entry.ac + macs * 0)
+
+
+def _count(argument: str, value: Number) -> Number:
+    if isinstance(value, Tensor):
+        return value
+    return as_number(argument, value, "[0, inf)")
 
 
 def energy_table(table: str | EnergyTable) -> EnergyTable:
@@ -155,9 +154,9 @@ def energy_table(table: str | EnergyTable) -> EnergyTable:
         return table
     if isinstance(table, str) and table.endswith((".yaml", ".yml")):
         return EnergyTable.from_yaml(table)
-    if table not in ENERGY_TABLES:
+    if not isinstance(table, str) or table not in ENERGY_TABLES:
         raise ValueError(
-            f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {table!r}. "
+            f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {shown(table)}. "
             '("lemaire", which has memory access, is for `profile` alone.)'
         )
     return ENERGY_TABLES[table]
@@ -189,9 +188,7 @@ def break_even_rate(timesteps: int, density: float = 1.0, table: str | EnergyTab
         >>> f"{break_even_rate(timesteps=8):.3f} {break_even_rate(timesteps=8, density=0.3):.3f}"
         '0.639 0.192'
     """
-    require_timesteps(timesteps)
-    if not 0 <= density <= 1:
-        raise ValueError(f"Expected argument `density` to be in [0, 1], but got {density!r}.")
+    timesteps, density = as_integer("timesteps", timesteps), as_number("density", density, "[0, 1]")
     entry = energy_table(table)
     if not entry.prices_macs or not entry.ac:
         raise ValueError(
@@ -199,9 +196,3 @@ def break_even_rate(timesteps: int, density: float = 1.0, table: str | EnergyTab
             f"{entry.mac:g} pJ per MAC and {entry.ac:g} pJ per SOP: {entry.source}."
         )
     return density * entry.mac / (timesteps * entry.ac)
-
-
-def require_timesteps(timesteps: int) -> None:
-    """Raise a ValueError unless ``timesteps`` is a number of time steps."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"Expected argument `timesteps` to be an integer of at least 1, but got {timesteps!r}.")

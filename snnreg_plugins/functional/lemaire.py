@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from snnreg_plugins.functional.energy import ENERGY_TABLES, require_timesteps
+from snnreg_plugins._checks import as_flag, as_integer, as_number, as_sizes
+from snnreg_plugins.functional.energy import ENERGY_TABLES
 from snnreg_plugins.functional.synapses import TRANSPOSED_CONVOLUTIONS, OneToOne, SynapticLayer, fan_out
 
 #: Where the model was published.
@@ -62,10 +63,14 @@ def ram_access(elements: float, bits: int = 32) -> float:
         elements: Numbers in the memory.
         bits: Width of one.
 
+    Raises:
+        ValueError: If a number is negative.
+
     Example:
         >>> f"{ram_access(1000):.4g}"
         '1.355e-11'
     """
+    elements, bits = _count("elements", elements), as_integer("bits", bits)
     return 1e-12 * (1.09e-5 * elements * bits + 13.2)
 
 
@@ -133,11 +138,10 @@ def lemaire_energy(
         '1.77e-08'
     """
     size = _Geometry(layer, input_shape)
-    require_timesteps(timesteps)
-    for name, value in (("events_in", events_in), ("events_out", events_out), ("effective_macs", effective_macs)):
-        _require_count(name, value)
-    if sops is not None:
-        _require_count("sops", sops)
+    timesteps, leaky = as_integer("timesteps", timesteps), as_flag("leaky", leaky)
+    events_in, events_out = _count("events_in", events_in), _count("events_out", events_out)
+    effective_macs = _count("effective_macs", effective_macs)
+    sops = None if sops is None else _count("sops", sops)
     summed = events_in * size.reached if sops is None else sops
     read = events_in * size.taps if sops is None else sops
     updates = timesteps * size.outputs
@@ -217,7 +221,7 @@ def lemaire_break_even_rate(
         >>> f"{lemaire_break_even_rate(nn.Conv2d(32, 64, 3, padding=1), (32, 16, 16), timesteps=4):.3f}"
         '0.167'
     """
-    size = _Geometry(layer, input_shape)
+    size, timesteps = _Geometry(layer, input_shape), as_integer("timesteps", timesteps)
 
     def spent(rate: float) -> float:
         spikes = rate * timesteps
@@ -250,7 +254,7 @@ class _Geometry:
 
     def __init__(self, layer: SynapticLayer, input_shape: Sequence[int]) -> None:
         fan_out(layer, input_shape)  # checks both
-        shape = tuple(int(size) for size in input_shape)
+        shape = as_sizes("input_shape", input_shape)
         self.inputs, self.weights = math.prod(shape), layer.weight.numel()
         self.macs_per_read = layer.out_features if isinstance(layer, nn.Linear) else 1
         if isinstance(layer, OneToOne):
@@ -289,6 +293,5 @@ def _output_sizes(layer: Any, sizes: Sequence[int]) -> list[int]:
     return outputs
 
 
-def _require_count(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"Expected argument `{name}` to be a number of at least 0, but got {value!r}.")
+def _count(argument: str, value: float) -> float:
+    return as_number(argument, value, "[0, inf)")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from snnreg_plugins._checks import as_number
+
 Penalty: TypeAlias = Callable[..., Tensor]
 
 
@@ -135,7 +137,7 @@ def expected_rate(activity: Tensor, weight: Tensor | None = None, *, threshold: 
         >>> expected_rate(torch.tensor([[0.0, 1.0, 4.0, -3.0]]), threshold=2.0)
         tensor(0.3750)
     """
-    level = threshold.detach() if isinstance(threshold, Tensor) else threshold
+    level = threshold.detach() if isinstance(threshold, Tensor) else as_number("threshold", threshold, "(0, inf)")
     # The same as clamp(0, 1) within 0 and 1, where alone there is a gradient; its backward is vectorized on a CPU.
     return _mean(F.hardtanh(activity / level, 0.0, 1.0), weight)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from snnreg_plugins._checks import as_sizes
+
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_CONVOLUTIONS)
 
@@ -96,7 +98,7 @@ def fan_out(layer: SynapticLayer, input_shape: Sequence[int]) -> Tensor:
         tensor([10, 10, 10])
     """
     _require_synaptic(layer)
-    shape = tuple(int(size) for size in input_shape)
+    shape = as_sizes("input_shape", input_shape)
     if isinstance(layer, nn.Linear):
         if not shape or shape[-1] != layer.in_features:
             raise ValueError(

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from snnreg_plugins._checks import as_flag, as_integer, as_number
+
 BINS = 8192
 # Bins that a search over many candidates looks at; at least half of them lie below the largest activation.
 _COARSE = 2048
@@ -28,11 +30,12 @@ class ActivationHistogram:
         device: Where to count.
 
     Raises:
-        ValueError: If ``bins`` is no power of two.
+        ValueError: If ``bins`` is no power of two, or ``channels`` no integer of at least 1.
     """
 
     def __init__(self, channels: int, bins: int = BINS, device: torch.device | str = "cpu") -> None:
-        if bins < 1 or bins & (bins - 1):
+        channels, bins = as_integer("channels", channels), as_integer("bins", bins)
+        if bins & (bins - 1):
             raise ValueError(f"Expected argument `bins` to be a power of two, but got {bins}.")
         self.counts = torch.zeros(channels, bins, dtype=torch.int64, device=device)
         self.largest = torch.zeros(channels, device=device)
@@ -121,8 +124,7 @@ def percentile(histogram: ActivationHistogram, per_channel: bool = False, *, per
         >>> round(float(percentile(histogram, percent=90.0)), 1)
         899.0
     """
-    if not 0 < percent <= 100:
-        raise ValueError(f"Expected argument `percent` to be in (0, 100], but got {percent}.")
+    percent, per_channel = as_number("percent", percent, "(0, 100]"), as_flag("per_channel", per_channel)
     counts = histogram.counts if per_channel else histogram.counts.sum(0, keepdim=True)
     largest = maximum(histogram, per_channel)
     cumulated = counts.cumsum(1)
@@ -162,13 +164,18 @@ def mmse(
     Returns:
         Shape ``(C,)``, or a scalar.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Example:
         >>> histogram = ActivationHistogram(channels=1)
         >>> histogram.update(torch.cat([torch.full((999, 1), 1.0), torch.tensor([[2.0]])]))
         >>> round(float(mmse(histogram, timesteps=1)), 1)  # one spike is worth what is common, not what is rare
         1.0
     """
-    values, counts = _coarse(histogram, per_channel)
+    timesteps, candidates = as_integer("timesteps", timesteps), as_integer("candidates", candidates)
+    initial_potential = as_number("initial_potential", initial_potential, "[0, 1)")
+    values, counts = _coarse(histogram, as_flag("per_channel", per_channel))
     largest = maximum(histogram, per_channel).double().reshape(-1, 1)
     best, least = largest.clone(), torch.full_like(largest, torch.inf)
     for candidate in range(1, candidates + 1):
@@ -195,13 +202,17 @@ def local(histogram: ActivationHistogram, per_channel: bool = False, *, iteratio
     Returns:
         Shape ``(C,)``, or a scalar.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Example:
         >>> histogram = ActivationHistogram(channels=1)
         >>> histogram.update(torch.arange(1000.0).reshape(1000, 1))
         >>> round(float(local(histogram, iterations=1))), round(float(local(histogram)))  # first twice the mean
         (999, 999)
     """
-    values, counts = _coarse(histogram, per_channel)
+    iterations = as_integer("iterations", iterations)
+    values, counts = _coarse(histogram, as_flag("per_channel", per_channel))
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     level = torch.zeros_like(counts[:, :1])
     for _ in range(iterations):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._checks import one_of
+from snnreg_plugins._checks import as_flag, one_of
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.counts import Table, added
@@ -249,7 +249,7 @@ class Energy(SynapticOperations):
         batch_dim: int = 0,
         **kwargs: Any,
     ) -> None:
-        prices = energy_table(table)
+        prices, dense = energy_table(table), as_flag("dense", dense)
         if dense and not prices.prices_macs:
             raise ValueError(
                 "Expected argument `table` to have a price for MACs, which `dense=True` counts alone, but got one "

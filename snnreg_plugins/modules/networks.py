@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from torch import Tensor, nn
 
-from snnreg_plugins._checks import as_integer
+from snnreg_plugins._checks import as_integer, as_integers, as_number, shown
 
 
 class LeNet(nn.Sequential):
@@ -33,7 +35,9 @@ class LeNet(nn.Sequential):
     def __init__(self, image_shape: Sequence[int] = (1, 28, 28), num_classes: int = 10, kernel_size: int = 5) -> None:
         channels, height, width = _sizes(image_shape)
         if min(height, width) < 8:
-            raise ValueError(f"Expected argument `image_shape` to be at least 8 × 8, but got {tuple(image_shape)}.")
+            raise ValueError(
+                f"Expected argument `image_shape` to be at least 8 × 8, but got {(channels, height, width)}."
+            )
         kernel_size, num_classes = as_integer("kernel_size", kernel_size), as_integer("num_classes", num_classes)
         if kernel_size % 2 == 0:
             raise ValueError(f"Expected argument `kernel_size` to be odd, but got {kernel_size}.")
@@ -70,7 +74,7 @@ class VGG(nn.Module):
         dropout: Dropout before each linear layer.
 
     Raises:
-        ValueError: If the image is too small for the pools.
+        ValueError: If the image is too small for the pools, or an argument out of range.
 
     Example:
         >>> import torch
@@ -88,11 +92,13 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = _sizes(image_shape)
-        pools = sum(entry == "P" for entry in widths)
+        num_classes, hidden = as_integer("num_classes", num_classes), as_integer("hidden", hidden)
+        dropout, widths = as_number("dropout", dropout, "[0, 1]"), _widths(widths)
+        pools = widths.count("P")
         if min(height, width) < 2**pools:
             raise ValueError(
                 f"Expected argument `image_shape` to be at least {2**pools} × {2**pools} for {pools} pools, but got "
-                f"{tuple(image_shape)}."
+                f"{(channels, height, width)}."
             )
         layers: list[nn.Module] = []
         for entry in widths:
@@ -118,12 +124,22 @@ class VGG(nn.Module):
         return scores
 
 
+def _widths(widths: Any) -> list[int | str]:
+    """Give numbers of channels, and "P" for pools."""
+    if isinstance(widths, (str, bytes)) or not isinstance(widths, Iterable) or getattr(widths, "ndim", 1) == 0:
+        raise ValueError(
+            f'Expected argument `widths` to be numbers of channels and "P", such as (8, "P", 16), but got '
+            f"{shown(widths)}."
+        )
+    return [entry if isinstance(entry, str) and entry == "P" else as_integer("widths", entry) for entry in widths]
+
+
 def _sizes(image_shape: Sequence[int]) -> tuple[int, int, int]:
     """Give channels, height and width."""
-    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
-        raise ValueError(
-            f"Expected argument `image_shape` to be (channels, height, width), such as (1, 28, 28), but got "
-            f"{image_shape!r}."
-        )
-    channels, height, width = (as_integer("image_shape", size) for size in image_shape)
-    return channels, height, width
+    with suppress(ValueError):
+        channels, height, width = as_integers("image_shape", image_shape, such_as=(1, 28, 28))
+        return channels, height, width
+    raise ValueError(
+        "Expected argument `image_shape` to be (channels, height, width), integers of at least 1 such as (1, 28, 28), "
+        f"but got {shown(image_shape)}."
+    )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from snnreg_plugins._checks import as_integers, one_of
 from snnreg_plugins._files import atomic
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.registry import exported_to
@@ -131,20 +132,16 @@ def from_nir(path: str | os.PathLike[str], target: str = "snntorch") -> SpikingN
         >>> from_nir(path).timesteps
         4
     """
-    if target not in exported_to():
-        raise ValueError(f"Expected argument `target` to be one of {exported_to()}, but got {target!r}.")
-    return _read(path, target)
+    return _read(path, one_of("target", target, exported_to()))
 
 
 def _input_shape(network: SpikingNetwork, given: Sequence[int] | None) -> tuple[int, ...]:
     found = network.conversion.get("input_shape") if given is None else given
     if found is None:
         raise ValueError("Expected argument `input_shape` to be given, as the network does not say it, but got None.")
-    shape = tuple(found) if isinstance(found, (tuple, list)) else ()
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape) or math.prod(shape) > ELEMENTS:
-        raise ValueError(
-            f"Expected argument `input_shape` to be positive integers, such as (1, 28, 28), but got {found}."
-        )
+    shape = as_integers("input_shape", found, such_as=(1, 28, 28))
+    if math.prod(shape) > ELEMENTS:
+        raise ValueError(f"Expected argument `input_shape` to be of at most {ELEMENTS} values in all, but got {shape}.")
     return shape
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of, eval_and_back
-from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table, require_timesteps
+from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
 from snnreg_plugins.functional.synapses import count_events, is_synaptic
 from snnreg_plugins.profile.result import LEMAIRE, LayerProfile, Profile
@@ -68,6 +69,8 @@ def profile(
         >>> [layer.name for layer in result.layers], result.dense_macs
         (['0', '1', '2'], 56.0)
     """
+    timesteps = None if timesteps is None else as_integer("timesteps", timesteps)
+    batch_dim = as_integer("batch_dim", batch_dim, at_least=0)
     _require_fitting(model, inputs, timesteps, batch_dim)
     prices = None if table == LEMAIRE else energy_table(table)
     context = _Context()
@@ -112,18 +115,16 @@ def _require_fitting(model: nn.Module, inputs: Tensor, timesteps: int | None, ba
         raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
     if not isinstance(inputs, Tensor):
         raise TypeError(f"Expected argument `inputs` to be a tensor, but got {type(inputs).__name__}.")
-    if not 0 <= batch_dim < inputs.dim() or not inputs.numel():
+    if not batch_dim < inputs.dim() or not inputs.numel():
         raise ValueError(
             f"Expected argument `inputs` to hold a batch of samples along dimension {batch_dim}, but got the shape "
             f"{tuple(inputs.shape)}."
         )
-    if timesteps is not None:
-        require_timesteps(timesteps)
-        if isinstance(model, SpikingNetwork):
-            raise ValueError(
-                f"Expected argument `timesteps` to be None for a SpikingNetwork, whose time loop is inside, but got "
-                f"{timesteps}. Set `network.timesteps` instead."
-            )
+    if timesteps is not None and isinstance(model, SpikingNetwork):
+        raise ValueError(
+            f"Expected argument `timesteps` to be None for a SpikingNetwork, whose time loop is inside, but got "
+            f"{timesteps}. Set `network.timesteps` instead."
+        )
 
 
 def _run(model: nn.Module, inputs: Tensor, timesteps: int | None) -> None:

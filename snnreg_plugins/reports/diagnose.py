@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._batches import Calibration, begun, inputs_of
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.reports.compare import Comparison, Events, comparisons, reads
@@ -81,8 +82,7 @@ def diagnose(
         )
     if dnn is None:
         raise TypeError(f"Expected argument `dnn` to be what the network was exported from, but got None. {without}")
-    if limit_samples is not None and (isinstance(limit_samples, bool) or limit_samples < 1):
-        raise ValueError(f"Expected argument `limit_samples` to be at least 1 or None, but got {limit_samples!r}.")
+    limit_samples = None if limit_samples is None else as_integer("limit_samples", limit_samples)
     first, walk = begun(_inputs(data, limit_samples))
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")

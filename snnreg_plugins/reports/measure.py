@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from snnreg_plugins._batches import begun, pairs_of
-from snnreg_plugins._checks import as_integer
+from snnreg_plugins._checks import as_integers
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import EnergyTable, energy_table
@@ -260,12 +260,7 @@ def require_steps(steps: Any) -> list[int]:
     Raises:
         ValueError: If they are not positive integers, or none.
     """
-    if isinstance(steps, str) or not isinstance(steps, Iterable) or not list(steps):
-        raise ValueError(
-            f"Expected argument `steps` to be one or more integers of at least 1, such as (1, 2, 4, 8), but got "
-            f"{steps!r}."
-        )
-    return sorted({as_integer("steps", step) for step in steps})
+    return sorted(set(as_integers("steps", steps, (1, 2, 4, 8))))
 
 
 @contextmanager

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of
 from snnreg_plugins._pictures import BLUE, GREY, literal
 from snnreg_plugins._text import Column, Note, Row, Table
 from snnreg_plugins.reports.measure import run_as
 from snnreg_plugins.reports.result import Result
-from snnreg_plugins.spiking.network import SpikingNetwork, require_timesteps
+from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import neuron_layers
 
@@ -179,11 +180,8 @@ def record(
         >>> [len(train) for train in raster.layers[0].spikes[0]]
         [4, 4, 4, 4]
     """
-    for name, value in (("samples", samples), ("rows", rows)):
-        if value < 1:
-            raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
-    longest = network.timesteps if timesteps is None else timesteps
-    require_timesteps(longest)
+    samples, rows = as_integer("samples", samples), as_integer("rows", rows)
+    longest = network.timesteps if timesteps is None else as_integer("timesteps", timesteps)
     inputs, targets = inputs[:samples], None if targets is None else targets[:samples]
     parts = [network.encoder, network.body]
     found = {name: module for part in parts for name, module in neuron_layers(part).items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
+from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import dtype_of
 from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.early_exit import EarlyExit, checked_margins
@@ -109,8 +110,7 @@ class SpikingNetwork(SimulatedNetwork):
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        require_timesteps(value)
-        self._timesteps = value
+        self._timesteps = as_integer("timesteps", value)
 
     @property
     def truncation(self) -> int | None:
@@ -122,9 +122,7 @@ class SpikingNetwork(SimulatedNetwork):
 
     @truncation.setter
     def truncation(self, value: int | None) -> None:
-        if value is not None:
-            require_timesteps(value, "truncation")
-        self._truncation = value
+        self._truncation = None if value is None else as_integer("truncation", value)
 
     @property
     def time_dim(self) -> int | None:
@@ -330,9 +328,3 @@ class SpikingNetwork(SimulatedNetwork):
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
         return f"timesteps={self.timesteps}"
-
-
-def require_timesteps(value: int, name: str = "timesteps") -> None:
-    """Raise a ValueError unless ``value`` is a number of time steps."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected argument `{name}` to be an integer of at least 1, but got {value!r}.")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from snnreg_plugins._checks import one_of
+from snnreg_plugins._checks import as_integer, one_of
 from snnreg_plugins.watching.counts import StepCounts, Table, total
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.samples import SampleCounter
@@ -34,7 +34,8 @@ class Watch:
     def __init__(
         self, model: nn.Module, rows: Mapping[str, nn.Module], layers: Mapping[str, nn.Module], batch_dim: int = 0
     ) -> None:
-        self.model, self.modules, self.layers, self.batch_dim = model, dict(rows), dict(layers), batch_dim
+        self.model, self.modules, self.layers = model, dict(rows), dict(layers)
+        self.batch_dim = as_integer("batch_dim", batch_dim, at_least=0)
         self.names = tuple(rows)
         self.index = {module: row for row, module in enumerate(rows.values())}
         self.hooks = Hooks()

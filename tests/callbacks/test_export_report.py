@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_said_before_the_first_step(data, options, er
         ({"output_dir": ""}, TypeError, "`output_dir` to name a folder, but got ''"),
         ({"metric": "accuracy"}, TypeError, "`metric` to be one of"),
         ({"steps": []}, ValueError, "`steps` to be one or more integers"),
-        ({"steps": [0, 4]}, ValueError, "`steps` to be an integer of at least 1, but got 0"),
+        ({"steps": [0, 4]}, ValueError, r"`steps` to be one or more integers of at least 1, .* but got \[0, 4\]"),
         ({"calibration_batches": 0}, ValueError, "`calibration_batches` to be an integer of at least 1, but got 0"),
         ({"html": "false"}, ValueError, "`html` to be True or False, but got 'false'"),
     ],

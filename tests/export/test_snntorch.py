@@ -29,6 +29,12 @@ from tests.nets import make
         ("percent", 0, r"to be in \(0, 100\], but got 0"),
         ("percent", 101.0, r"to be in \(0, 100\], but got 101.0"),
         ("percent", float("nan"), r"to be in \(0, 100\], but got nan"),
+        ("percent", 0.999, r"to be in percent, but got the share 0.999. Write 99.9"),
+        ("percent", True, r"to be in \(0, 100\], but got True"),
+        ("per_channel", "false", "to be True or False, but got 'false'"),
+        ("per_channel", 1, "to be True or False, but got 1"),
+        ("compensate_leak", None, "to be True or False, but got None"),
+        ("until", 3, "to be a name or None, but got 3"),
         ("initial_potential", 1.0, r"to be in \[0, 1\), but got 1.0"),
         ("initial_potential", -0.1, r"to be in \[0, 1\), but got -0.1"),
         ("initial_potential", float("nan"), r"to be in \[0, 1\), but got nan"),
@@ -38,8 +44,8 @@ from tests.nets import make
         ("beta", 0, r"to be in \(0, 1\], but got 0"),
         ("beta", 1.1, r"to be in \(0, 1\], but got 1.1"),
         ("beta", float("nan"), r"to be in \(0, 1\], but got nan"),
-        ("surrogate_slope", 0.0, "to be positive, but got 0.0"),
-        ("surrogate_slope", float("nan"), "to be positive, but got nan"),
+        ("surrogate_slope", 0.0, "to be finite and above 0, but got 0.0"),
+        ("surrogate_slope", float("nan"), "to be finite and above 0, but got nan"),
     ],
 )
 def test_arguments_are_checked_before_anything_is_run(argument, value, message):

@@ -114,7 +114,7 @@ def test_values_too_small_for_a_scale_are_in_the_first_bin():
 
 @pytest.mark.parametrize("bins", [0, 3, 1000])
 def test_other_numbers_of_bins_are_refused(bins):
-    with pytest.raises(ValueError, match=f"`bins` to be a power of two, but got {bins}"):
+    with pytest.raises(ValueError, match=f"`bins` to be .*, but got {bins}"):
         ActivationHistogram(1, bins)
 
 

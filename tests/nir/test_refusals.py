@@ -115,9 +115,9 @@ def test_other_neurons_are_refused(path):
     ("shape", "message"),
     [
         (None, "Expected argument `input_shape` to be given"),
-        (8, "Expected argument `input_shape` to be positive integers"),
-        ((1, 0, 8), "Expected argument `input_shape` to be positive integers"),
-        ((1, 2.5, 8), "Expected argument `input_shape` to be positive integers"),
+        (8, "Expected argument `input_shape` to be one or more integers of at least 1"),
+        ((1, 0, 8), "Expected argument `input_shape` to be one or more integers of at least 1"),
+        ((1, 2.5, 8), "Expected argument `input_shape` to be one or more integers of at least 1"),
         ((2, 8, 8), r"'conv1'.*\(2, 8, 8\).*does not fit"),
         ((1, 8), r"'conv1'.*\(1, 8\).*does not fit"),
         ((1, 2, 2), "'conv2'.*larger than its input"),

@@ -477,7 +477,7 @@ def test_other_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"`network` to be exported from `dnn`, .* there is no activation"):
         diagnose(other, network, x)
     for wrong in (0, -1, True):
-        with pytest.raises(ValueError, match=r"`limit_samples` to be at least 1 or None, but got"):
+        with pytest.raises(ValueError, match=r"`limit_samples` to be an integer of at least 1, but got"):
             diagnose(dnn, network, x, limit_samples=wrong)
 
 

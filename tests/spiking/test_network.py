@@ -63,7 +63,7 @@ def test_modes_make_no_difference():
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("value", [0, 1.5, True, "4", None])
+@pytest.mark.parametrize("value", [0, 1.5, True, "4.5", None])
 def test_timesteps_are_checked(value):
     network, _ = exported("mlp")
     with pytest.raises(ValueError, match="Expected argument `timesteps` to be an integer of at least 1, but got"):
