@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from snnreg_plugins import to_snntorch
+from snnreg_plugins.export.choose import candidates
 from snnreg_plugins.export.convert import CORRECTIONS
+from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.rectifiers import Population
 from snnreg_plugins.export.simulate import Balance, Neurons, Simulation, correct_potential
@@ -175,6 +177,16 @@ def test_learned_thresholds_are_the_clips(activation):
     model[3] = nn.ReLU()
     with pytest.raises(ValueError, match="Layer '3' has learned no threshold. Train with QCFSActivations, or choose"):
         to_snntorch(model, x, timesteps=T, threshold="learned")
+
+
+def test_auto_keeps_what_was_asked_for():
+    model, _, x = nets.make("mlp", torch.float32)
+    asked = {"per_channel": True, "correction": "bias", "percent": 98.5}
+    network = to_snntorch(model, x, timesteps=4, threshold="auto", **asked)
+    assert {name: network.conversion[name] for name in asked} == asked
+    tried = candidates(Options(timesteps=4, threshold="auto", **asked))
+    assert [one["threshold"] for one in tried] == ["max", "percentile", "mmse", "local"]  # none of them twice
+    assert len(candidates(Options(timesteps=4, threshold="auto"))) == 20
 
 
 @torch.no_grad()
