@@ -77,9 +77,10 @@ def normalized(model: nn.Module, graph: fx.Graph, until: str | None) -> fx.Graph
                 "Wrap the model in a module whose forward(x) returns that tensor."
             )
     any_size = not asked and not any(map(_fixes_a_size, graph.nodes))
+    traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
+    _refuse_numbers_of_samples(traced)
     for node in graph.nodes:
         node.meta.pop("known", None)
-    traced = fx.GraphModule(own, graph, class_name=type(model).__name__)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     traced.meta["any_size"] = any_size
@@ -212,6 +213,24 @@ def _fixes_a_size(node: fx.Node) -> bool:
         and any(is_size(source) for source in node.all_input_nodes)
         and (node.target in _ARGUMENTS)
     )
+
+
+def _refuse_numbers_of_samples(traced: fx.GraphModule) -> None:
+    """Refuse arithmetic with the size of the batch, which a step would have from the samples."""
+    sized = [node for node in traced.graph.nodes if node.target in _ARITHMETIC and not node.meta["head"]]
+    sized = [node for node in sized if any(map(is_size, node.all_input_nodes))]
+    if not sized:
+        return
+    samples = next(node for node in traced.graph.nodes if node.op == "placeholder").meta["known"]
+    other = fx.Interpreter(traced, garbage_collect_values=False)
+    other.run(samples[:1].repeat_interleave(3, 0))
+    for node in sized:
+        if any(other.env[source] != source.meta["known"] for source in node.all_input_nodes if is_size(source)):
+            raise refusal(
+                node,
+                f"{function_name(node)} with the size of the batch",
+                remedy="leave it to the loss, which has it too",
+            )
 
 
 def _hold_constants(model: nn.Module, graph: fx.Graph, own: nn.Module, free: Names) -> None:
@@ -353,6 +372,9 @@ _ARGUMENTS: dict[Callable[..., Any], Callable[[fx.Node], tuple[Any, dict[str, An
     operator.mul: _of_product,
     operator.truediv: _of_quotient,
 }
+
+
+_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv)
 
 
 def _operands(node: fx.Node, count: int) -> tuple[Any, ...]:

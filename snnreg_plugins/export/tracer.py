@@ -166,7 +166,11 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Past the module's hooks, which expect tensors, and past torch.compile, which cannot be traced.
         m = unwrapped(m)
-        return m.forward(*args, **kwargs) if self._computing else super().call_module(m, m.forward, args, kwargs)
+        if self._computing:
+            return m.forward(*args, **kwargs)
+        with self._plainly():
+            set_weights(m)
+        return super().call_module(m, m.forward, args, kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(obj)
