@@ -254,6 +254,18 @@ def leaf_of(node: Node) -> Tensor | None:
     return getattr(node, "variable", None)  # of nodes of this kind alone
 
 
+def collects(node: Node) -> bool:
+    """Tell whether the backward pass that is under way adds to ``grad`` of a leaf, given the node that collects that.
+
+    Without it, a backward pass that goes past Lightning, whose gradients have no penalty in them, is taken for one of
+    ``torch.autograd.grad``, which takes gradients for a use of their own.
+    """
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it is given to who called torch.autograd.grad
+        return False
+
+
 def is_of_leaf(node: Node) -> bool:
     """Tell whether a node of a graph collects the gradient of a leaf, such as a parameter.
 

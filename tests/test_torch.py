@@ -158,6 +158,25 @@ def test_leaf_of_a_node():
         assert _torch.leaf_of(product.next_functions[0][0]) is weight
 
 
+def test_whether_a_backward_pass_collects():
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            asked.append(_torch.collects(ctx.next_functions[0][0]))
+            return gradient
+
+    asked, weight, x = [], nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
+    with there("collects"):
+        (Ask.apply(weight) * x).sum().backward()
+        torch.autograd.grad((Ask.apply(weight) * x).sum(), weight)
+        (Ask.apply(weight) * x).sum().backward(inputs=[x, weight])
+        assert asked == [True, False, True]
+
+
 def test_views_and_changes_of_tensors():
     weight = nn.Parameter(torch.ones(2, 3))
     with there("view_base"):

@@ -80,7 +80,10 @@ class ActivityRegularization(Callback):
         start_epoch: First epoch with a penalty.
         warmup_epochs: Epochs over which the strength rises linearly to its full value.
         percent: For ``"expected_rate"``: the percentile of activity that is the threshold λ, as in threshold
-            balancing. λ is kept for each layer as a running mean of the batches' percentiles.
+            balancing. λ is kept for each layer as a running mean of the batches' percentiles. Where a layer sees a
+            batch in several calls, as in time steps, or in parts as in a network with ``checkpointing``, its percentile
+            is the mean of theirs, and that of the first call is λ until the first batch ends: training is then another
+            one by that much.
         momentum: For ``"expected_rate"``: share of the old λ in the running mean.
 
     Raises:
@@ -124,6 +127,7 @@ class ActivityRegularization(Callback):
         self._function = PENALTIES[penalty] if isinstance(penalty, str) else penalty
         self._thresholds = RunningThresholds(self.percent, self.momentum)
         self._penalty: ActivityPenalty | None = None  # while a fit runs
+        self._told_of_past = False  # that a backward pass went past Lightning
         self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
         self._means: dict[str, Tensor] = {}  # of the last epoch
 
@@ -161,6 +165,7 @@ class ActivityRegularization(Callback):
         _refuse(trainer.strategy)
         values = self._thresholds.values
         self._thresholds.values = {name: value.to(pl_module.device) for name, value in values.items()}
+        self._told_of_past = False
         layers = self._choose(synaptic_layers(pl_module))
         self._penalty = ActivityPenalty(
             self._function,
@@ -216,6 +221,14 @@ class ActivityRegularization(Callback):
             raise MisconfigurationException(
                 "ActivityRegularization saw a backward pass that did not go through Lightning, and could not add the "
                 "penalty. Call self.manual_backward(loss) instead of loss.backward()."
+            )
+        if penalty.went_past and not self._told_of_past:
+            self._told_of_past = True
+            rank_zero_warn(
+                "ActivityRegularization saw a backward pass that gave gradients to parameters and did not go through "
+                "Lightning, beside others that did: they hold no penalty. If an optimizer is to use them, call "
+                "self.manual_backward(loss) instead of loss.backward(); if they are thrown away, as by an attack, "
+                "torch.autograd.grad takes those alone that are wanted."
             )
         if penalty.active and penalty.ran_backward and penalty.sightings.looking:
             penalty.sightings.refuse_what_cannot_act(self._by_name(penalty), _name(self.penalty))

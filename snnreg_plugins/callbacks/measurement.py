@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from snnreg_plugins.functional.energy import energy
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.watching.hooks import Hooks, uncompiled
+from snnreg_plugins.watching.hooks import Hooks, uncompiled, uncompiled_calls
 from snnreg_plugins.watching.layers import time_dim
 from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Observer, Tally
@@ -116,6 +116,7 @@ class Calls:
 
     def __init__(self, network: nn.Module) -> None:
         self.returned: list[Any] = []
+        self.given: list[Any] = []  # their first arguments
         self._begun: list[int] = []  # calls that returned before each of those under way
         self._hooks = Hooks(many_steps=True)
         self._hooks.around(network, self._enter, self._leave)
@@ -133,6 +134,7 @@ class Calls:
     def _leave(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._begun and self._begun.pop() == len(self.returned):
             self.returned.append(output)
+            self.given.append(args[0] if args else next(iter(kwargs.values()), None))
 
     def close(self) -> None:
         """Look on no longer."""
@@ -157,11 +159,14 @@ class OwnMeasurement:
         self.score: Score | None = None
         self.samples = 0
         self.calls: Calls | None = None
+        self._looking = ExitStack()
 
     def open(self) -> None:
         """Begin to look on."""
+        self._looking.enter_context(uncompiled_calls())
         self.calls = Calls(self.tally.model)
-        self.tally.open()
+        self._looking.callback(self.calls.close)
+        self._looking.enter_context(self.tally)
 
     def add(self, samples: int, outputs: Tensor | None, y: Any) -> None:
         """Add the batch of a step."""
@@ -195,9 +200,7 @@ class OwnMeasurement:
 
     def close(self) -> None:
         """Look on no longer; what was seen stays."""
-        self.tally.close()
-        if self.calls is not None:
-            self.calls.close()
+        self._looking.close()
         self.calls = None
 
 

@@ -13,7 +13,9 @@ from typing_extensions import override
 from snnreg_plugins._checks import as_name
 from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.measurement import Calls, Randomness
+from snnreg_plugins.export import Sharded
 from snnreg_plugins.export.faithful import traced_faithfully
+from snnreg_plugins.export.processes import Processes
 from snnreg_plugins.metrics.scores import Task, require_metric
 from snnreg_plugins.reports.own import scores_of
 from snnreg_plugins.training.first_batch import FirstBatch
@@ -134,7 +136,9 @@ class MeasuringCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        self._decide(pl_module)
+        waits = self._calls is not None and not self._calls.returned  # it may be called for another optimizer
+        if pl_module.automatic_optimization or not waits:
+            self._decide(pl_module)
 
     @override
     def on_train_batch_end(
@@ -153,11 +157,24 @@ class MeasuringCallback(Callback):
 
     def _decide(self, pl_module: LightningModule) -> bool:
         """Choose the score, once; tell whether it was now."""
+        if not (self._first.is_due and (self._calls is not None or self._first.has_batch)):
+            return False
+        rules = Processes(Sharded(())).gather(lambda: self._rule(pl_module))
+        if len(set(rules)) > 1:
+            raise ValueError(
+                f"{type(self).__name__} is to score the same in all processes, but their first batches tell "
+                f"{', '.join(sorted(set(map(str, rules))))}. Give `metric`."
+            )
+        return True
+
+    def _rule(self, pl_module: LightningModule) -> tuple[Any, ...] | None:
+        """Choose the score by this process's batch, and tell what it is."""
         if self._calls is not None:
             calls, targets = self._calls, self._targets
             self._listen_no_more()
             self._see(calls, targets, "training_step")
-        return self._first.decide(pl_module)
+        self._first.decide(pl_module)
+        return None if self._first.score is None else self._first.score.rule
 
     def _see(self, calls: Calls, targets: Any, step: str) -> None:
         """Take what a network that spikes already gave for a batch."""

@@ -18,7 +18,7 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer, as_number
 from snnreg_plugins._pictures import histograms_figure, layers_figure
-from snnreg_plugins.callbacks.measurement import Measurement, OwnMeasurement, no_values
+from snnreg_plugins.callbacks.measurement import Calls, Measurement, OwnMeasurement, no_values
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
@@ -126,6 +126,8 @@ class SpikingValidation(MeasuringCallback):
         self._recent: deque[Tensor] = deque(maxlen=self.calibration_batches)
         self._runs: dict[int, Measurement | OwnMeasurement] = {}
         self._due = False
+        self._is_compared = False  # whether the inputs of the module's own step were looked at
+        self._step: Calls | None = None  # under way
         self._is_own = False  # whether the network spikes already
         self._has_value = False
         # Whose training batches these are: validation alone may follow, of this module or of another one.
@@ -133,7 +135,7 @@ class SpikingValidation(MeasuringCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Go to other processes without what refers to objects of this one."""
-        return {**super().__getstate__(), "_trained": None, "_runs": {}}
+        return {**super().__getstate__(), "_trained": None, "_runs": {}, "_step": None}
 
     # Training.
 
@@ -195,6 +197,9 @@ class SpikingValidation(MeasuringCallback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if not (self._is_own or self._is_compared):
+            self._is_compared = True
+            self._step = Calls(self._network(pl_module))
         if not (self._is_own and self._is_measured(batch_idx)):
             return
         run = self._runs.get(dataloader_idx)
@@ -214,6 +219,8 @@ class SpikingValidation(MeasuringCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if self._step is not None:
+            self._compare(self._step, self._unpacked(batch)[0])
         if not self._is_measured(batch_idx):
             return
         x, y = self._unpacked(batch)
@@ -229,6 +236,20 @@ class SpikingValidation(MeasuringCallback):
             self._runs[dataloader_idx] = run
         with self._drawn(trainer, run.snn):
             run.update(x, y)
+
+    def _compare(self, calls: Calls, x: Tensor) -> None:
+        """Say it where the module's own step calls the network on something else than it is measured on."""
+        calls.close()
+        self._step = None
+        if len(calls.given) != 1 or not isinstance(given := calls.given[0], Tensor):
+            return
+        alike = given.numel() == x.numel() and torch.equal(given.detach().flatten().to(x.dtype), x.detach().flatten())
+        if not alike:
+            rank_zero_warn(
+                "SpikingValidation runs the networks on other inputs than validation_step() does, which gives the "
+                "network something else than is in the batch, such as a normalized image. Override "
+                "SpikingValidation.unpack(batch) to return what the step gives it."
+            )
 
     def _is_measured(self, batch_idx: int) -> bool:
         return self._due and (self.limit_batches is None or batch_idx < self.limit_batches)
@@ -340,6 +361,8 @@ class SpikingValidation(MeasuringCallback):
         self._close()
 
     def _close(self) -> None:
+        if self._step is not None:
+            self._step.close()
         for run in self._runs.values():
             run.close()
 

@@ -73,7 +73,11 @@ def _recorded(model: nn.Module, samples: Tensor, argument: str) -> fx.Graph:
     name = type(model).__name__
     owner = next(base for base in type(model).__mro__ if "forward" in vars(base))
     if owner is nn.Module or owner.__name__ == "LightningModule":
-        raise ConversionError(f"{name} has no forward() to trace. Pass the network itself, such as `model.net`.")
+        part = next((child for child, _ in model.named_children()), "net")
+        raise ConversionError(
+            f"{name} has no forward() to trace. Pass the network itself, such as `model.{part}`, or its name to a "
+            f'callback: network="{part}".'
+        )
     tracer = Tracer(samples)
     try:
         return tracer.trace(model)

@@ -210,6 +210,12 @@ class Score:
         return isinstance(self.metric, Share)
 
     @property
+    def rule(self) -> tuple[Any, ...]:
+        """What tells it from another score; plain data."""
+        how: Any = self._prepare
+        return self.name, getattr(how, "func", how).__name__, *getattr(how, "args", ())
+
+    @property
     def decisions(self) -> int | None:
         """How many decisions were added, in this process; None if it is no share of such."""
         return int(self.metric.total) if isinstance(self.metric, Share) else None

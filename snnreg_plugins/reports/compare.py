@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, populations
+from snnreg_plugins.export.rectifiers import RECTIFIERS, Population, both_signs
 from snnreg_plugins.export.simulate import channelwise
 from snnreg_plugins.reports.diagnosis import CELLS, LEVELS, RATES
 from snnreg_plugins.spiking.layers import for_summing
@@ -174,11 +174,13 @@ def comparisons(traced: fx.GraphModule, network: SpikingNetwork) -> dict[str, Co
     modules = dict(traced.named_modules())
     neurons = {name: module for name, module in network.body.named_modules() if is_spiking_neuron(module)}
     found: dict[str, tuple[str, Population, nn.Module | None]] = {}
-    for suffix, sign in (("", 1), ("_negative", -1)):
-        found[f"input{suffix}"] = "input", Population(suffix, sign, float(sign), torch.inf), None
-    for name in reads(traced):
-        for population in populations(modules[name]) or ():
-            found[name + population.suffix] = name, population, modules[name]
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            for population in both_signs(-1.0):
+                found[node.meta["name"] + population.suffix] = "input", population, None
+        elif node.op == "call_module" and not node.meta["head"]:
+            for key, population in node.meta.get("populations", {}).items():
+                found[key] = str(node.target), population, modules[str(node.target)]
     paired = {}
     for node in network.body.graph.nodes:
         name = str(node.target)

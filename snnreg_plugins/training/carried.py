@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from snnreg_plugins._torch import leaf_of
+from snnreg_plugins._torch import collects, leaf_of
 
 
 @dataclass(eq=False)
@@ -54,6 +54,7 @@ class Carrier:
     def __init__(self) -> None:
         self.compiled: list[Call] = []  # of this batch, not reached yet
         self.ran_without_scale = False  # in this batch
+        self.collected_without_scale = False  # and added to what parameters collect
         self.calls: list[Call] = []  # that this backward pass brings the penalty of
         self.fixed: set[str] = set()  # layers that read what depends on no parameter, in any backward pass
         self.twice: set[str] = set()  # layers whose gradient, taken with create_graph=True, is in a loss
@@ -64,7 +65,7 @@ class Carrier:
     def start_batch(self) -> None:
         """Forget what no backward pass asked for."""
         self.compiled = []
-        self.ran_without_scale = False
+        self.ran_without_scale = self.collected_without_scale = False
 
     def start(self, loss: Tensor, scale: float) -> Graph:
         """Find what the backward pass of a loss will reach, and let its penalty in times ``scale``."""
@@ -98,10 +99,16 @@ class Carrier:
         """Derivative of the penalty by the value of one call."""
         return call.strength * call.amount / self._amounts[call.group] if call.due else 0.0
 
-    def carried_slope(self, call: Call) -> float:
-        """Derivative of the scaled loss by the value of one call, in the backward pass that is under way."""
+    def carried_slope(self, call: Call, below: Node | None) -> float:
+        """Derivative of the scaled loss by the value of one call, in the backward pass that is under way.
+
+        Args:
+            call: The call.
+            below: The node that what the layer read comes from.
+        """
         if self._scale == 0.0:
             self.ran_without_scale = True
+            self.collected_without_scale = self.collected_without_scale or _is_collected(below)
             call.differentiated |= torch.is_grad_enabled()
             return 0.0
         return self._scale * self.slope(call)
@@ -204,8 +211,23 @@ class Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        slope = torch.full_like(ctx.call.value, ctx.carrier.carried_slope(ctx.call))
+        slope = torch.full_like(ctx.call.value, ctx.carrier.carried_slope(ctx.call, ctx.next_functions[0][0]))
         return grads[0], slope, None, None
+
+
+def _is_collected(node: Node | None) -> bool:
+    """Tell whether the backward pass under way adds to the gradient of a parameter below a node."""
+    ahead = deque([] if node is None else [node])
+    seen = set(ahead)
+    while ahead:
+        node = ahead.popleft()
+        if isinstance(leaf_of(node), nn.Parameter):
+            return collects(node)
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                ahead.append(below)
+    return False
 
 
 def _is_foreign(node: Any) -> bool:

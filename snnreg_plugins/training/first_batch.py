@@ -24,6 +24,11 @@ class FirstBatch:
         self._batch: tuple[Tensor, Any] | None = None
         self._losses: set[Loss] = set()
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether the batch was seen and nothing was decided yet."""
+        return self._batch is not None
+
     def see(self, outputs: Tensor, targets: Any) -> None:
         """Take what the network gives for the batch.
 

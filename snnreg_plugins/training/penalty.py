@@ -210,6 +210,11 @@ class ActivityPenalty:
         """Whether there was a backward pass in this batch that :meth:`start_backward` was not told of."""
         return self._carrier.ran_without_scale and not self.ran_backward
 
+    @property
+    def went_past(self) -> bool:
+        """Whether there was one in this batch, beside others, that gave gradients to parameters."""
+        return self._carrier.collected_without_scale
+
     def end_batch(self, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         """Move the thresholds, if there are any; see :meth:`RunningThresholds.move`."""
         if self._thresholds is not None:

@@ -23,6 +23,17 @@ def notice_new_hooks() -> None:
         torch.compiler.reset()
 
 
+@contextmanager
+def uncompiled_calls() -> Iterator[None]:
+    """Run compiled models as they are written, so that new hooks see them; what is compiled stays for later."""
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:  # before torch 2.6
+        notice_new_hooks()
+        yield
+
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

@@ -232,6 +232,32 @@ def test_gradient_penalties_are_said():
     assert "a loss holds a gradient of what 'net.2'" in text
 
 
+def test_a_backward_pass_beside_lightning_is_said():
+    class Beside(Classifying):
+        automatic_optimization = False
+
+        def __init__(self, how):
+            super().__init__()
+            self.how = how
+
+        def training_step(self, batch, batch_idx):
+            optimizer, x = self.optimizers(), batch[0].flatten(1).requires_grad_()
+            optimizer.zero_grad()
+            if self.how == "attack":
+                x = x + torch.autograd.grad(self(x).square().sum(), x)[0].sign()
+            elif self.how == "gradient":
+                torch.autograd.grad(self(x).square().sum(), list(self.net.parameters()))
+            else:
+                self(x).square().mean().backward()
+            self.manual_backward(F.cross_entropy(self(x.detach()), batch[1]))
+            optimizer.step()
+
+    for how in ("attack", "gradient"):
+        assert said(Beside(how), ActivityRegularization("l1"))[0] == []
+    (text,), _ = said(Beside("loss"), ActivityRegularization("l1"))
+    assert "did not go through Lightning, beside others that did" in text
+
+
 @pytest.mark.parametrize("strength", [np.float32(0.5), torch.tensor(0.5), np.array(0.5), "0.5", "5e-1"])
 def test_strengths_are_numbers(strength):
     assert ActivityRegularization("l1", strength).strength == 0.5

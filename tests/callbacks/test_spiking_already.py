@@ -293,6 +293,37 @@ def test_validation_alone_of_several_loaders_and_a_part_of_their_batches():
         assert float(sops) == pytest.approx(float(operations.compute()))
 
 
+def test_an_optimizer_of_something_else_may_step_first():
+    class Turns(Own):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__(Rates())
+            self.other = nn.Linear(5, 1)
+
+        def training_step(self, batch, batch_idx):
+            other, own = self.optimizers()
+            self.manual_backward(self.other(batch[0]).mean())
+            other.step()
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            own.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), 0.05) for part in (self.other, self.net)]
+
+    assert "snn/accuracy" in fit(validation(), Turns(), CLASSES)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_measured_where_it_was_compiled_before():
+    module = Own(Rates())
+    module.net.compile(backend="eager")
+    logged = fit(validation(every_n_epochs=2), module, CLASSES, max_epochs=2)
+    plain = Own(Rates())
+    assert logged == fit(validation(every_n_epochs=2), plain, CLASSES, max_epochs=2)
+    assert logged["snn/sops"] > 0
+
+
 def test_rates_of_neurons_that_take_all_steps_at_once():
     net, rates = norse_over_time(), NeuronRates()
     with torch.no_grad(), SpikeRate(net) as rate, recorded(net, norse.LIF, output=True) as emitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError
 
-from snnreg_plugins import SpikingValidation, SynapticOperations, to_snntorch
+from snnreg_plugins import ConversionError, SpikingValidation, SynapticOperations, to_snntorch
+from tests.callbacks.reference import free_port, leave, two_processes
 
 X = torch.rand(40, 5, generator=torch.Generator().manual_seed(2)) - 0.3
 FIRST = (X[:, 0] > X[:, 1]).long()
@@ -297,6 +299,20 @@ def test_a_network_within_the_module_and_a_part_of_it():
         with torch.no_grad():
             assert logged["dnn/accuracy"] == pytest.approx(right(module.net(X).argmax(1), CLASSES))
             assert logged["snn/accuracy"] == pytest.approx(right(network(X).argmax(1), CLASSES))
+
+    class Without(LightningModule):
+        validation_step, configure_optimizers = Module.validation_step, Module.configure_optimizers
+
+        def __init__(self):
+            super().__init__()
+            self.net = net(3)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    with pytest.raises(ConversionError, match='Without has no forward.* or its name to a callback: network="net"'):
+        fit(SpikingValidation(timesteps=4), Without(), CLASSES)
+    fit(SpikingValidation(timesteps=4, network="net"), Without(), CLASSES)
     with pytest.raises(ValueError, match=r"`network` to name a module within Other, such as one of \['net'\], but got"):
         fit(SpikingValidation(network="nets"), Other(), CLASSES)
 
@@ -309,3 +325,61 @@ def test_without_labels_cost_alone_is_measured():
     logged = fit(Unlabelled(timesteps=4), Module(), CLASSES)
     assert "snn/sops" in logged
     assert not {"snn/accuracy", "dnn/accuracy", "snn/mse"} & set(logged)
+
+
+def test_other_inputs_in_the_step_than_in_the_batch_are_said():
+    class Normalizing(Module):
+        def training_step(self, batch, batch_idx):
+            return self.loss(self((batch[0] + 0.3) / 2), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self((batch[0] + 0.3) / 2)
+
+    class Unpacking(SpikingValidation):
+        def unpack(self, batch):
+            return (batch[0] + 0.3) / 2, batch[1]
+
+    message = r"other inputs than validation_step\(\) does.* Override SpikingValidation.unpack"
+    with pytest.warns(UserWarning, match=message):
+        fit(SpikingValidation(timesteps=4), Normalizing(), CLASSES)
+    with pytest.warns(UserWarning, match=message):  # before training
+        fit(SpikingValidation(timesteps=4), Normalizing(), CLASSES, num_sanity_val_steps=1, limit_val_batches=1)
+
+    class Validating(Module):
+        def validation_step(self, batch, batch_idx):
+            self(batch[0].clone())
+
+    for module, callback in ((Normalizing(), Unpacking(timesteps=4)), (Validating(), SpikingValidation(timesteps=4))):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="SpikingValidation runs the networks on other inputs")
+            logged = fit(callback, module, CLASSES)
+    with torch.no_grad():
+        assert logged["dnn/accuracy"] == pytest.approx(right(module.net(X).argmax(1), CLASSES))
+
+
+def _two_process_worker(rank, port, file):
+    told, values = [], 5 * X[:, :3]
+    by_kind = lambda o, t: by_hand(o, t) if t.is_floating_point() else F.cross_entropy(o, t)  # noqa: E731
+    # Of values in [0, 1] it cannot be told whether they are labels; of the others what they are, but two things.
+    for targets, metric in (((X[:, :3].abs(), values), None), ((X, values), "regression"), ((CLASSES, values), None)):
+        module, targets = Module(3, by_kind), targets[rank][:, :3] if targets[rank].dim() > 1 else targets[rank]
+        loaders = [DataLoader(TensorDataset(X, targets), 16)] * 2
+        callback = SpikingValidation(timesteps=2, metric=metric)
+        options = dict(devices=2, strategy=two_processes(rank, port), use_distributed_sampler=False)
+        try:
+            trainer_of([callback], **options).fit(module, *loaders)
+            told.append("fine")
+        except ValueError as error:
+            told.append(str(error))
+    torch.save(told, f"{file}{rank}")
+    leave()
+
+
+@pytest.mark.slow
+def test_processes_score_the_same_or_say_it_together(tmp_path):
+    torch.multiprocessing.spawn(_two_process_worker, (free_port(), tmp_path / "rank"), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in (0, 1))
+    assert first == second
+    assert "without a loss that says whether they are labels or values. Give `metric`" in first[0]
+    assert first[1] == "fine"
+    assert "to score the same in all processes, but their first batches tell ('accuracy', '_decided'" in first[2]

@@ -10,6 +10,7 @@ import math
 import runpy
 import statistics
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -602,3 +603,14 @@ def test_export_report_diagnoses_on_demand(asked, tmp_path, capsys):
     out = capsys.readouterr().out
     assert ("loses the most" in out) == asked
     assert all(name in out for name in written)
+
+
+def test_neurons_are_paired_by_the_names_that_tracing_gave():
+    torch.manual_seed(0)
+    layers = {"fc": nn.Linear(5, 12), "act": nn.LeakyReLU(0.2), "fc2": nn.Linear(12, 12), "act_negative": nn.ReLU()}
+    dnn = nn.Sequential(OrderedDict(layers | {"input": nn.Linear(12, 3)}))  # two names that neurons would get
+    x = torch.rand(30, 5)
+    found = diagnose(dnn, to_snntorch(dnn, x, timesteps=16, coding="neurons"), x)
+    assert {layer.name.removesuffix("_1") for layer in found.layers} == {"input", "act", "act_negative"}
+    assert len(found.layers) == 4
+    assert all(layer.correlation > 0.9 for layer in found.layers)
