@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torch import nn
     from torchmetrics import Metric
 
 
@@ -32,3 +34,17 @@ def syncs(metric: Metric) -> bool:
     Without it, a metric that is to tell its own process's counts waits for the others.
     """
     return metric._to_sync
+
+
+def tracked_before() -> list[nn.Module] | None:
+    """Give the metrics of earlier steps of the tracker that is copying its metric for a new one; None if none is.
+
+    Without it, metrics that count by themselves go on when a tracker is done with them, and all its values are wrong.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torchmetrics.wrappers.tracker" and frame.f_code.co_name == "increment":
+            tracker = frame.f_locals["self"]
+            return [metric for step in tracker if step is not tracker._base_metric for metric in step.modules()]
+        frame = frame.f_back
+    return None

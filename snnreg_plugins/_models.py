@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from types import FunctionType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +126,76 @@ def kept_as_it_is(module: nn.Module) -> Iterator[None]:
             if not torch.equal(tensor, value):
                 with torch.no_grad(), torch.inference_mode(is_inference):
                     tensor.copy_(value)
+
+
+def as_module(argument: str, value: Any) -> nn.Module:
+    """Give a module.
+
+    Args:
+        argument: Name of the argument, for the error.
+        value: What was given for it.
+
+    Raises:
+        TypeError: If it is anything else, such as a class of modules.
+
+    Example:
+        >>> as_module("model", nn.ReLU)
+        Traceback (most recent call last):
+            ...
+        TypeError: Expected argument `model` to be a torch.nn.Module, but got the class ReLU: make a model of it first.
+    """
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        got = f"the class {value.__name__}: make a model of it first"
+    elif isinstance(value, torch.jit.ScriptModule):
+        got = f"{type(value).__name__}, whose parts run unseen: give the module that was scripted"
+    elif not isinstance(value, nn.Module):
+        got = type(value).__name__
+    else:
+        return value
+    raise TypeError(f"Expected argument `{argument}` to be a torch.nn.Module, but got {got}.")
+
+
+def is_copied_along(model: nn.Module, memo: dict[int, Any], unless_in: type) -> bool:
+    """Tell, in a ``__deepcopy__``, whether what is being copied holds a model too.
+
+    Args:
+        model: The model.
+        memo: The memo of the copy.
+        unless_in: A class of objects in which it is not looked for.
+
+    Example:
+        >>> class Watcher:
+        ...     def __init__(self, model):
+        ...         self.model = model
+        ...     def __deepcopy__(self, memo):
+        ...         print(is_copied_along(self.model, memo, Watcher))
+        >>> model = nn.Linear(2, 3)
+        >>> _ = copy.deepcopy(Watcher(model)), copy.deepcopy([Watcher(model), nn.Sequential(model)])
+        False
+        True
+    """
+    if id(model) in memo:
+        return True
+    root, frame = None, sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_code is copy.deepcopy.__code__ and frame.f_locals.get("memo") is memo:
+            root = frame.f_locals["x"]
+        frame = frame.f_back
+    seen, waiting = set(), [root]
+    while waiting:
+        value = waiting.pop()
+        if value is model:
+            return True
+        if id(value) in seen or isinstance(value, (unless_in, type, Tensor, ModuleType, FunctionType)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, (list, tuple, set, frozenset)):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif hasattr(value, "__dict__"):
+            waiting.extend(vars(value).values())
+    return False
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricTracker
 
 from snnreg_plugins import _lightning
 
@@ -51,3 +51,18 @@ def test_what_torchmetrics_knows_of_processes():
         with metric.sync_context(dist_sync_fn=metric.dist_sync_fn, distributed_available=lambda: True):
             assert _lightning.is_synced(metric)
         assert not _lightning.is_synced(metric)
+
+
+def test_what_a_tracker_is_about_to_copy():
+    class Asks(MeanMetric):
+        def __deepcopy__(self, memo):
+            told.append(_lightning.tracked_before())
+            return MeanMetric()
+
+    told = []
+    tracker = MetricTracker(Asks(), maximize=False)
+    with there("tracked_before"):
+        tracker.increment()
+        tracker.increment()
+        assert told == [[], [tracker[1]]]
+        assert _lightning.tracked_before() is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from copy import deepcopy
 from operator import sub
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from typing_extensions import Self
 
 from snnreg_plugins import _lightning
 from snnreg_plugins._checks import as_integer
+from snnreg_plugins._models import is_copied_along
 from snnreg_plugins._pictures import plot_layers
 from snnreg_plugins.watching.counts import added, total
 from snnreg_plugins.watching.watch import Watch
@@ -21,6 +24,10 @@ from snnreg_plugins.watching.watch import Watch
 
 class WatchingMetric(Metric):
     """A metric that is built on a model and counts in its forward passes by itself.
+
+    It does what other metrics of torchmetrics do, in collections and trackers too: predictions and targets that are
+    given to it are ignored, as what counts are the passes of the model. A deep copy watches the same model, or the copy
+    of it where that is copied along. One that is dropped without :meth:`close` comes off its model.
 
     What counts is a :class:`~snnreg_plugins.watching.watch.Watch`, in integers of Python; they are written to the
     state when that is read. The state is int64 and of fixed shape, so it adds up exactly over processes, also over one
@@ -39,6 +46,8 @@ class WatchingMetric(Metric):
 
     #: What is counted of each layer: quantities of the watch.
     quantities: ClassVar[tuple[str, ...]]
+    _counts: Tensor
+    _samples: Tensor
 
     def __init__(self, watch: Watch, **kwargs: Any) -> None:
         # Without the cache of computed values: a process that saw no new batch would use it where the others add up.
@@ -48,11 +57,20 @@ class WatchingMetric(Metric):
         self._start()
         self.add_state("counts", torch.zeros(len(watch.names), len(self.quantities), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
+        # A collection takes metrics for one whose states are the same by name and value, as those of two models may be.
+        self.add_state(f"only_of_{uuid4().hex}", torch.tensor(0), "sum")
         watch.open()
+        self._be_droppable()
+
+    def _be_droppable(self) -> None:
+        """Have the model let go of this when nobody else holds it."""
+        for wrapper in ("update", "compute"):  # they hold the metric, which would be dropped only some time later
+            vars(self).pop(wrapper, None)
+        weakref.finalize(self, self.watch.close).atexit = False
 
     def _start(self) -> None:
         """Begin with what the watch has not counted yet."""
-        self._written = [[0] * len(self.quantities) for _ in self.watch.names], 0, 0
+        self._written = [[0] * len(self.quantities) for _ in self.watch.names], 0, self.watch.version
 
     @property
     def layers(self) -> list[str]:
@@ -60,23 +78,48 @@ class WatchingMetric(Metric):
         return list(self.watch.layers)
 
     def _write(self) -> None:
-        counts, samples, passes = self._written
-        if self.watch.passes > passes:
+        counts, samples, version = self._written
+        if self.watch.version != version:
             now = [[row[column] for column in self._columns] for row in self.watch.totals()]
-            self._written = now, self.watch.samples, self.watch.passes
+            self._written = now, self.watch.samples, self.watch.version
             new = [list(map(sub, *rows)) for rows in zip(now, counts, strict=True)]
-            self.update(new, self.watch.samples - samples)
+            # Not in place: a state that was reset in inference mode cannot be written to after it.
+            self._counts = self._counts + torch.tensor(new, device=self._counts.device)
+            self._samples = self._samples + (self.watch.samples - samples)
 
-    def update(self, counts: list[list[int]], samples: int) -> None:
-        """Add what forward passes counted; this happens by itself.
+    def update(self, *_: Any, **__: Any) -> None:
+        """Tell that a batch is over; arguments are ignored.
 
-        Args:
-            counts: One row per layer with one integer per quantity.
-            samples: New samples.
+        There is no need to: forward passes count by themselves, all of them. From the first call of this on, those
+        count that ran since any metric on the model was told before: a metric that is told of training batches, and
+        another one of those in validation, have numbers of their own.
         """
-        # Not in place: a state that was reset in inference mode cannot be written to after it.
-        self.counts = self.counts + torch.tensor(counts, device=self.counts.device)
-        self.samples = self.samples + samples
+        self.watch.claim()
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Tell that a batch is over, as :meth:`update` does, and return the value of its passes.
+
+        Raises:
+            RuntimeError: If there was no new sample: of a model that is stepped from outside, call this once a batch.
+        """
+        self.update()
+        kept, to_sync = (self.counts, self.samples), _lightning.syncs(self)
+        try:
+            with self.watch.only_this_window():
+                now = [[row[column] for column in self._columns] for row in self.watch.totals()]
+                self.counts = torch.tensor(now, device=kept[0].device).reshape(kept[0].shape)
+                self.samples = torch.tensor(self.watch.samples, device=kept[1].device)
+                if not self.watch.samples:
+                    raise RuntimeError(
+                        f"{type(self).__name__} has seen no new sample of its model since the last batch. Run the "
+                        "model before you call the metric, for all of its time steps."
+                    )
+                self._to_sync = self.dist_sync_on_step
+                self._forward_cache = self.compute()
+        finally:
+            self.counts, self.samples = kept
+            self._to_sync = to_sync
+        return self._forward_cache
 
     @property
     def update_called(self) -> bool:
@@ -110,10 +153,31 @@ class WatchingMetric(Metric):
         super().reset()
 
     def clone(self) -> Self:
-        """Copy the metric; the copy watches the same model, where a deep copy takes a copy of the model along."""
-        copy: Self = deepcopy(self, self.watch.shared())
-        copy.watch.open()
+        """Copy the metric; the copy watches the same model."""
+        copy = deepcopy(self)
+        if not copy.watch.is_open:
+            copy.watch.open()
         return copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        along = is_copied_along(self.watch.model, memo, WatchingMetric)
+        state = deepcopy(self.__getstate__(), memo if along else memo | self.watch.shared())
+        copy: Self = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(state)
+        done = None if along else _lightning.tracked_before()
+        for metric in done or ():
+            if isinstance(metric, WatchingMetric):
+                metric.close()
+        if done is not None:  # a step of its own
+            copy.reset()
+        if not along and (self.watch.is_open or done is not None):
+            copy.watch.open()
+        return copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._be_droppable()
 
     def close(self) -> None:
         """Stop watching the model and take all hooks off it; what was counted stays."""

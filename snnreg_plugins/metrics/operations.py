@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import add
 from typing import Any
 
@@ -18,6 +19,10 @@ from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.counts import Table, added
 from snnreg_plugins.watching.labels import ByLabel, Labels
 from snnreg_plugins.watching.tally import Tally
+
+
+def _warn(metric: str, name: str, what: str) -> None:
+    warnings.warn(f"{metric} does not count all: {name!r} ({what}).", stacklevel=2)
 
 
 class SynapticOperations(WatchingMetric):
@@ -50,7 +55,7 @@ class SynapticOperations(WatchingMetric):
 
     Stepping the model through time from outside counts each sample once, if its states are reset between batches.
     Every pass counts, that of a training batch too: to log it in validation, reset it in
-    ``on_validation_epoch_start``.
+    ``on_validation_epoch_start``, or call it once a batch, see :meth:`update`.
 
     - ``compute()``: SOPs/sample, a float64 scalar.
     - ``total(quantity)``: the same for ``"sops"``, ``"effective_macs"`` or ``"dense_macs"``.
@@ -84,13 +89,10 @@ class SynapticOperations(WatchingMetric):
     watch: Tally
 
     def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
-        tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=self._warn_missed)
+        tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=partial(_warn, type(self).__name__))
         tally.require_operations()
         super().__init__(tally, **kwargs)
         self._labels = Labels(batch_dim)
-
-    def _warn_missed(self, name: str, what: str) -> None:
-        warnings.warn(f"{type(self).__name__} does not count all: {name!r} ({what}).", stacklevel=2)
 
     def reset(self) -> None:
         """Forget all counts; the next forward pass brings new samples."""

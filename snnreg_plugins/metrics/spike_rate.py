@@ -19,7 +19,8 @@ class SpikeRate(WatchingMetric):
     The metric is built on a model, watches the output of its neuron layers (spiking neurons of snnTorch, Norse,
     SpikingJelly and sinabs; activation modules such as ReLU in a DNN) and counts by itself: just run the model.
     Of real-valued activity the non-zero entries count, so for a DNN this is the share of active units. Every pass
-    counts, that of a training batch too: to log it in validation, reset it in ``on_validation_epoch_start``.
+    counts, that of a training batch too: to log it in validation, reset it in ``on_validation_epoch_start``,
+    or call it once a batch, see :meth:`update`.
 
     - ``compute()``: spikes/neuron/step over all neurons, a float64 scalar.
     - ``by_layer()``: the same for each layer, by its name in the DNN; ``by_layer(steps=T)`` for the first T time steps.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snnreg_plugins._checks import one_of
 from snnreg_plugins._pictures import plot_counts
 from snnreg_plugins.metrics.base import WatchingMetric
-from snnreg_plugins.watching.trains import Neurons, Trains, merged
+from snnreg_plugins.watching.trains import Trains, all_merged
 
 
 class SpikeStatistics(WatchingMetric):
@@ -30,7 +30,7 @@ class SpikeStatistics(WatchingMetric):
 
     ``compute()`` returns these over all neurons, a dict of float64 scalars; ``by_layer()`` the same for each layer;
     ``intervals()`` the whole histogram. Every pass counts, that of a training batch too: to log it in validation, reset
-    it in ``on_validation_epoch_start``.
+    it in ``on_validation_epoch_start``, or call it once a batch, see :meth:`update`.
 
     Args:
         model: The model to watch.
@@ -129,10 +129,7 @@ class SpikeStatistics(WatchingMetric):
 
     def _shares(self) -> list[tuple[int, int, int]]:
         """Count, for each layer, its neurons, and the silent and the saturated ones of them."""
-        neurons: dict[tuple[int, tuple[int, ...]], Neurons] = {}
-        for part in self._gathered(self.watch.neurons):
-            for key, seen in part.items():
-                neurons[key] = merged(neurons[key], seen) if key in neurons else seen
+        neurons = all_merged(self._gathered(self.watch.neurons))
         shares = [(0, 0, 0)] * len(self.layers)
         for (row, _), (counts, steps) in neurons.items():
             numbers = counts.numel(), int((counts == 0).sum()), int((counts == steps).sum())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._models import device_of, eval_and_back
+from snnreg_plugins._models import as_module, device_of, eval_and_back
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
 from snnreg_plugins.functional.synapses import count_events, is_synaptic
@@ -111,8 +111,7 @@ def profile(
 
 def _require_fitting(model: nn.Module, inputs: Tensor, timesteps: int | None, batch_dim: int) -> None:
     """Raise an error where the arguments do not fit each other."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
+    as_module("model", model)
     if not isinstance(inputs, Tensor):
         raise TypeError(f"Expected argument `inputs` to be a tensor, but got {type(inputs).__name__}.")
     if not batch_dim < inputs.dim() or not inputs.numel():

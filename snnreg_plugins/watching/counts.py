@@ -68,6 +68,10 @@ class StepCounts:
         self._pass.clear()
         self._told.clear()
 
+    def add_table(self, table: Mapping[tuple[int, int], list[int]]) -> None:
+        """Add the sums of passes that count."""
+        self._kept.extend((row, column, 0, list(values)) for (row, column), values in table.items())
+
     def table(self) -> Table:
         """Give the sums of all passes that count; not to be written to."""
         alike: dict[tuple[int, int, int, int], list[Sequence[int]]] = {}
@@ -86,9 +90,7 @@ def added(tables: Sequence[Mapping[tuple[int, int], list[int]]]) -> Table:
     """Add up tables, such as those of several processes."""
     counts = StepCounts()
     for table in tables:
-        for (row, column), values in table.items():
-            counts.add(row, column, 0, values)
-    counts.keep()
+        counts.add_table(table)
     return counts.table()
 
 

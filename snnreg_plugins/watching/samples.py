@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from threading import get_ident
 from typing import Any, TypeAlias
 from weakref import ref
 
@@ -95,13 +96,16 @@ class SampleCounter:
 
     def called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Tell that one of the layers was called: from outside, and if it is no neuron, that is a pass of its own."""
-        if self._depth == 0:
+        if self._depth:
+            self._require_one_thread(layer)
+        else:
             self._enter(layer, args, {})
             self._leave(layer, args, {}, ())
 
     def _forget(self) -> None:
         """Forget the pass under way, and the states that the last one left."""
         self._depth = 0
+        self._thread: dict[str, int] = {}  # whose pass is under way; set by who comes first, however close they are
         self._continues = False
         # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
         self._returned: dict[nn.Module, set[Identity]] = {}
@@ -119,6 +123,7 @@ class SampleCounter:
 
     @uncompiled
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._require_one_thread(module)
         batch_dim = module.batch_dim_of(*args, **kwargs) if isinstance(module, SimulatedNetwork) else self.batch_dim
         if self._depth == 0:
             tensors = list(tensors_in((args, kwargs)))
@@ -142,19 +147,32 @@ class SampleCounter:
                 back = handed & self._returned.get(module, set()) if handed else kept if kept <= held else set()
                 self._continues |= self._knows(module, back)
 
+    def _require_one_thread(self, module: nn.Module) -> None:
+        """Raise a RuntimeError if another thread is in the middle of a pass, which this one would get mixed up with."""
+        if self._thread.setdefault("own", get_ident()) != get_ident():
+            raise RuntimeError(
+                f"{type(module).__name__} is watched by a metric, and two threads run it at once. Take a lock, or give "
+                "each thread a copy of the model with a metric of its own. After an interrupted pass, call reset() on "
+                "the metric."
+            )
+
     def _knows(self, module: nn.Module, state: set[Identity]) -> bool:
         """Tell whether a state that came back makes the pass a further step; another batch size cannot be one."""
         return bool(state) and self._sizes.get(module) == self._size
 
     @uncompiled
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._depth == 0:  # there was a reset in the middle
+        # There was a reset in the middle, or this thread was refused.
+        if self._depth == 0 or self._thread.get("own") != get_ident():
             return
         self._depth -= 1
         if module in self._neurons:
             self._outputs[module] = [ref(tensor) for tensor in tensors_in(output)]
         if self._depth == 0:
-            self._end(module, output)
+            try:
+                self._end(module, output)
+            finally:
+                self._thread.clear()
 
     def _end(self, module: nn.Module, output: Any) -> None:
         for neuron, (held, handed) in self._held.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins import _torch
+from snnreg_plugins._models import as_module
 from snnreg_plugins.functional.synapses import (
     CONVOLUTIONS,
     Synapses,
@@ -118,7 +119,7 @@ class Tally(Watch):
         observer: Observer | None = None,
         on_miss: Callable[[str, str], None] | None = None,
     ) -> None:
-        names = names_in_dnn(model)
+        names = names_in_dnn(as_module("model", model))
         synapses = _renamed(synaptic_layers(model) | one_to_one_layers(model), names) if operations else {}
         neurons = _renamed(neuron_layers(model), names) if spikes else {}
         #: Names of the rows of synaptic and of neuron layers.
@@ -186,6 +187,9 @@ class Tally(Watch):
         self._outermost = 0
         self._holds = False  # whether to hold small inputs known to be events
         self._held: list[tuple[int, CallSteps, Tensor]] = []  # of the pass under way
+
+    def _forget_window(self) -> None:
+        super()._forget_window()
         self._held_before: list[tuple[int, CallSteps, Tensor]] = []  # of passes that count
         self._held_size = 0
 
@@ -193,7 +197,7 @@ class Tally(Watch):
 
     def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
         row = self._outermost = self.index.get(module, -1)
-        self._thorough = is_due(self.passes + 1)
+        self._thorough = is_due(self._passes + 1)
         self._holds = isinstance(module, SimulatedNetwork) and not self._thorough and self.observer is None
         if row >= 0 and self._is_synaptic(row) and not is_derived(module):
             # Layers that a checkpoint calls again come from a pass of the whole model.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._models import as_module
 from snnreg_plugins.watching.hooks import uncompiled
 from snnreg_plugins.watching.layers import is_spiking_neuron, time_dim
 from snnreg_plugins.watching.simulated import SimulatedNetwork, names_in_dnn
@@ -27,6 +30,10 @@ class Neurons(NamedTuple):
     steps: int
 
 
+#: By row and shape.
+ByShape: TypeAlias = dict[tuple[int, tuple[int, ...]], Neurons]
+
+
 class Trains(Watch):
     """Follows the spikes of each neuron through time; what is not 0 is a spike.
 
@@ -37,10 +44,12 @@ class Trains(Watch):
         model: The model to watch.
     """
 
+    _kept: tuple[ByShape, list[list[int]]]  # of windows before
+
     quantities = ("spikes", "neuron_steps", "first_spikes", "first_steps", "intervals", "interval_steps")
 
     def __init__(self, model: nn.Module) -> None:
-        names = names_in_dnn(model)
+        names = names_in_dnn(as_module("model", model))
         layers = {names[path]: module for path, module in model.named_modules() if is_spiking_neuron(module)}
         super().__init__(model, layers, layers)
 
@@ -50,14 +59,40 @@ class Trains(Watch):
 
     def _forget(self) -> None:
         super()._forget()
-        #: By row and shape.
-        self.neurons: dict[tuple[int, tuple[int, ...]], Neurons] = {}
-        #: By row, how often an interval of n steps occurred, at index n.
-        self.histograms: list[list[int]] = [[] for _ in self.names]
+        self._forget_earlier()
         # Of the samples under way, by layer: the next step, and the step of each neuron's last spike (-1: none).
         self._state: dict[int, tuple[int, Tensor]] = {}
         # Of the pass under way, by layer and step: the spikes, in parts of the batch.
         self._seen: dict[int, list[list[Tensor]]] = {}
+
+    def _forget_window(self) -> None:
+        super()._forget_window()
+        self._neurons: ByShape = {}
+        self._histograms: list[list[int]] = [[] for _ in self.names]
+
+    def _keep_window(self) -> None:
+        kept = self.neurons, self.histograms
+        super()._keep_window()
+        self._kept = kept
+
+    def _forget_earlier(self) -> None:
+        super()._forget_earlier()
+        self._kept = {}, [[] for _ in self.names]
+
+    @property
+    def neurons(self) -> ByShape:
+        """What each neuron did, by row and shape."""
+        return all_merged([neurons for neurons, _ in self._spiked()])
+
+    @property
+    def histograms(self) -> list[list[int]]:
+        """How often an interval of n steps occurred, at index n, by row."""
+        by_row = zip(*(histograms for _, histograms in self._spiked()), strict=True)
+        return [list(map(sum, zip_longest(*rows, fillvalue=0))) for rows in by_row] or [[] for _ in self.names]
+
+    def _spiked(self) -> list[tuple[ByShape, list[list[int]]]]:
+        parts = [self._kept] if self._shows_earlier else []
+        return [*parts, (self._neurons, self._histograms)] if self._counts_now() else parts
 
     @uncompiled
     def _observe(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -105,7 +140,7 @@ class Trains(Watch):
         """Count the spikes of one step; returns the steps of the last spikes."""
         first, later = spikes & (last < 0), spikes & (last >= 0)
         histogram = torch.bincount((step - last)[later]).tolist()
-        total = self.histograms[row]
+        total = self._histograms[row]
         total.extend([0] * (len(histogram) - len(total)))
         total[: len(histogram)] = map(add, total, histogram)
         firsts = int(first.sum())
@@ -121,11 +156,15 @@ class Trains(Watch):
             self._counts.add(row, column, 0, [number])
         key = row, tuple(spikes.shape[1:])
         counts, steps = spikes.sum(0).cpu(), len(spikes)
-        before = self.neurons.get(key)
-        self.neurons[key] = Neurons(counts, steps) if before is None else merged(before, Neurons(counts, steps))
+        self._neurons = all_merged([self._neurons, {key: Neurons(counts, steps)}])
         return torch.where(spikes, step, last)
 
 
-def merged(first: Neurons, second: Neurons) -> Neurons:
-    """Put together what the same neurons did in different steps or samples."""
-    return Neurons(first.counts + second.counts, first.steps + second.steps)
+def all_merged(parts: Sequence[ByShape]) -> ByShape:
+    """Put together what the same neurons did in different steps, samples or processes."""
+    result: ByShape = {}
+    for part in parts:
+        for key, (counts, steps) in part.items():
+            before = result.get(key)
+            result[key] = Neurons(counts, steps) if before is None else Neurons(before[0] + counts, before[1] + steps)
+    return result

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from snnreg_plugins._checks import as_integer, one_of
-from snnreg_plugins.watching.counts import StepCounts, Table, total
+from snnreg_plugins.watching.counts import StepCounts, Table, added, total
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.samples import SampleCounter
+from snnreg_plugins.watching.windows import tell, window_of
 
 
 class Watch:
@@ -19,6 +21,10 @@ class Watch:
 
     A subclass names its ``quantities`` and attaches hooks that count with :meth:`add`. A pass that fails, or that is
     recomputed for the backward pass, does not count.
+
+    All other passes count, until :meth:`claim` is called for the first time: from then on those do that ran since any
+    watch on the model was told before, as a metric is told of a batch in training, and another one of a batch in
+    validation.
 
     Args:
         model: The model to watch.
@@ -39,7 +45,12 @@ class Watch:
         self.names = tuple(rows)
         self.index = {module: row for row, module in enumerate(rows.values())}
         self.hooks = Hooks()
+        #: Whether it looks on.
+        self.is_open = False
         self._counter: SampleCounter | None = None
+        self._window = 0
+        self._claims = False  # whether only what is claimed counts
+        self._shows_earlier = True
         self._forget()
 
     # Looking on.
@@ -51,13 +62,14 @@ class Watch:
             self.layers,
             self._ended,
             self.batch_dim,
-            self._begun,
+            self._begin,
             self._left,
             self._others(),
             many_steps=self.many_steps,
         )
         self.hooks = self._counter.hooks
         self._attach()
+        self.is_open = True
         return self
 
     def shared(self) -> dict[int, Any]:
@@ -68,6 +80,7 @@ class Watch:
         """Take all hooks off the model; what was counted stays."""
         self._left()
         self.hooks.remove()
+        self.is_open = False
 
     def __enter__(self) -> Self:
         return self.open()
@@ -89,11 +102,16 @@ class Watch:
             self._counter.reset()
 
     def _forget(self) -> None:
-        self.samples = 0
-        #: Passes that counted.
-        self.passes = 0
-        self._counts = StepCounts()
+        self._forget_window()
+        self._passes = 0  # of all windows
+        self._earlier: list[tuple[StepCounts, int, int]] = []  # counts, samples and passes of windows before
+        self._claimed = False
         self._forget_pass()
+
+    def _forget_window(self) -> None:
+        """Forget the window under way."""
+        self._counts = StepCounts()
+        self._of_window = 0, 0  # samples and passes
 
     def _forget_pass(self) -> None:
         """Forget the pass under way."""
@@ -101,6 +119,17 @@ class Watch:
         self._calls: dict[Any, int] = {}
 
     # Passes.
+
+    def _begin(self, module: nn.Module, given: list[Tensor]) -> None:
+        window = window_of(self.model)
+        number = 0 if window is None else window.begin_pass()
+        if number != self._window:
+            self._window = number
+            if self._counts_now():
+                self._keep_window()
+            self._forget_window()
+            self._claimed = False
+        self._begun(module, given)
 
     def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
         """Begin a pass, with a call of this module on these tensors."""
@@ -111,8 +140,8 @@ class Watch:
     def _ended(self, samples: int | None) -> None:
         """End a pass: with new samples, 0 for a further time step, None if it does not count."""
         if samples is not None:
-            self.passes += 1
-            self.samples += samples
+            self._passes += 1
+            self._of_window = self._of_window[0] + samples, self._of_window[1] + 1
             self._counts.keep(self._steps_before())
         self._forget_pass()
 
@@ -135,11 +164,64 @@ class Watch:
         call = self._calls[site] = self._calls.get(site, -1) + 1
         return call
 
+    # Whose passes count.
+
+    def claim(self) -> None:
+        """Be told that the passes since the last such call, for any watch on the model, are to count here."""
+        if not self._claims:
+            self._claims = True
+            self._forget_earlier()
+        self._claimed = True
+        tell(self.model)
+
+    def _counts_now(self) -> bool:
+        """Tell whether the window under way counts."""
+        return self._claimed or not self._claims
+
+    @contextmanager
+    def only_this_window(self) -> Iterator[None]:
+        """Show what ran since any watch on the model was told before, and nothing else."""
+        self._shows_earlier = False
+        try:
+            yield
+        finally:
+            self._shows_earlier = True
+
+    def _keep_window(self) -> None:
+        """Keep what the window under way counted; it is over."""
+        counts = StepCounts()
+        counts.add_table(self.table())
+        self._earlier = [(counts, self.samples, self.passes)]
+
+    def _forget_earlier(self) -> None:
+        """Forget all windows before the one under way."""
+        self._earlier = []
+
     # What was counted.
+
+    @property
+    def samples(self) -> int:
+        """Samples that count."""
+        return sum(samples for _, samples, _ in self._parts())
+
+    @property
+    def passes(self) -> int:
+        """Passes that count."""
+        return sum(passes for _, _, passes in self._parts())
+
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """What differs wherever what counts does, since the last reset."""
+        return self._passes, self._window, self._claims, self._claimed
 
     def table(self) -> Table:
         """Give all numbers, by row (as in ``names``), column (as in ``quantities``) and time step."""
-        return self._counts.table()
+        tables = [counts.table() for counts, _, _ in self._parts()]
+        return tables[0] if len(tables) == 1 else added(tables)
+
+    def _parts(self) -> list[tuple[StepCounts, int, int]]:
+        parts = list(self._earlier) if self._shows_earlier else []
+        return [*parts, (self._counts, *self._of_window)] if self._counts_now() else parts
 
     def totals(self) -> list[list[int]]:
         """Give for each row a number for each quantity."""

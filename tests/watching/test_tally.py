@@ -271,7 +271,7 @@ def test_neurons_that_have_time_behind_the_batch():
     assert tally.total("neuron_steps", 2) == 12
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, "2"])
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "two"])
 def test_a_number_of_steps_that_cannot_be_is_refused(steps):
     network = exported()
     for make in (SynapticOperations, SpikeRate):
