@@ -87,6 +87,26 @@ def _convolution(
     return _with_weights(layer, weight, bias)
 
 
+def _batch_norm(
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> nn.Module | None:
+    if training or not isinstance(running_mean, Tensor) or not isinstance(running_var, Tensor):
+        return None
+    if isinstance(weight, fx.Node) or isinstance(bias, fx.Node):
+        return None
+    norm = nn.SyncBatchNorm(len(running_mean), eps, momentum)  # the one of any number of dimensions
+    norm.running_mean, norm.running_var = running_mean.detach().clone(), running_var.detach().clone()
+    weight = torch.ones_like(running_mean) if weight is None else weight
+    return _with_weights(norm, weight, torch.zeros_like(running_mean) if bias is None else bias)
+
+
 def _with_weights(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
@@ -122,6 +142,14 @@ AS_MODULE: dict[Any, tuple[Callable[..., nn.Module | None], tuple[str, ...]]] = 
         for dims, functions in enumerate(((F.conv1d, torch.conv1d), (F.conv2d, torch.conv2d), (F.conv3d,)), start=1)
         for function in functions
     },
+    F.batch_norm: (
+        _batch_norm,
+        ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    ),
+    torch.batch_norm: (
+        _batch_norm,
+        ("weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled"),
+    ),
     F.interpolate: (_upsample, ("size", "scale_factor", "mode")),
     F.max_pool1d: (nn.MaxPool1d, _MAX_POOL),
     F.max_pool2d: (nn.MaxPool2d, _MAX_POOL),

@@ -321,6 +321,8 @@ def _function(node: Any) -> nn.Module | None:
             raise refusal(node, function_name(node))
         return _checked(node, module)
     if moves_values(node):
+        if node.target == "view":  # of strides that another layout of memory may not have
+            node.target = "reshape"
         if "input" in node.kwargs:
             node.args = (node.kwargs["input"], *node.args)
             node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}

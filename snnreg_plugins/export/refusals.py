@@ -19,7 +19,7 @@ _REMEDIES = {
         ("Softmax LogSoftmax softmax log_softmax", "leave it out: scores before it rank the classes alike"),
         ("LayerNorm GroupNorm RMSNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d LocalResponseNorm", "train with "
          "nn.BatchNorm in its place, which folds into the weights"),
-        ("layer_norm group_norm instance_norm batch_norm", "train with nn.BatchNorm in its place, which folds into "
+        ("layer_norm group_norm instance_norm", "train with nn.BatchNorm in its place, which folds into "
          "the weights"),
         ("linear matmul bmm einsum", "use nn.Linear, which owns its weights"),
         ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),

@@ -129,6 +129,21 @@ def moves_as_people_do(self, x):
 
 
 @form
+def normalizes_by_function(self, x):
+    average, variance = self.kernel.mean((1, 2, 3)), self.kernel.var((1, 2, 3)) + 1
+    x = F.batch_norm(self.conv(x), average, variance, self.out.weight[0], None, self.training)
+    x = torch.batch_norm(F.relu(x), None, self.out.weight[1], average, variance, False, 0.1, 1e-3, True)
+    return self.out(F.relu(self.conv2(x)).mean((2, 3)))
+
+
+@form
+def shuffles_channels(self, x):
+    x = F.relu(self.conv(x))
+    x = x.view(x.size(0), 2, 4, 6, 6).transpose(1, 2).contiguous().view(x.shape)
+    return self.out(F.avg_pool2d(x.transpose(2, 3), 2).transpose(2, 3).contiguous().view(len(x), 8, 9).mean(2))
+
+
+@form
 def length_is_the_batch(self, x):
     x = F.relu(self.conv(x))
     return self.out(x.reshape(len(x), 8, -1).mean(2))
