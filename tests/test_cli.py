@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 
-from snnreg_plugins import cli
-from snnreg_plugins.data import CIFAR10, MNIST, Digits
+from snnreg_plugins import cli, to_norse, to_snntorch
+from snnreg_plugins.cli.commands import ExportTrainer
+from snnreg_plugins.data import CIFAR10, MNIST, Digits, FashionMNIST
 from snnreg_plugins.export.files import load_network
 from snnreg_plugins.modules import Classifier, LeNet
+from snnreg_plugins.modules.weights import load_weights, read_weights
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MOMENT = [
@@ -217,8 +220,12 @@ def test_a_refusal_is_one_line(words, message, command):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--trainer.max_epochs=2.5"], 'Parser key "trainer.max_epochs": Expected a int. Given value: 2.5'),
         (["--trainer.max_epochs=two"], 'Parser key "trainer.max_epochs": Expected a int. Given value: two'),
         (["--callback.ExportReport.timesteps=two"], 'Parser key "timesteps": Expected a int. Got value: two'),
+        (["--callback.ExportReport.timesteps='2'"], "Got value: 2, in quotes, which make it a text; leave them out"),
+        (["--callback.ActivityRegularization.percent='1e-3'"], "Got value: 1e-3, in quotes, "),
+        (["--callback.ExportReport.html='false'"], "Got value: false, in quotes, "),
         (["--callback.ExportReport.timestep=2"], "'snnreg_plugins.ExportReport': Option 'timestep' is not accepted"),
         (["--callback.ActivityRegularization.penalty=l7"], "Expected one of ['l1', 'l2', "),
         (["--model=my.Net"], "Problem with given class_path 'my.Net': No module named 'my'"),
@@ -234,6 +241,7 @@ def test_what_the_parser_refuses_is_one_line(words, message, command, capsys):
     assert "NoneType" not in said
     assert "lightning.Callback" not in said
     assert help_ == "All options: snnreg fit --help"
+    assert ("quotes" in said) == ("='" in words[0])
 
 
 def test_one_of_several_callbacks_of_a_class_is_overridden_by_its_number(command, capsys):
@@ -290,8 +298,8 @@ def test_report_without_matplotlib_writes_the_page(command, monkeypatch, capsys)
 
 
 def test_of_several_processes_the_first_alone_exports(monkeypatch):
-    monkeypatch.setattr(cli.ExportTrainer, "is_global_zero", False)
-    trainer = cli.ExportTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(ExportTrainer, "is_global_zero", False)
+    trainer = ExportTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.export(None, None, "no checkpoint")  # or it would miss it
 
 
@@ -492,3 +500,24 @@ def test_weights_alone_are_exported_and_nothing_else(project):
         )
     assert "there is no 'nowhere.ckpt'" in refused(project, "test", *MINE, "--ckpt_path=nowhere.ckpt")
     assert 'ckpt_path="best"' in refused(project, "test", *MINE, "--ckpt_path=best")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_lenet_expected_rate", "fashion_mnist_lenet_l1"])
+def test_what_a_recipe_trains_is_the_same_in_both_frameworks(name, command, stand_ins):
+    command(*commands_of(name)[0], *MOMENT)
+    folder = Path("runs") / name
+    digits = name.startswith("digits")
+    model = Classifier(LeNet((1, 16, 16) if digits else (1, 28, 28)))
+    written = load_network(folder / "spiking.pt", model)
+    load_weights(model, read_weights(folder / "dnn.ckpt", "checkpoint")[1], "dnn.ckpt")
+    data = Digits(size=16, batch_size=64) if digits else FashionMNIST(batch_size=128)
+    options = {"timesteps": written.timesteps, "per_channel": written.conversion["per_channel"]}
+    seed_everything(0)
+    x = [batch[0] for batch in islice(data.train_dataloader(), 20)]
+    exported = [export(model, x, **options) for export in (to_snntorch, to_norse)]
+    with torch.no_grad():
+        first, second = (network(x[0], per_step=True) for network in exported)
+        assert torch.equal(first, second)
+        difference = (first[-1] - written(x[0])).abs().mean() / written(x[0]).std()
+    assert difference < 0.1  # it was balanced on other batches

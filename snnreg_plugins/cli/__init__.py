@@ -6,7 +6,20 @@
 - ``recipes``: which files recipes are, and what may stand in them.
 """
 
-from snnreg_plugins.cli.commands import ExportTrainer
-from snnreg_plugins.cli.door import main
+from __future__ import annotations
 
-__all__ = ["ExportTrainer", "main"]
+import sys
+
+_INTERRUPTED = 130  # as shells say it
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        # Here, as it takes seconds, in which some think better of it.
+        from snnreg_plugins.cli.door import run
+
+        run()
+    except KeyboardInterrupt:
+        print("Interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)

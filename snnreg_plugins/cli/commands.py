@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
@@ -230,7 +229,7 @@ def write_report(run: str, output: str | None = None) -> None:
 
 def run_report(words: list[str]) -> None:
     """Run ``snnreg report``, which needs no model and no data."""
-    parser = ArgumentParser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
+    parser = Parser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
     parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
     parser.add_function_arguments(write_report, as_positional=True)
     arguments = parser.parse_args(words).as_dict()

@@ -19,11 +19,10 @@ from snnreg_plugins.cli.recipes import packaged
 _SUBCOMMANDS = (*CLI.subcommands(), "report")
 # How torch begins when weights are not those of a module.
 _MISFIT = "Error(s) in loading state_dict"
-_INTERRUPTED = 130  # as shells say it
 
 
-def main() -> None:
-    """Run the command line."""
+def run() -> None:
+    """Run the command that the words of the command line give."""
     words = sys.argv[1:]
     profiles = words[:1] == ["profile"]
     if words and not profiles and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
@@ -42,9 +41,6 @@ def main() -> None:
             run_report(words[1:])
         else:
             CLI()
-    except KeyboardInterrupt:
-        print("Interrupted", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
     except Exception as error:
         # What this package refuses is told in a line; a bug, here or elsewhere, keeps its traceback.
         refusal = _refusal(error)

@@ -15,6 +15,12 @@ _TRIED = (
 )
 # A list of callbacks may also be one, of any class; what that lacks is not what is wrong.
 _ONE_CALLBACK = re.compile(r"\n *- Problem with given class_path 'lightning\.Callback':\n[^\n]*")
+# Numbers in quotes are texts, which the parser shows without them.
+_QUOTED = (
+    re.compile(r"Expected a int\b.* value: [-+]?\d+$"),
+    re.compile(r"Expected a float\b.* value: [-+]?[\d.]+(?:e[-+]?\d+)?$"),
+    re.compile(r"Expected a bool\b.* value: (?:true|false)$"),
+)
 _LONGEST = 300
 
 
@@ -34,4 +40,6 @@ def in_one_sentence(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in plain.splitlines()]
     told = dict.fromkeys(line for line in lines if line and not line.startswith(_TRIED))  # once each
     cut = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in told]
-    return "".join(line + (" " if line.endswith(":") else ". ") for line in cut).strip().removesuffix(".")
+    sentence = "".join(line + (" " if line.endswith(":") else ". ") for line in cut).strip().removesuffix(".")
+    quoted = any(pattern.search(sentence) for pattern in _QUOTED)
+    return f"{sentence}, in quotes, which make it a text; leave them out" if quoted else sentence
