@@ -203,12 +203,14 @@ FINETUNE = ["fit", "--config", "recipes/digits_lenet_finetune.yaml"]
         (["--trainer.logger.init_args.save_dir=words.yaml"], "words.yaml"),
         (["--config=nowhere.yaml"], "`config` to name a file, but there is no 'nowhere.yaml'"),
         (["--config=words.yaml"], "`config` to name a recipe, but 'words.yaml' holds no names and values"),
+        (["--config=empty.yaml"], "`config` to name a recipe, but 'empty.yaml' holds no names and values"),
         (["--config=brackets.yaml"], "'brackets.yaml' cannot be read"),
         (["--config=large.yaml"], "'large.yaml' cannot be read"),
     ],
 )
 def test_a_refusal_is_one_line(words, message, command):
-    for name, text in (("words", "just words"), ("brackets", "[" * 3000), ("large", f"a: [{'1, ' * 100_000}]")):
+    files = {"words": "just words", "empty": "", "brackets": "[" * 3000, "large": f"a: [{'1, ' * 100_000}]"}
+    for name, text in files.items():
         Path(f"{name}.yaml").write_text(text)
     code = refused(command, *FINETUNE, *words)
     assert code.startswith("error: ")
@@ -250,6 +252,29 @@ def test_one_of_several_callbacks_of_a_class_is_overridden_by_its_number(command
     first, report, last = settings["trainer"]["callbacks"]
     assert (first["init_args"]["strength"], last["init_args"]["strength"]) == (1.0, 1e-3)
     assert report["init_args"]["steps"] == [1, 3]
+
+
+def test_what_is_wrong_in_a_recipe_is_one_line(command, capsys):
+    recipe = (RECIPES / "digits_lenet_finetune.yaml").read_text()
+    for before, after, message in (
+        (
+            "class_path: ActivityRegularization",
+            "class_path: ActivityRegularisation",
+            "string: ActivityRegularisation. Given",
+        ),
+        (
+            "penalty: l1",
+            "penalti: l1",
+            "'snnreg_plugins.ActivityRegularization': Option 'penalti' is not accepted. Given",
+        ),
+        ("max_epochs: 10", "max_epoch: 10", "Subcommand 'fit' does not accept option 'trainer.max_epoch'"),
+    ):
+        Path("mine.yaml").write_text(recipe.replace(before, after))
+        assert refused(command, "fit", "--config=mine.yaml") == 2
+        said, _ = capsys.readouterr().err.splitlines()
+        assert message in said
+    Path("mine.yaml").write_text(recipe.replace("timesteps: 2", 'timesteps: "2"'))
+    assert printed(command, capsys, "fit", "--config=mine.yaml")["model"]["init_args"]["timesteps"] == 2
 
 
 def test_a_second_recipe_replaces_the_list_or_adds_to_it(command, capsys):
@@ -360,6 +385,9 @@ class Net(LightningModule):
         x, y = batch
         return F.cross_entropy(self(x), y)
 
+    def validation_step(self, batch, batch_idx):
+        self.test_step(batch, batch_idx)
+
     def test_step(self, batch, batch_idx):
         x, y = batch
         self.log("loss", F.cross_entropy(self(x), y))
@@ -384,6 +412,7 @@ trainer:
   accelerator: cpu
   max_epochs: 1
   limit_train_batches: 2
+  limit_val_batches: 1
   limit_test_batches: 1
   logger: false
   enable_progress_bar: false
@@ -443,13 +472,16 @@ TUNED = [*MINE, "--config", "finetune.yaml"]
 
 
 def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
-    project("fit", *MINE, "--callback.ExportReport.until=net.2")
+    watching = ["--trainer.callbacks+=SpikingValidation", "--callback.SpikingValidation.until=net.2"]
+    project("fit", *MINE, "--callback.ExportReport.until=net.2", *watching)
     assert load_network("runs/mine/spiking.pt", users_net()).conversion["until"] == "net.2"
     for subcommand in ("test", "predict"):
         project(subcommand, *MINE, "--ckpt_path=runs/mine/dnn.ckpt")
     project("export", *MINE, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=part", "--until=net.2")
     assert load_network("part/spiking.pt", users_net()).conversion["until"] == "net.2"
 
+    project("fit", *TUNED, "--model.init_args.until=net.2")
+    assert load_network("runs/tuned/spiking.pt", users_net()).conversion["until"] == "net.2"
     project("fit", *TUNED)
     tuned = load_network("runs/tuned/spiking.pt", users_net())
     assert tuned.timesteps == 2

@@ -183,7 +183,7 @@ class CLI(LightningCLI):
                 f"Expected argument `ckpt_path` to name a checkpoint of the recipe's model, {own}, but {path!r} is of "
                 f"{written}. A SpikingClassifier takes the DNN to start from as --model.init_args.checkpoint."
             )
-        given = config.model.get("init_args", {})
+        given = config.model.as_dict().get("init_args", {})
         known = {name: value for name, value in hyper_parameters.items() if name in given}
         others = [f"{name}={value!r:.50}" for name, value in known.items() if value != given[name]]
         if others:

@@ -45,7 +45,7 @@ def require_readable(words: Sequence[str]) -> None:
     """
     for before, word in zip(["", *words], words, strict=False):
         path = _recipe(word, before)
-        if path and "://" not in path and not isinstance(read_yaml(path, "config"), (dict, type(None))):
+        if path and "://" not in path and not isinstance(read_yaml(path, "config"), dict):
             raise ValueError(f"Expected argument `config` to name a recipe, but {path!r} holds no names and values.")
 
 
