@@ -40,13 +40,15 @@ def inputs_of(
     """
     expected = f"Expected argument `{argument}` {_INPUTS}, but got"
     if isinstance(data, Tensor) and data.dim():
+        _require_batch(data, expected)
         data = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     for batch in _batches(data, expected):
         inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(inputs, Tensor):
-            raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.")
-        if inputs.dim() == 0:
-            raise TypeError(f"{expected} a batch that is a single number.")
+            raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.{_instead(inputs)}")
+        _require_batch(inputs, expected)
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and _is_number(batch[1]):
+            raise TypeError(f"{expected} a single sample with its target. Wrap the data in a DataLoader.")
         if len(inputs):
             yield inputs if device is None else inputs.to(device)
 
@@ -70,10 +72,11 @@ def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tens
     for batch in _batches(data, expected):
         if not isinstance(batch, (tuple, list)):
             raise TypeError(f"{expected} a batch of type {type(batch).__name__}.")
+        if len(batch) == 2 and isinstance(batch[0], Tensor) and _is_number(batch[1]):
+            raise TypeError(f"{expected} a single sample with its target. Wrap the data in a DataLoader.")
         if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
             raise TypeError(f"{expected} a batch of {', '.join(type(part).__name__ for part in batch) or 'nothing'}.")
-        if batch[0].dim() == 0:
-            raise TypeError(f"{expected} a batch that is a single number.")
+        _require_batch(batch[0], expected)
         if len(batch[0]):
             yield batch[0], batch[1]
 
@@ -91,6 +94,29 @@ def begun(batches: Iterator[T]) -> tuple[T | None, Iterator[T]]:
     """
     taken = list(islice(batches, 1))
     return (taken[0] if taken else None), chain(taken, batches)
+
+
+def _require_batch(inputs: Tensor, expected: str) -> None:
+    """Refuse a tensor that holds no samples to be computed on."""
+    if inputs.dim() == 0:
+        raise TypeError(f"{expected} a batch that is a single number.")
+    if inputs.layout != torch.strided or inputs.is_quantized or inputs.is_complex():
+        raise TypeError(f"{expected} a batch of {inputs.layout} and {inputs.dtype}. Make it one of plain numbers.")
+    if inputs.is_meta:
+        raise TypeError(f"{expected} a batch on the meta device, which has no values.")
+
+
+def _is_number(target: Any) -> bool:
+    return isinstance(target, (int, float)) or getattr(target, "ndim", None) == 0
+
+
+def _instead(inputs: Any) -> str:
+    """Say what to pass for batches of another type; nothing, where that is not known."""
+    if isinstance(inputs, Mapping):
+        return f" Take the inputs out of them: (batch[{next(iter(inputs), 'x')!r}] for batch in data)."
+    if hasattr(inputs, "__array__"):
+        return " Make tensors of it: torch.as_tensor(batch)."
+    return ""
 
 
 def _batches(data: Any, expected: str) -> Iterable[Any]:

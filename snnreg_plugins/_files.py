@@ -6,10 +6,11 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field, fields, is_dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -26,6 +27,9 @@ _LATER = "added later"
 
 # Bytes of a YAML file: reading takes seconds for a megabyte.
 _LARGEST_YAML = 1 << 18
+# Of a file of tensors: values, those counted again that occur again; how deep they are nested; and what tensors may
+# claim beside eight times its size, as some are expanded.
+_MOST_VALUES, _DEEPEST, _SLACK = 5_000_000, 100, 1 << 28
 
 
 @contextmanager
@@ -129,7 +133,10 @@ def read_batch(path: str | os.PathLike[str], argument: str) -> Tensor:
 def _read(path: str | os.PathLike[str], argument: str) -> Any:
     require_file(path, argument)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _require_whole(Path(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _require_bounded(content, os.path.getsize(path))
+        return content
     except pickle.UnpicklingError:
         reason = (
             "it holds more than that, such as hyper-parameters of classes of your own, and running code from a file is "
@@ -139,6 +146,35 @@ def _read(path: str | os.PathLike[str], argument: str) -> Any:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__  # an empty file has no message
     raise _unreadable(path, argument, reason)
+
+
+def _require_whole(path: Path) -> None:
+    """Raise a ValueError unless a file is an archive as ``torch.save`` writes it, undamaged, or one of before 1.6."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            begins = file.read(16)
+        if begins[:1] != b"\x80":  # of a pickle
+            raise ValueError(f"it is none, or damaged: it begins with {begins!r}." if begins else "it is empty.")
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed.")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it claims more bytes than it has.")
+        # torch.load takes the bytes as they are.
+        damaged = archive.testzip() if torch.serialization.get_crc32_options() else None
+    if damaged is not None:
+        raise ValueError(f"its part {damaged!r} is damaged.")
+
+
+def _require_bounded(content: Any, size: int) -> None:
+    """Raise a ValueError if what was read from a file is more than its bytes can tell: by values that occur again."""
+    if _holds_more(content, _MOST_VALUES):
+        raise ValueError(f"it holds more than {_MOST_VALUES:,} values, or is nested deeper than {_DEEPEST} times.")
+    claimed = sum(value.numel() * value.element_size() for value in _leaves(content) if isinstance(value, Tensor))
+    if claimed > 8 * size + _SLACK:
+        raise ValueError(f"its tensors claim {claimed:,} bytes, but it has {size:,}.")
 
 
 def _unreadable(path: str | os.PathLike[str], argument: str, reason: str) -> ValueError:
@@ -179,14 +215,29 @@ def read_yaml(path: str | os.PathLike[str], argument: str, most: int | None = 10
 
 
 def _holds_more(content: Any, most: int) -> bool:
-    """Tell whether nested data hold more values than some number, those counted again that occur again."""
-    left = [content]
-    while left and most >= 0:
-        value = left.pop()
-        most -= 1
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        left.extend(islice(parts, most + 1))
-    return most < 0
+    """Tell whether data hold more values, those counted again that occur again, or are nested deeper than is plain."""
+    return any(count >= most or depth > _DEEPEST for count, (_, depth) in enumerate(_walk(content)))
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    return (value for value, _ in _walk(content))
+
+
+def _walk(content: Any) -> Iterator[tuple[Any, int]]:
+    """Walk nested data: each value, and how deep it is."""
+    left = [iter([content])]
+    while left:
+        for value in left[-1]:
+            yield value, len(left)
+            if isinstance(value, Mapping):
+                left.append(chain(value, value.values()))
+            elif isinstance(value, (list, tuple, set, frozenset)):
+                left.append(iter(value))
+            else:
+                continue
+            break
+        else:
+            left.pop()
 
 
 def write_json(path: str | os.PathLike[str], plain: Any, indent: int | None = 2) -> None:

@@ -15,6 +15,40 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
+def require_module(value: object, argument: str = "model") -> None:
+    """Raise a TypeError unless a value is a module; a class is none yet.
+
+    Example:
+        >>> require_module(nn.ReLU)
+        Traceback (most recent call last):
+            ...
+        TypeError: Expected argument `model` to be a torch.nn.Module, but got the class ReLU. Make one: ReLU(...).
+    """
+    if isinstance(value, nn.Module):
+        return
+    found = type(value).__name__
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        found = f"the class {value.__name__}. Make one: {value.__name__}(...)"
+    raise TypeError(f"Expected argument `{argument}` to be a torch.nn.Module, but got {found}.")
+
+
+def require_sizes(model: nn.Module) -> None:
+    """Raise a ValueError if a model has lazy layers that do not know their sizes yet.
+
+    Example:
+        >>> require_sizes(nn.Sequential(nn.LazyLinear(3)))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: Expected argument `model` to know the sizes of its layers, but ... lazy: '0'. Call it on a batch ...
+    """
+    for name, part in model.named_modules():
+        if any(is_lazy(parameter) for parameter in part.parameters(recurse=False)):
+            raise ValueError(
+                f"Expected argument `model` to know the sizes of its layers, but one of {type(model).__name__} is "
+                f"lazy: {name!r}. Call it on a batch first, as in `model(x)`."
+            )
+
+
 def device_of(module: nn.Module, otherwise: torch.device | str = "cpu") -> torch.device:
     """Device of the first parameter of a module, or of its first buffer.
 

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from snnreg_plugins.export.input_code import Inputs
 from snnreg_plugins.export.processes import Processes
-from snnreg_plugins.export.refusals import where
+from snnreg_plugins.export.refusals import misfit, where
 from snnreg_plugins.functional.thresholds import ActivationHistogram, local, maximum, mmse, percentile
 from snnreg_plugins.watching.hooks import Hooks
 
@@ -92,10 +92,7 @@ def run_on_calibration(network: nn.Module, inputs: Tensor, argument: str = "cali
     try:
         return network(inputs)
     except (RuntimeError, IndexError) as error:
-        raise ValueError(
-            f"Expected argument `{argument}` to hold inputs of the model, but the model fails on samples of shape "
-            f"{tuple(inputs.shape[1:])} and {inputs.dtype}: {error}"
-        ) from error
+        raise misfit(network, inputs, argument, error) from error
 
 
 def propagate_shapes(network: fx.GraphModule, inputs: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._checks import as_sizes, shown
 from snnreg_plugins._files import atomic, read_tensors
-from snnreg_plugins._models import device_of, dtype_of
+from snnreg_plugins._models import device_of, dtype_of, require_module
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import propagate_shapes
 from snnreg_plugins.export.fold import fold_batch_norms
@@ -20,10 +22,14 @@ from snnreg_plugins.export.options import Options, code_settings
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.frameworks.registry import target_of
-from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
+from snnreg_plugins.spiking.layers import InitialState
+from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 _FORMAT = "snnreg_plugins spiking network 3"
 _BEFORE = "snnreg_plugins spiking network 2"
+# Values of one input, which the model runs on for the shapes.
+_LARGEST_INPUT = 2**25
 
 
 def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
@@ -32,7 +38,11 @@ def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
     Args:
         network: A network of :func:`~snnreg_plugins.to_snntorch` or :func:`~snnreg_plugins.to_norse`.
         path: The file; it is there whole or not at all.
+
+    Raises:
+        TypeError: If ``network`` is none.
     """
+    require_network(network)
     content = {**description(network), "state_dict": network.state_dict()}
     with atomic(path) as temporary:
         torch.save(content, temporary)
@@ -87,21 +97,84 @@ def described_network(content: Mapping[str, Any], model: nn.Module, path: str | 
     Raises:
         ValueError: If it is no network, or does not fit the model.
     """
-    if content.get("format") == _BEFORE:
+    told = content.get("format")
+    if isinstance(told, str) and told == _BEFORE:
         raise ValueError(
             f"{os.fspath(path)!r} was written by version 0.1, which did not write down which parts the network has. "
             "Export the DNN again with to_snntorch() or to_norse(), and save_network() the result."
         )
-    if content.get("format") != _FORMAT:
+    if not isinstance(told, str) or told != _FORMAT:
         raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
+    require_module(model)
+    tensors: dict[str, Tensor] = {}
     try:
-        network = _made_again(model, content["conversion"], content["state_dict"])
+        tensors = _tensors_of(content["state_dict"])
+        network = _made_again(model, _plain(content["conversion"], "conversion"), tensors)
+        _require_sound(network)
         network.timesteps = content["timesteps"]
         network.exit_margins = content["exit_margins"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    # What a file says is taken for granted nowhere, and leads to errors of all kinds where it is none.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {reason}") from error
+        meant = _meant(model, tensors)
+        raise ValueError(f"{os.fspath(path)!r} does not fit {type(model).__name__}. {meant or reason}") from error
     return network
+
+
+def _plain(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"Its {name!r} is no dictionary of names, but {shown(value)}.")
+    return value
+
+
+def _tensors_of(state_dict: Any) -> dict[str, Tensor]:
+    """Give the tensors of a file, if that is what they are."""
+    tensors = _plain(state_dict, "state_dict")
+    for name, value in tensors.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided
+        if not plain or value.is_quantized or value.is_complex() or value.is_meta:
+            raise ValueError(f"{name!r} is no plain tensor, but {shown(value)}.")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name!r} holds NaN or infinity.")
+    return tensors
+
+
+def _meant(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Say which module was exported, where it holds the given one or is within it; empty if that is not the reason."""
+    parts = [name.split(".")[1:-1] for name in tensors if name.endswith(".weight")]
+    layers = {".".join(names) for names in parts}
+    known = {name for name, _ in model.named_modules()} - {""}
+    if not layers or layers & known:
+        return ""
+    for child in known:
+        if {f"{child}.{layer}" for layer in layers} <= known:
+            return f"What was exported is `{child}` of it. Pass model.{child}."
+    for depth in range(1, min(map(len, parts))):
+        holders = {".".join(names[:depth]) for names in parts}
+        if len(holders) == 1 and {".".join(names[depth:]) for names in parts} <= known:
+            return f"What was exported is a module that holds it as {holders.pop()!r}. Pass that module."
+    return ""
+
+
+def _require_sound(network: SpikingNetwork) -> None:
+    """Raise a ValueError if an export would not have given such numbers."""
+    computed: dict[str, Tensor] = dict(network.named_parameters())
+    for name, module in network.named_modules():
+        dynamics = network.neurons.describe(module)
+        positive = {} if dynamics is None else {"threshold": dynamics.threshold, "surrogate slope": dynamics.slope}
+        if isinstance(module, InitialState):
+            positive["level"] = module.level
+        if isinstance(module, (PoissonCoder, LatencyCoder)):
+            positive["largest input"] = module.largest
+        for what, values in positive.items():
+            if not bool((values > 0).all()):
+                raise ValueError(f"{name!r} has a {what} that is not positive.")
+        if dynamics is not None and not bool(((dynamics.beta >= 0) & (dynamics.beta <= 1)).all()):
+            raise ValueError(f"{name!r} has a beta that is not in [0, 1].")
+        computed |= {f"{name}: {what}": values for what, values in positive.items()}
+    dtypes = {value.dtype: name for name, value in computed.items()}
+    if len(dtypes) > 1:
+        raise ValueError(f"Its tensors are of several types: {', '.join(f'{n!r} of {t}' for t, n in dtypes.items())}.")
 
 
 def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpikingNetwork:
@@ -119,10 +192,14 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
     given = {field.name: conversion[field.name] for field in fields(Options)}
     # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
-    structure = Structure(conversion["structure"])
+    structure = Structure(_plain(conversion["structure"], "structure"))
+    _require_bounded(structure, max((value.numel() for value in tensors.values()), default=0))
+    shape = as_sizes("input_shape", conversion["input_shape"])
+    if math.prod(shape) > _LARGEST_INPUT:
+        raise ValueError(f"Its inputs are of shape {shape}, which is more than {_LARGEST_INPUT:,} values.")
     with torch.inference_mode(False), torch.no_grad():
         # Any input gives the shapes.
-        samples = torch.zeros((2, *conversion["input_shape"]), device=device_of(model), dtype=dtype_of(model))
+        samples = torch.zeros((2, *shape), device=device_of(model), dtype=dtype_of(model))
         traced = trace(model, samples, options.until)
         propagate_shapes(traced, samples)
         fold_batch_norms(traced, structure)
@@ -135,6 +212,15 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
     return network
 
 
+def _require_bounded(structure: Structure, largest: int) -> None:
+    """Raise a ValueError if parts of the network are said to be larger than the largest tensor."""
+    for place, answers in structure.written.items():
+        for question, answer in answers.items():
+            for shape in answer if question.endswith(" shapes") else ():
+                if math.prod(as_sizes("shapes", tuple(shape))) > max(largest, 1):
+                    raise ValueError(f"It says {question!r} of {place!r} that are larger than any of its tensors.")
+
+
 def _assign(network: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
     """Put tensors in the place of a network's own, which must have the same names and shapes."""
     own = network.state_dict()
@@ -143,6 +229,8 @@ def _assign(network: SpikingNetwork, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"The network has no {name!r}.")
         if name not in tensors:
             raise ValueError(f"{name!r} is missing.")
+        if tensors[name].is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{name!r} is of {tensors[name].dtype}, but the network has it of {own[name].dtype}.")
         if tensors[name].shape != own[name].shape:
             shapes = tuple(own[name].shape), tuple(tensors[name].shape)
             raise ValueError(f"{name!r} is of shape {shapes[1]}, but the network has it of shape {shapes[0]}.")

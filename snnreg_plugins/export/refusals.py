@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from torch import fx
+from torch import Tensor, fx, nn
+
+from snnreg_plugins._models import dtype_of
 
 _WITH_RELU = "train with nn.ReLU in its place"
 # What to do about a module or function, by its name.
@@ -63,3 +65,15 @@ def is_users(file: str) -> bool:
 
 _EXPORT = Path(__file__).parent
 _LIBRARIES = re.compile(r"-packages[/\\](torch|lightning|pytorch_lightning)[/\\]")
+
+
+def misfit(model: nn.Module, inputs: Tensor, argument: str, error: Exception) -> ValueError:
+    """Say that a model fails on inputs."""
+    taken, reason = dtype_of(model), str(error).rstrip(".")
+    # As torch says it of operands that are of two types.
+    of_types = inputs.dtype != taken and ("type" in reason or "not implemented for" in reason)
+    return ValueError(
+        f"Expected argument `{argument}` to hold inputs of the model, but the model fails on samples of shape "
+        f"{tuple(inputs.shape[1:])} and {inputs.dtype}: {reason}."
+        + (f" Make them of the model's type: x.to({taken})." if of_types else "")
+    )

@@ -8,10 +8,10 @@ import traceback
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._models import eval_and_back, kept_as_it_is
+from snnreg_plugins._models import eval_and_back, kept_as_it_is, require_module, require_sizes
 from snnreg_plugins.export.copies import unwrapped
 from snnreg_plugins.export.normalize import normalized
-from snnreg_plugins.export.refusals import ConversionError, is_users
+from snnreg_plugins.export.refusals import ConversionError, is_users, misfit
 from snnreg_plugins.export.tracer import Tracer
 from snnreg_plugins.spiking.network import SpikingNetwork
 
@@ -44,8 +44,7 @@ def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument:
         ConversionError: If the model cannot be traced or holds something unsupported; names the layer and the
             line in the user's code, and says what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Expected argument `model` to be a torch.nn.Module, but got {type(model).__name__}.")
+    require_module(model)
     if any(isinstance(module, SpikingNetwork) for module in model.modules()):
         raise ConversionError(f"{type(model).__name__} holds a spiking network already. Pass the DNN it was made from.")
     for module in model.modules():
@@ -55,6 +54,7 @@ def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument:
                 "module that it was made from."
             )
     model = unwrapped(model)
+    require_sizes(model)
     with (
         _TRACING,
         eval_and_back(model),
@@ -85,10 +85,7 @@ def _recorded(model: nn.Module, samples: Tensor, argument: str) -> fx.Graph:
         raise
     except Exception as error:
         if tracer.computing_failed:
-            raise ValueError(
-                f"Expected argument `{argument}` to hold inputs of the model, but the model fails on samples of shape "
-                f"{tuple(samples.shape[1:])} and {samples.dtype}: {error}"
-            ) from error
+            raise misfit(model, samples, argument, error) from error
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
         where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
         raise ConversionError(

@@ -16,6 +16,7 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._models import require_module
 from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
@@ -54,6 +55,7 @@ class Classifier(LightningModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        require_module(network, "network")
         self.network = network
         self.loss = loss
         self._score: Score | None = None

@@ -20,7 +20,7 @@ from snnreg_plugins.nir.describe import FORMAT, Description
 from snnreg_plugins.nir.fields import ELEMENTS
 from snnreg_plugins.nir.hdf5 import import_h5py, opened
 from snnreg_plugins.nir.rebuild import rebuild
-from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 
 def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None) -> None:
@@ -76,8 +76,7 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
         import nir
     except ImportError as error:
         raise ImportError('NIR files need nir and h5py: pip install "snnreg_plugins[nir]"') from error
-    if not isinstance(network, SpikingNetwork):
-        raise TypeError(f"Expected argument `network` to be a SpikingNetwork, but got {type(network).__name__}.")
+    require_network(network)
     graph: Any = Description(network, _input_shape(network, input_shape)).graph
     nodes = {}
     for name, node in graph["nodes"].items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snnreg_plugins._files import atomic, read_tensors, read_yaml
+from snnreg_plugins._files import as_path, atomic, read_tensors, read_yaml
 from snnreg_plugins._pictures import SOFTWARE
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.nir.files import to_nir
@@ -266,7 +266,7 @@ def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str
         '<!DOCTYPE html>'
     """
     if not isinstance(run, Report):
-        folder = Run(run)
+        folder = Run(as_path("run", run))
         contents = folder.read()
         target = folder.page_path(path)
         _write(contents.page(), target)

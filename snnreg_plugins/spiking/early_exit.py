@@ -144,6 +144,8 @@ def exit_margins(network: SimulatedNetwork, calibration: Calibration, agreement:
         True
     """
     agreement = as_number("agreement", agreement, "(0, 1]")
+    if not isinstance(network, SimulatedNetwork):
+        raise TypeError(f"Expected argument `network` to be a SpikingNetwork, but got {type(network).__name__}.")
     device = device_of(network)
     margins, agrees = [], []
     with torch.no_grad():

@@ -328,3 +328,12 @@ class SpikingNetwork(SimulatedNetwork):
     def extra_repr(self) -> str:
         """Show the time steps in ``print(network)``."""
         return f"timesteps={self.timesteps}"
+
+
+def require_network(value: Any) -> None:
+    """Raise a TypeError unless a value is a spiking network."""
+    if not isinstance(value, SpikingNetwork):
+        raise TypeError(
+            "Expected argument `network` to be a SpikingNetwork, such as to_snntorch() makes, but got "
+            f"{type(value).__name__}."
+        )

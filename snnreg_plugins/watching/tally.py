@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins import _torch
-from snnreg_plugins._models import as_module
+from snnreg_plugins._models import as_module, require_sizes
 from snnreg_plugins.functional.synapses import (
     CONVOLUTIONS,
     Synapses,
@@ -120,6 +120,8 @@ class Tally(Watch):
         on_miss: Callable[[str, str], None] | None = None,
     ) -> None:
         names = names_in_dnn(as_module("model", model))
+        if operations:
+            require_sizes(model)
         synapses = _renamed(synaptic_layers(model) | one_to_one_layers(model), names) if operations else {}
         neurons = _renamed(neuron_layers(model), names) if spikes else {}
         #: Names of the rows of synaptic and of neuron layers.
