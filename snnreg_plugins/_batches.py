@@ -47,8 +47,7 @@ def inputs_of(
         if not isinstance(inputs, Tensor):
             raise TypeError(f"{expected} a batch of type {type(inputs).__name__}.{_instead(inputs)}")
         _require_batch(inputs, expected)
-        if isinstance(batch, (tuple, list)) and len(batch) == 2 and _is_number(batch[1]):
-            raise TypeError(f"{expected} a single sample with its target. Wrap the data in a DataLoader.")
+        _refuse_sample(batch, expected)
         if len(inputs):
             yield inputs if device is None else inputs.to(device)
 
@@ -72,8 +71,7 @@ def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tens
     for batch in _batches(data, expected):
         if not isinstance(batch, (tuple, list)):
             raise TypeError(f"{expected} a batch of type {type(batch).__name__}.")
-        if len(batch) == 2 and isinstance(batch[0], Tensor) and _is_number(batch[1]):
-            raise TypeError(f"{expected} a single sample with its target. Wrap the data in a DataLoader.")
+        _refuse_sample(batch, expected)
         if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
             raise TypeError(f"{expected} a batch of {', '.join(type(part).__name__ for part in batch) or 'nothing'}.")
         _require_batch(batch[0], expected)
@@ -106,8 +104,13 @@ def _require_batch(inputs: Tensor, expected: str) -> None:
         raise TypeError(f"{expected} a batch on the meta device, which has no values.")
 
 
-def _is_number(target: Any) -> bool:
-    return isinstance(target, (int, float)) or getattr(target, "ndim", None) == 0
+def _refuse_sample(batch: Any, expected: str) -> None:
+    """Refuse one sample with its target, as a dataset gives them."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        return
+    single = isinstance(batch[1], (int, float)) or getattr(batch[1], "ndim", None) == 0
+    if single and batch[0].dim():
+        raise TypeError(f"{expected} a single sample with its target. Wrap the data in a DataLoader.")
 
 
 def _instead(inputs: Any) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins._batches import inputs_of, pairs_of
 from snnreg_plugins._checks import as_flag, as_integer, as_integers, as_name, as_names, as_number, as_percent, one_of
-from snnreg_plugins._models import device_of, dtype_of, eval_and_back, names_of
+from snnreg_plugins._models import device_of, dtype_of, eval_and_back, names_of, require_sizes
 
 X, Y = torch.arange(10.0).reshape(5, 2), torch.arange(5)
 
@@ -183,6 +183,8 @@ NOTHING = {
     "3": 3,
     "None": None,
     r"a batch of type float": [1.0],
+    "a single sample with its target. Wrap the data in a DataLoader": list(TensorDataset(X, Y)),
+    "a single sample with its target. Wrap": [(X[0], 3)],
     r"tensors of 2 and 1 dimensions. If they are inputs and their targets, pass \[": (X, Y),
 }
 
@@ -212,7 +214,16 @@ def test_no_pairs(batch, sentence):
 
 @pytest.mark.parametrize(
     ("batch", "sentence"),
-    [((), "a batch of type tuple"), (("x", X), "a batch of type str"), (Y[0], "a batch that is a single number")],
+    [
+        ((), "a batch of type tuple"),
+        (("x", X), "a batch of type str"),
+        (Y[0], "a batch that is a single number"),
+        (X.numpy(), r"a batch of type ndarray. Make tensors of it: torch.as_tensor\(batch\)."),
+        ({"image": X}, r"a batch of type dict. Take the inputs out of them: \(batch\['image'\] for batch in data\)."),
+        (X.to_sparse(), "a batch of torch.sparse_coo and torch.float32"),
+        (X.to(torch.complex64), "a batch of torch.strided and torch.complex64"),
+        (X.to("meta"), "a batch on the meta device, which has no values"),
+    ],
 )
 def test_no_inputs(batch, sentence):
     with pytest.raises(TypeError, match=f"`calibration` to be a tensor, .* but got {sentence}"):
@@ -229,6 +240,21 @@ def test_device_and_dtype_of_any_module():
     assert dtype_of(nn.ReLU()) == torch.float32
     codes = nn.Sequential(nn.ParameterList([nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)]))
     assert dtype_of(codes.append(nn.Linear(2, 3).double())) == torch.float64
+
+
+def test_what_a_remedy_says_works():
+    for remedy in (DataLoader(TensorDataset(X, Y), batch_size=5), [(X, Y)], [torch.as_tensor(X.numpy())]):
+        assert torch.equal(torch.cat(list(inputs_of(remedy))), X)
+    data = [{"image": X}]
+    assert torch.equal(torch.cat(list(inputs_of(batch["image"] for batch in data))), X)
+
+
+def test_lazy_layers_are_said():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()))
+    with pytest.raises(ValueError, match="one of Sequential is lazy: '1.0'. Call it on a batch first, as in `model"):
+        require_sizes(model)
+    model(torch.rand(5, 2))
+    require_sizes(model)
 
 
 def test_names_of_shared_modules():
