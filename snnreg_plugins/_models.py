@@ -15,23 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
-def require_module(value: object, argument: str = "model") -> None:
-    """Raise a TypeError unless a value is a module; a class is none yet.
-
-    Example:
-        >>> require_module(nn.ReLU)
-        Traceback (most recent call last):
-            ...
-        TypeError: Expected argument `model` to be a torch.nn.Module, but got the class ReLU. Make one: ReLU(...).
-    """
-    if isinstance(value, nn.Module):
-        return
-    found = type(value).__name__
-    if isinstance(value, type) and issubclass(value, nn.Module):
-        found = f"the class {value.__name__}. Make one: {value.__name__}(...)"
-    raise TypeError(f"Expected argument `{argument}` to be a torch.nn.Module, but got {found}.")
-
-
 def require_sizes(model: nn.Module) -> None:
     """Raise a ValueError if a model has lazy layers that do not know their sizes yet.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_sizes, shown
 from snnreg_plugins._files import atomic, read_tensors
-from snnreg_plugins._models import device_of, dtype_of, require_module
+from snnreg_plugins._models import as_module, device_of, dtype_of
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import propagate_shapes
 from snnreg_plugins.export.fold import fold_batch_norms
@@ -105,7 +105,7 @@ def described_network(content: Mapping[str, Any], model: nn.Module, path: str | 
         )
     if not isinstance(told, str) or told != _FORMAT:
         raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
-    require_module(model)
+    as_module("model", model)
     tensors: dict[str, Tensor] = {}
     try:
         tensors = _tensors_of(content["state_dict"])

@@ -8,7 +8,7 @@ import traceback
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._models import eval_and_back, kept_as_it_is, require_module, require_sizes
+from snnreg_plugins._models import as_module, eval_and_back, kept_as_it_is, require_sizes
 from snnreg_plugins.export.copies import unwrapped
 from snnreg_plugins.export.normalize import normalized
 from snnreg_plugins.export.refusals import ConversionError, is_users, misfit
@@ -44,7 +44,8 @@ def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument:
         ConversionError: If the model cannot be traced or holds something unsupported; names the layer and the
             line in the user's code, and says what to do.
     """
-    require_module(model)
+    if not isinstance(model, torch.jit.ScriptModule):
+        as_module("model", model)
     if any(isinstance(module, SpikingNetwork) for module in model.modules()):
         raise ConversionError(f"{type(model).__name__} holds a spiking network already. Pass the DNN it was made from.")
     for module in model.modules():

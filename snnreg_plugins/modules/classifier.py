@@ -16,7 +16,7 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
-from snnreg_plugins._models import require_module
+from snnreg_plugins._models import as_module
 from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
 from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
@@ -55,8 +55,8 @@ class Classifier(LightningModule):
         loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        require_module(network, "network")
-        self.network = network
+        # A scripted one can be trained, if not watched.
+        self.network = network if isinstance(network, torch.jit.ScriptModule) else as_module("network", network)
         self.loss = loss
         self._score: Score | None = None
         self._is_scored = True

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from snnreg_plugins._models import require_module
-
 
 class Known(NamedTuple):
     """Modules of which it is known whether they handle events: whole numbers that are not negative.
@@ -72,7 +70,6 @@ def names_in_dnn(model: nn.Module) -> dict[str, str]:
         >>> names_in_dnn(nn.Sequential(nn.ReLU()))
         {'': '', '0': '0'}
     """
-    require_module(model)
     modules = dict(model.named_modules())
     networks = [(f"{path}." if path else "", it) for path, it in modules.items() if isinstance(it, SimulatedNetwork)]
     shown = {path: path for path in modules}

@@ -197,7 +197,7 @@ def test_the_module_that_was_exported_is_said(tmp_path):
         load_network(tmp_path / "inner.pt", Classifier(lenet))
     with pytest.raises(ValueError, match="What was exported is a module that holds it as 'network'. Pass that module"):
         load_network(tmp_path / "outer.pt", lenet)
-    with pytest.raises(TypeError, match="`model` to be a torch.nn.Module, but got the class LeNet. Make one: LeNet"):
+    with pytest.raises(TypeError, match="`model` to be a torch.nn.Module, but got the class LeNet: make"):
         load_network(tmp_path / "inner.pt", LeNet)
     # What the remedies say works.
     assert torch.equal(load_network(tmp_path / "inner.pt", Classifier(lenet).network)(x), inner(x))

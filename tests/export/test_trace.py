@@ -443,7 +443,7 @@ def test_refused_names_are_those_of_the_user_also_when_compiled():
 
 @pytest.mark.parametrize("model", [None, "net", torch.rand, nn.Linear])
 def test_what_is_no_model(model):
-    with pytest.raises(TypeError, match=r"Expected argument `model` to be a torch.nn.Module, but got [\w ]+\."):
+    with pytest.raises(TypeError, match=r"Expected argument `model` to be a torch.nn.Module, but got [\w :]+\."):
         to_snntorch(model, torch.rand(20, 6), timesteps=T)
 
 
