@@ -14,6 +14,7 @@ from snnreg_plugins.export.normalize import normalized
 from snnreg_plugins.export.refusals import ConversionError, is_users, misfit
 from snnreg_plugins.export.tracer import Tracer
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.layers import spikes_already
 
 # torch.fx patches nn.Module for all threads while it traces.
 _TRACING = threading.RLock()
@@ -48,6 +49,11 @@ def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument:
         as_module("model", model)
     if any(isinstance(module, SpikingNetwork) for module in model.modules()):
         raise ConversionError(f"{type(model).__name__} holds a spiking network already. Pass the DNN it was made from.")
+    if until is None and spikes_already(model):
+        raise ConversionError(
+            f"{type(model).__name__} has spiking neurons already, and is no DNN to export. SpikingValidation, "
+            "report(None, network, data) and profile(network, inputs) measure it as it is."
+        )
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(

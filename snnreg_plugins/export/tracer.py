@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import operator
 from collections.abc import Callable, Iterator
@@ -24,13 +25,9 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 class _Known(fx.Proxy):
     """A value of the traced forward, which knows what it is for the samples.
 
-    It says that it is of the class of that value, as ``isinstance(x, Tensor)`` asks. A size may be used as a plain
-    number, which it then is in the graph too.
+    To ``isinstance(x, Tensor)`` in Python it is of the class of that value; not to C, which would take it for the
+    memory of a tensor. A size may be used as a plain number, which it then is in the graph too.
     """
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self.node.meta["known"])
 
     def __getattr__(self, k: str) -> Any:
         value = getattr(self.node.meta["known"], k)
@@ -42,7 +39,7 @@ class _Known(fx.Proxy):
 
     def _number(self) -> Any:
         known = self.node.meta["known"]
-        if isinstance(known, Tensor):
+        if isinstance(known, Tensor) or self.node.meta["read"]:
             raise TraceError("symbolically traced variables cannot be used as inputs to control flow")
         # The number of dimensions is the same for every input that fits.
         self.node.meta["is_number"] = self.node.target not in ("dim", "ndimension")
@@ -75,8 +72,8 @@ class _Known(fx.Proxy):
 class Tracer(fx.Tracer):
     """Traces a forward with the samples as its one argument; all others keep their defaults.
 
-    Every node's ``meta["known"]`` is what it gives for the samples, and ``meta["is_number"]`` tells of a size that
-    forward has used as a plain number.
+    Every node's ``meta["known"]`` is what it gives for the samples, ``meta["is_number"]`` tells of a size that forward
+    has used as a plain number, and ``meta["read"]`` of a number that was read out of values.
 
     Args:
         samples: Inputs ``(B, ...)`` that are all of the batch's.
@@ -91,7 +88,7 @@ class Tracer(fx.Tracer):
         self._computing = False
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with _length_is_a_size(root):
+        with _length_is_a_size(root), _instances_of_what_is_known():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -132,6 +129,11 @@ class Tracer(fx.Tracer):
         except Exception:
             self.computing_failed = True
             raise
+        # A number that is no size was read out of values, which differ from sample to sample.
+        reads = node.op == "call_method" and node.target in ("item", "tolist")
+        node.meta["read"] = reads or any(source.meta["read"] for source in node.all_input_nodes)
+        if node.meta["read"] and isinstance(node.meta["known"], Tensor):
+            raise TraceError("what is computed depends on values that item() or tolist() read out of the input")
         return node
 
     def _compute(self, node: fx.Node) -> Any:
@@ -174,6 +176,23 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(obj)
+
+
+@contextmanager
+def _instances_of_what_is_known() -> Iterator[None]:
+    """Have ``isinstance`` see what is known of a value, wherever a forward leads; one thread traces at a time."""
+    builtins.isinstance = _isinstance
+    try:
+        yield
+    finally:
+        builtins.isinstance = _is_instance
+
+
+_is_instance = isinstance
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    return _is_instance(value, kinds) or (type(value) is _Known and _is_instance(value.node.meta["known"], kinds))
 
 
 @contextmanager

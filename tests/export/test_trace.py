@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
+import snntorch
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -285,6 +287,25 @@ class OwnWeights(nn.Module):
         return F.linear(F.relu(self.a(x)), self.w * F.relu(self.a(x))[:1])
 
 
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def _twice(x):
+    return 2.0 * x
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    twice = torch.jit.script(_twice)
+
+
 class DataDependent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -397,6 +418,22 @@ REFUSED = {
     "spiking already": (
         lambda: Wrapped(to_snntorch(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), torch.rand(9, 6), timesteps=1)),
         "Wrapped holds a spiking network already", "Pass the DNN it was made from",
+    ),
+    "the user's own neurons": (
+        lambda: small(lambda m, x: m.lif(m.a(x)), lif=snntorch.Leaky(0.9, init_hidden=True)),
+        "Chain has spiking neurons already", r"report(None, network, data) and profile(network, inputs) measure it",
+    ),
+    "function of autograd": (lambda: small(lambda m, x: m.relu(Rounded.apply(m.a(x)))), "Cannot convert round"),
+    "tensor of a value": (lambda: small(lambda m, x: m.c(torch.as_tensor(m.relu(m.a(x))))), "cannot be traced"),
+    "vmap": (lambda: small(lambda m, x: m.c(torch.vmap(m.relu)(m.a(x)))), "cannot be traced"),
+    "compiled function": (lambda: small(lambda m, x: m.c(m.relu(twice(m.a(x))))), "cannot be traced"),
+    "branch on a value": (
+        lambda: small(lambda m, x: m.c(m.relu(m.a(x / 255 if x[0].max().item() > 1.0 else x)))), "cannot be traced",
+        "Move data-dependent control flow",
+    ),
+    "scale by a value": (
+        lambda: small(lambda m, x: m.c(m.relu(m.a(x * sum(x[0].tolist()))))), "cannot be traced",
+        "read out of the input",
     ),
     "list of modules": (lambda: nn.ModuleList([nn.Linear(6, 3)]), "ModuleList has no forward()", "Pass the network"),
     "no ReLU": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "does not depend on any ReLU"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+
 import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins.export.tracer import Tracer
 
@@ -125,3 +128,19 @@ def loops_over_a_batch(self, x):
 def test_what_depends_on_values_is_refused(forward):
     with pytest.raises(fx.proxy.TraceError):
         traced(forward, torch.rand(2, 3, 6, 6))
+
+
+def test_calls_of_reentrant_checkpointing_are_followed():
+    samples = torch.rand(2, 3, 6, 6)
+    _, found, expected = traced(lambda self, x: checkpoint(self.conv, x, use_reentrant=True), samples)
+    assert torch.equal(found, expected)
+    assert type(builtins.isinstance) is type(len)  # as it was
+
+
+def test_numbers_read_out_of_values_may_be_shown():
+    def shows(self, x):
+        str((x.mean().item(), x.tolist()))
+        return self.conv(x)
+
+    _, found, expected = traced(shows, torch.rand(2, 3, 6, 6))
+    assert torch.equal(found, expected)
