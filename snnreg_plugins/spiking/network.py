@@ -183,7 +183,10 @@ class SpikingNetwork(SimulatedNetwork):
 
         What is computed once reads a constant current, which images of 0 to 255 are too.
         """
-        return events_in(self.body, self.neurons.describe)._replace(analog=frozenset(self.encoder.modules()))
+        return events_in(self.body, self.neurons.describe)._replace(
+            analog=frozenset(self.encoder.modules()),
+            averaged=frozenset(() if self.head is None else self.head.modules()),
+        )
 
     @property
     def levels(self) -> dict[str, Tensor]:

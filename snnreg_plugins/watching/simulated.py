@@ -14,11 +14,13 @@ class Known(NamedTuple):
         readers: Modules whose input holds events in every call.
         sources: Modules whose output does.
         analog: Modules whose input is a current and no spikes: numbers above 1 are multiplied, whole ones too.
+        averaged: Modules that read means over the time steps, which are no events any more.
     """
 
     readers: frozenset[nn.Module] = frozenset()
     sources: frozenset[nn.Module] = frozenset()
     analog: frozenset[nn.Module] = frozenset()
+    averaged: frozenset[nn.Module] = frozenset()
 
 
 class SimulatedNetwork(nn.Module):

@@ -137,6 +137,7 @@ class Tally(Watch):
         self._reads_events = [module in known.readers for module in self.index]
         self._emits_events = [module in known.sources for module in self.index]
         self._is_analog = [module in known.analog for module in self.index]
+        self._is_averaged = [module in known.averaged for module in self.index]
         #: Pairs of a row's name and what of it was not counted; a reset does not forget them.
         self.missed: dict[tuple[str, str], None] = {}
         self._multiples = Multiples()
@@ -307,7 +308,7 @@ class Tally(Watch):
         return super().table()
 
     def _count_any(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> None:
-        how = self._multiples.find(x) if len(self._multiples) else None
+        how = self._multiples.find(x) if len(self._multiples) and not self._is_averaged[row] else None
         if how is not None:
             x = self._multiples.events(x)
             if how.hidden and how.factor != 1 and self._looks is not None:
@@ -316,12 +317,9 @@ class Tally(Watch):
         synapses = self._synapses_of(row, layer, shape)
         steps = 1 if call is None else call.steps
         costs = synapses.count_steps(x, steps, real=self._real[row])
-        if (
-            self._is_analog[row]
-            and not (call is not None and call.events)
-            and any(sops for sops, _, _ in costs)
-            and not bool(((x == 0) | (x == 1)).all())
-        ):
+        currents = self._is_analog[row] and not (call is not None and call.events)
+        currents = self._is_averaged[row] or (currents and not bool(((x == 0) | (x == 1)).all()))
+        if currents and any(sops for sops, _, _ in costs):
             costs = [(0, active, dense) for active, _, dense in synapses.count_steps((x != 0).to(x.dtype), steps)]
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]

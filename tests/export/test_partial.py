@@ -83,6 +83,11 @@ def test_what_spikes_and_what_does_not_is_counted_apart():
     # Once, not in every step, though not more than the neurons that spiked at all.
     assert 0 < macs["4"] <= 7 * 5
     assert macs["6"] == 5 * 3
+    network.timesteps = 1  # a mean of one step is a number too
+    with SynapticOperations(network) as operations:
+        network(x)
+        assert operations.by_layer()["4"] == 0
+        assert 0 < operations.by_layer("effective_macs")["4"] <= 7 * 5
 
 
 @pytest.mark.parametrize("until", ["relu", "block"])
