@@ -79,6 +79,25 @@ def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tens
             yield batch[0], batch[1]
 
 
+def mean_frame(inputs: Tensor, time_dim: int | None, dtype: torch.dtype) -> Tensor:
+    r"""Give what a DNN sees of inputs with a dimension of time: their mean over the steps.
+
+    .. math:: \bar{x} = \frac{1}{T} \sum_t x_t
+
+    The rates of a spiking network that reads :math:`x_t` in step t follow it.
+
+    Args:
+        inputs: Inputs.
+        time_dim: Their dimension of time; None if they have none, and stay as they are.
+        dtype: Type of the mean.
+
+    Example:
+        >>> mean_frame(torch.tensor([[[0, 1]], [[1, 1]]]), 0, torch.float32)  # T = 2, B = 1
+        tensor([[0.5000, 1.0000]])
+    """
+    return inputs if time_dim is None else inputs.to(dtype).mean(time_dim)
+
+
 def begun(batches: Iterator[T]) -> tuple[T | None, Iterator[T]]:
     """Take a look at the first of some batches.
 

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._batches import Calibration, begun, inputs_of
+from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._models import device_of
+from snnreg_plugins._models import as_module, device_of, dtype_of
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.reports.compare import Comparison, Events, comparisons, reads
 from snnreg_plugins.reports.diagnosis import Diagnosis, LayerDiagnosis, SharedSynapses
@@ -82,11 +82,16 @@ def diagnose(
         )
     if dnn is None:
         raise TypeError(f"Expected argument `dnn` to be what the network was exported from, but got None. {without}")
+    as_module("dnn", dnn)
     limit_samples = None if limit_samples is None else as_integer("limit_samples", limit_samples)
-    first, walk = begun(_inputs(data, limit_samples))
+    time = network.time_dim
+    batch_dim = int(time == 0)
+    batches = [data] if isinstance(data, Tensor) and time is not None else data
+    first, walk = begun(_inputs(batches, limit_samples, batch_dim))
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
-    traced = traced_faithfully(dnn, first, network.conversion.get("until"))
+    see = partial(mean_frame, time_dim=time, dtype=dtype_of(dnn))
+    traced = traced_faithfully(dnn, see(first), network.conversion.get("until"))
     timesteps, samples = network.timesteps, 0
     compared = comparisons(traced, network)
     with (
@@ -98,11 +103,11 @@ def diagnose(
         for comparison in compared.values():
             comparison.watch(hooks)
         for inputs in walk:
-            traced(inputs.to(device_of(traced)))
+            traced(see(inputs).to(device_of(traced)))
             network(inputs.to(device_of(network)))
             for comparison in compared.values():
-                comparison.add(inputs, timesteps)
-            samples += len(inputs)
+                comparison.add(see(inputs), timesteps)
+            samples += inputs.shape[batch_dim]
     events = Events(network, tally)
     layers = _layers(compared, reads(traced), events)
     worst = max((one for one in layers if one.added is not None), key=lambda one: one.added or 0.0, default=None)
@@ -191,18 +196,20 @@ def _advice(worst: LayerDiagnosis | None, network: SpikingNetwork) -> tuple[str 
     )
 
 
-def _inputs(data: Calibration, limit: int | None) -> Iterator[Tensor]:
+def _inputs(data: Calibration, limit: int | None, batch_dim: int) -> Iterator[Tensor]:
     """Walk the first inputs in small batches."""
     shape, left = None, limit
     for inputs in inputs_of(data, argument="data"):
-        shape = inputs.shape[1:] if shape is None else shape
-        if inputs.shape[1:] != shape:
+        own = torch.Size([*inputs.shape[:batch_dim], *inputs.shape[batch_dim + 1 :]])
+        shape = own if shape is None else shape
+        if own != shape:
             raise ValueError(
-                f"Expected argument `data` to hold inputs of one shape, but got {tuple(shape)} and "
-                f"{tuple(inputs.shape[1:])}."
+                f"Expected argument `data` to hold inputs of one shape, but got {tuple(shape)} and {tuple(own)}."
             )
-        yield from inputs[:left].split(_CHUNK)  # type: ignore[no-untyped-call]
+        size = inputs.shape[batch_dim]
+        taken = inputs if left is None else inputs.narrow(batch_dim, 0, min(left, size))
+        yield from taken.split(_CHUNK, batch_dim)  # type: ignore[no-untyped-call]
         if left is not None:
-            left -= min(left, len(inputs))
+            left -= min(left, size)
             if left == 0:
                 return

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from snnreg_plugins._batches import begun, pairs_of
+from snnreg_plugins._batches import begun, mean_frame, pairs_of
 from snnreg_plugins._checks import as_integers
-from snnreg_plugins._models import device_of, eval_and_back
+from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import EnergyTable, energy_table
 from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score, loss_of_modules
@@ -62,7 +63,9 @@ def report(
         dnn: The DNN: input ``(B, ...)`` to one tensor of outputs; None to report on ``network`` alone.
         network: The spiking network exported from it; or with no DNN any network with spiking neurons.
         data: (input, target) batches, such as a DataLoader: input ``(B, ...)``, targets such as class indices ``(B,)``.
-        steps: The numbers of time steps to report; of no use for a network with a time loop of its own.
+        steps: The numbers of time steps to report; of no use for a network with a time loop of its own. Where inputs
+            have a dimension of time (``network.time_dim``), those up to the steps that they have, which are added; the
+            DNN sees the mean over them.
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits; above 0 is a yes), ``"multilabel"`` (the same),
             ``"regression"``, or a metric of torchmetrics, which gets outputs and targets. If None, the targets tell,
@@ -104,9 +107,14 @@ def report(
     name = table if isinstance(table, str) else "custom"
     if not isinstance(network, SpikingNetwork):
         return measure_own(network, pairs, prices, name, metric=metric, loss=loss, readout=readout)
+    time = network.time_dim
+    if time is not None:
+        held = first[0].shape[time]
+        ascending = sorted({held, *(step for step in ascending if step < held)})
     longest = ascending[-1]
     at = network.timesteps if network.timesteps in ascending else longest
-    traced = None if dnn is None else traced_faithfully(dnn, first[0], network.conversion.get("until"))
+    see = partial(mean_frame, time_dim=time, dtype=torch.float32 if dnn is None else dtype_of(dnn))
+    traced = None if dnn is None else traced_faithfully(dnn, see(first[0]), network.conversion.get("until"))
     samples, scores = 0, _Scores(ascending)
     with (
         torch.no_grad(),
@@ -117,13 +125,13 @@ def report(
     ):
         for inputs, targets in pairs:
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
-            outputs = running[-1] if traced is None else traced(inputs.to(device_of(traced))).cpu()
+            outputs = running[-1] if traced is None else traced(see(inputs).to(device_of(traced))).cpu()
             if not samples:
                 scores.begin(choose_score(outputs, targets, loss, metric))
             behind.count()
             scores.add(outputs, running, targets)
             summed = behind.values or running[0, 0].numel()
-            samples += len(inputs)
+            samples += running.shape[1]
     spiking = _layers_that_spike(network, of_snn)
     by_steps = {T: Counts.of(of_snn, spiking, T).plus(behind.counts(T)) for T in ascending}
     return Report(
@@ -151,6 +159,8 @@ def report(
 
 def _require_spiking(dnn: nn.Module | None, network: Any) -> None:
     """Raise a TypeError unless there is something to report on."""
+    if dnn is not None:
+        as_module("dnn", dnn)
     if isinstance(network, SpikingNetwork):
         return
     own = isinstance(network, nn.Module) and spikes_already(network)

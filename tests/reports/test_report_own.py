@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from snnreg_plugins import ExportReport, diagnose, load_network, report, to_snntorch, write_page
+from snnreg_plugins import ExportReport, SynapticOperations, diagnose, load_network, report, to_snntorch, write_page
 from snnreg_plugins.modules import SpikingClassifier
 from snnreg_plugins.reports.report import Report
 from tests.callbacks.test_export_report import Data, fit
@@ -168,6 +168,48 @@ def test_a_network_without_neurons_has_no_rate(tmp_path):
     result.save_json(tmp_path / "report.json")
     assert Report.load_json(tmp_path / "report.json") == result
     assert "no neurons" in write_page(result, tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def events(*sizes):
+    """Batches (T, B, ...)."""
+    return list(zip(EVENTS.split(sizes, 1), CLASSES.split(sizes), strict=True))
+
+
+def test_events_are_read_step_by_step_and_the_dnn_sees_their_mean():
+    torch.manual_seed(0)
+    dnn = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
+    network = to_snntorch(dnn, EVENTS.mean(0), timesteps=6)
+    network.time_dim = 0
+    result = report(dnn, network, events(30, 10), steps=(2, 4, 32))
+    assert [step.timesteps for step in result.steps] == [2, 4, 6]
+    assert result.samples == 40
+    mean = EVENTS.mean(0)
+    with torch.no_grad(), SynapticOperations(network) as operations:
+        scores = network(EVENTS)
+    with torch.no_grad(), recorded(network, nn.Linear) as read:
+        running = network(EVENTS, per_step=True)
+        assert result.dnn.accuracy == float((dnn(mean).argmax(1) == CLASSES).double().mean())
+    for step, ran in zip(result.steps, (running[1], running[3], scores), strict=True):
+        assert step.accuracy == float((ran.argmax(1) == CLASSES).double().mean())
+    assert result.steps[-1].sops == float(operations.compute())
+    assert next(layer.sops for layer in result.layers if layer.name == "0") == brute_force_costs(read)["0"][0] / 40
+    assert result.steps[-1].effective_macs == 0.0
+
+    found, half = (diagnose(dnn, network, EVENTS, limit_samples=limit) for limit in (None, 30))
+    assert (found.samples, half.samples) == (40, 30)
+    (layer,) = found.layers
+    assert diagnose(dnn, network, [EVENTS[:, :30], EVENTS[:, 30:]]).layers[0].error == pytest.approx(layer.error)
+    with torch.no_grad():
+        assert layer.activation == pytest.approx(float(dnn[:2](mean).mean()))
+
+
+def test_what_is_no_dnn_is_told():
+    network = to_snntorch(nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)), X, timesteps=2)
+    for given in ("dnn", nn.Linear):
+        with pytest.raises(TypeError, match="Expected argument `dnn` to be a"):
+            report(given, network, batches())
+        with pytest.raises(TypeError, match="Expected argument `dnn` to be a"):
+            diagnose(given, network, X)
 
 
 # At the end of a fit.
