@@ -268,7 +268,8 @@ class Description:
             return _Value(left.shape, (left.terms, right.terms))
         if len(values) == 1 and values[0] is args[0] and node.target in _MOVES:
             return self._moved(node, values[0], args[1:], kwargs)
-        raise RefusalError(_name(node), f"NIR has no {_name(node).rstrip('_0123456789')}", SAVE)
+        what = "indexing" if node.target is operator.getitem else _name(node).rstrip("_0123456789")
+        raise RefusalError(_name(node), f"NIR has no {what}", SAVE)
 
     def _constant(self, node: fx.Node, left: Any, right: Any) -> _Value:
         """Describe arithmetic with a number, or a tensor of the network's own."""
@@ -358,7 +359,7 @@ class _Walk(fx.Interpreter):
         if n.op == "call_module":
             return self.description.module(n, self.fetch_attr(str(n.target)), args)
         reads_tensor = any(isinstance(self.env[source], _Value) for source in n.all_input_nodes)
-        if n.op in ("call_function", "call_method") and reads_tensor and n.target is not operator.getitem:
+        if n.op in ("call_function", "call_method") and reads_tensor:
             return self.description.function(n, args, kwargs)
         return super().run_node(n)
 

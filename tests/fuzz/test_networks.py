@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 import snnreg_plugins
-from snnreg_plugins import SynapticOperations, load_network, save_network, to_norse, to_snntorch
+from snnreg_plugins import (
+    ConversionError,
+    SynapticOperations,
+    from_nir,
+    load_network,
+    save_network,
+    to_nir,
+    to_norse,
+    to_snntorch,
+)
 from snnreg_plugins.functional import OneToOne
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS
 from tests.fuzz.networks import Writer, load
@@ -68,6 +77,7 @@ def check(seed, tmp_path):
     converges(seed, network, x, expected)
     costs_are_exact(seed, network, x[:2])
     is_the_same_from_a_file(seed, network, make().double(), x[:3], tmp_path)
+    is_the_same_from_nir(seed, network, x[:3], tmp_path)
     takes_another_size(seed, network, net.eval(), x)
     return "exported"
 
@@ -103,6 +113,16 @@ def is_the_same_from_a_file(seed, network, fresh, x, tmp_path):
         assert torch.equal(load_network(tmp_path / "spiking.pt", fresh)(x), network(x)), (
             f"seed {seed}: another from a file"
         )
+
+
+def is_the_same_from_nir(seed, network, x, tmp_path):
+    try:
+        to_nir(network, tmp_path / "network.nir")
+    except ConversionError:
+        return
+    again = from_nir(tmp_path / "network.nir", "snntorch" if seed % 2 else "norse")
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), network(x), msg=f"seed {seed}: another from NIR")
 
 
 def takes_another_size(seed, network, net, x):

@@ -15,10 +15,19 @@ from torch import nn
 from snnreg_plugins import ConversionError, from_nir, to_nir, to_snntorch
 from snnreg_plugins.nir.nodes import UnfitError, elementwise
 from tests import nets
+from tests.nets import Chain
 from tests.nir.networks import FLAT, RELU, layers, made, named
 
 CONV = nn.Conv2d(1, 4, 3)
+
+
+def every_second():
+    net = Chain(lambda m, x: m.c(m.relu(m.a(x))[:, ::2]), a=nn.Linear(6, 8), relu=nn.ReLU(), c=nn.Linear(4, 3))
+    return net, torch.rand(20, 6)
+
+
 REFUSED = {
+    "part of the channels": (every_second, "'getitem'.*NIR has no indexing"),
     "max pooling": (layers(CONV, RELU(), nn.MaxPool2d(2), FLAT(), nn.Linear(36, 3)), "'2'.*average pooling"),
     "padding mode": (made("padding_modes"), "'0'.*padding_mode='circular'.*zeros"),
     "transposed": (made("transposed"), "'2'.*ConvTranspose2d.*save_network"),
