@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from snnreg_plugins._files import as_path
 from snnreg_plugins.data.base import _ImageData
 
 _UNSIGNED_BYTE = 0x08  # the IDX code of the element type
+# Bytes of a file; those of MNIST have 47 million.
+_LARGEST = 1 << 28
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
@@ -33,31 +36,44 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Raises:
         ValueError: If the file is no such file, is damaged, or is too short or too long for its header.
     """
-    data = path.read_bytes()
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"Expected {path} to be a whole gzip file, but it is damaged: {error}") from error
-
-    magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
-    if data[:4] != magic:
-        raise ValueError(
-            f"Expected {path} to be an IDX file of unsigned bytes in {dimensions} dimension(s), which starts "
-            f"with {magic.hex(' ')}, but it starts with {data[:4].hex(' ') or 'nothing'}."
-        )
     header = 4 + 4 * dimensions
-    if len(data) < header:
-        raise ValueError(f"Expected {path} to have a header of {header} bytes, but it holds {len(data)} bytes.")
-    shape = [int.from_bytes(data[start : start + 4], "big") for start in range(4, header, 4)]
-    count = math.prod(shape)
-    if count == 0 or len(data) != header + count:
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.open(raw) if is_gzip else nullcontext(raw) as file:
+                shape = _shape(path, file.read(header), dimensions)
+                # One byte more than there should be, and no more of what a small file may grow to.
+                count = math.prod(shape)
+                data = file.read(count + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"Expected {path} to be a whole gzip file, but it is damaged: {error}") from error
+    if count == 0 or len(data) != count:
+        found = f"more than {count}" if len(data) > count else len(data)
         raise ValueError(
             f"Expected {path} to hold at least one element and {count} bytes after its header, as its shape "
-            f"{tuple(shape)} says, but got {len(data) - header} bytes."
+            f"{shape} says, but got {found} bytes."
         )
     # A bytearray, because torch warns about memory that cannot be written.
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).reshape(shape)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape)
+
+
+def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+    """Read the header of an IDX file."""
+    magic = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
+    if header[:4] != magic:
+        raise ValueError(
+            f"Expected {path} to be an IDX file of unsigned bytes in {dimensions} dimension(s), which starts "
+            f"with {magic.hex(' ')}, but it starts with {header[:4].hex(' ') or 'nothing'}."
+        )
+    if len(header) < 4 + 4 * dimensions:
+        raise ValueError(
+            f"Expected {path} to have a header of {4 + 4 * dimensions} bytes, but it holds {len(header)} bytes."
+        )
+    shape = tuple(int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4))
+    if math.prod(shape) > _LARGEST:
+        raise ValueError(f"Expected {path} to hold at most {_LARGEST:,} bytes, but its shape is {shape}.")
+    return shape
 
 
 class MNIST(_ImageData):

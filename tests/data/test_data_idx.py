@@ -1,4 +1,5 @@
 import gzip
+import tracemalloc
 import math
 import re
 import sys
@@ -76,8 +77,9 @@ ZIPPED = gzip.compress(GOOD, mtime=0)  # processes that share the tests must col
         (idx(torch.arange(24)), "in 3 dimension.* but it starts with 00 00 08 01"),
         (GOOD[:10], "header of 16 bytes, but it holds 10 bytes"),
         (GOOD[:-1], r"24 bytes after its header, as its shape \(2, 3, 4\) says, but got 23 bytes"),
-        (GOOD + b"\x00", "24 bytes after its header, .* but got 25 bytes"),
+        (GOOD + b"\x00", "24 bytes after its header, .* but got more than 24 bytes"),
         (idx(torch.zeros(0, 28, 28)), "at least one element"),
+        (GOOD[:4] + b"\xff" * 12, "at most 268,435,456 bytes, but its shape is"),
         (ZIPPED[:-9], "whole gzip file"),
         (ZIPPED[:-8] + b"\x00" * 8, "whole gzip file.*CRC"),
         (ZIPPED[:12] + b"\xff" * 6 + ZIPPED[18:], "whole gzip file"),
@@ -90,6 +92,19 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, data, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_idx(path, dimensions=3)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("begins", [GOOD, b""], ids=["what should be there", "nothing"])
+def test_a_small_file_does_not_grow(tmp_path, begins):
+    path = tmp_path / "small-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(begins + bytes(1 << 26), mtime=0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="but got more than 24 bytes|but it starts with 00 00 00 00"):
+            read_idx(path, dimensions=3)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("zipped", [False, True])
