@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._files import atomic
+from snnreg_plugins._imports import needed
 from snnreg_plugins._text import in_joules, in_short, one_line
 
 if TYPE_CHECKING:
@@ -176,11 +177,9 @@ def histograms_figure(values: Mapping[str, Any], title: str, unit: str, bins: in
 
 
 def _matplotlib(what: str) -> tuple[Callable[..., Any], Any]:
-    try:
+    with needed(what, "matplotlib", "snnreg_plugins[plot]"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModuleNotFoundError(f'{what} needs matplotlib: pip install "snnreg_plugins[plot]"') from error
     return rc_context, Figure
 
 

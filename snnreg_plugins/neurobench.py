@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from snnreg_plugins._imports import needed
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.layers import neuron_layers
 
@@ -24,14 +25,10 @@ def make() -> type:
     Raises:
         ModuleNotFoundError: If NeuroBench, or something that it needs, is missing.
     """
-    try:
+    with needed("NeuroBenchNetwork", "neurobench", "snnreg_plugins[neurobench]"):
         from neurobench.hooks.layer import LayerHook
         from neurobench.hooks.neuron import NeuronHook
         from neurobench.models import NeuroBenchModel
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f'NeuroBenchNetwork needs neurobench: pip install "snnreg_plugins[neurobench]" ({error})'
-        ) from error
 
     class OutputHook(NeuronHook):  # type: ignore[misc]
         """Keeps the spikes alone of a neuron that returns its state beside them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_flag
 from snnreg_plugins._files import as_path
+from snnreg_plugins._imports import needed
 from snnreg_plugins.data.base import _ImageData
 
 
@@ -100,12 +101,8 @@ class CIFAR10(_ImageData):
         return images, torch.tensor(dataset.targets)
 
     def _read(self, train: bool, download: bool) -> Any:
-        try:
+        with needed("CIFAR10", "torchvision", "snnreg_plugins[vision]"):
             from torchvision import datasets
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                'CIFAR10 needs torchvision to read its data: pip install "snnreg_plugins[vision]"'
-            ) from error
         try:
             return datasets.CIFAR10(str(self.root), train=train, download=download)
         except (OSError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_integer
+from snnreg_plugins._imports import needed
 from snnreg_plugins.data.base import _ImageData
 
 
@@ -59,12 +60,8 @@ class Digits(_ImageData):
         self.image_shape = (1, self.size, self.size)
 
     def _load(self, train: bool) -> tuple[Tensor, Tensor]:
-        try:
+        with needed("Digits", "sklearn", "snnreg_plugins[digits]"):
             from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                'Digits needs scikit-learn, which holds its images: pip install "snnreg_plugins[digits]"'
-            ) from error
 
         digits = load_digits()
         images = torch.from_numpy(digits.images).unsqueeze(1) * (self._white // 16)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from snnreg_plugins._checks import as_flag
 from snnreg_plugins._files import as_path
+from snnreg_plugins._imports import needed
 from snnreg_plugins.data.base import _ImageData
 
 _UNSIGNED_BYTE = 0x08  # the IDX code of the element type
@@ -139,7 +140,8 @@ class MNIST(_ImageData):
         if not self.download or self._folder() is not None:
             return
         try:
-            from torchvision import datasets
+            with needed(self._name, "torchvision", "snnreg_plugins[vision]"):
+                from torchvision import datasets
 
             getattr(datasets, self._name)(str(self.root), download=True)
         except (ImportError, OSError, RuntimeError) as error:

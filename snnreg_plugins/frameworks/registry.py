@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from snnreg_plugins._imports import needed
 from snnreg_plugins.frameworks.base import Framework, Neurons, Target, package_of
 
 
 def _snntorch() -> Neurons:
-    from snnreg_plugins.frameworks.snntorch import NEURONS
+    with needed("A network of snnTorch neurons", "snntorch", "snntorch"):
+        from snnreg_plugins.frameworks.snntorch import NEURONS
 
     return NEURONS
 
 
 def _norse() -> Neurons:
-    from snnreg_plugins.frameworks.norse import NEURONS
+    with needed("A network of Norse neurons", "norse", "norse"):
+        from snnreg_plugins.frameworks.norse import NEURONS
 
     return NEURONS
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from snnreg_plugins._checks import as_integers, one_of
 from snnreg_plugins._files import atomic
+from snnreg_plugins._imports import needed
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.registry import exported_to
 from snnreg_plugins.nir.describe import FORMAT, Description
@@ -72,10 +73,8 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
         True
     """
     import_h5py()
-    try:
+    with needed("A NIR file", "nir and h5py", "snnreg_plugins[nir]"):
         import nir
-    except ImportError as error:
-        raise ImportError('NIR files need nir and h5py: pip install "snnreg_plugins[nir]"') from error
     require_network(network)
     graph: Any = Description(network, _input_shape(network, input_shape)).graph
     nodes = {}

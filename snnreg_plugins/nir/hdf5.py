@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from snnreg_plugins._files import require_file
+from snnreg_plugins._imports import needed
 
 #: Groups and datasets as dictionaries, arrays, strings, and lists of pairs of strings.
 Tree = dict[str, Any]
@@ -56,10 +57,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StrictFile]:
 
 def import_h5py() -> Any:
     """Import h5py, or say how to install it."""
-    try:
+    with needed("A NIR file", "nir and h5py", "snnreg_plugins[nir]"):
         import h5py
-    except ImportError as error:
-        raise ImportError('NIR files need nir and h5py: pip install "snnreg_plugins[nir]"') from error
     return h5py
 
 

@@ -1,9 +1,9 @@
 import gzip
-import tracemalloc
 import math
 import re
 import sys
 import threading
+import tracemalloc
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
