@@ -27,7 +27,7 @@ def every_second():
 
 
 REFUSED = {
-    "part of the channels": (every_second, "'getitem'.*NIR has no indexing"),
+    "part of the channels": (every_second, "'getitem.*NIR has no indexing"),
     "max pooling": (layers(CONV, RELU(), nn.MaxPool2d(2), FLAT(), nn.Linear(36, 3)), "'2'.*average pooling"),
     "padding mode": (made("padding_modes"), "'0'.*padding_mode='circular'.*zeros"),
     "transposed": (made("transposed"), "'2'.*ConvTranspose2d.*save_network"),
