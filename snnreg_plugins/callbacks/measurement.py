@@ -17,8 +17,9 @@ from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks, uncompiled, uncompiled_calls
 from snnreg_plugins.watching.layers import time_dim
+from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
-from snnreg_plugins.watching.tally import Observer, Tally
+from snnreg_plugins.watching.tally import Tally
 
 
 class Randomness:

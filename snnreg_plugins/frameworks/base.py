@@ -98,6 +98,8 @@ class Framework:
         name: Its name, which is that of its package.
         stateful: Names of the classes from which all of its modules derive that keep a state over time steps.
         non_spiking: Of these, classes that give no spikes.
+        parallel: Of the stateful ones, classes that take all steps in one call, and begin each from a fresh state.
+        decaying: Of these, classes whose own products are decays alone, and no synapses.
         one_to_one: Classes of synapses, each of which has one target.
         without_leak: Classes of neurons that keep their whole potential.
         time_dim: From a neuron to the dimension of time in its output; None if it takes one step at a call.
@@ -108,6 +110,8 @@ class Framework:
     name: str
     stateful: Set[str]
     non_spiking: Set[str] = frozenset()
+    parallel: Set[str] = frozenset()
+    decaying: Set[str] = frozenset()
     one_to_one: Set[str] = frozenset()
     without_leak: Set[str] = frozenset()
     time_dim: Callable[[nn.Module], int | None] = one_step

@@ -22,11 +22,12 @@ def _norse() -> Neurons:
     return NEURONS
 
 
+_SNNTORCH_PARALLEL = {"LeakyParallel", "StateLeaky", "AssociativeLeaky"}
 _NORSE_TIME_FIRST = {"SNN", "SNNRecurrent"}
 
 
 def _snntorch_time(neuron: nn.Module) -> int | None:
-    return 0 if FRAMEWORKS["snntorch"].has(neuron, {"LeakyParallel"}) else None
+    return 0 if FRAMEWORKS["snntorch"].has(neuron, _SNNTORCH_PARALLEL) else None
 
 
 def _norse_time(neuron: nn.Module) -> int | None:
@@ -49,6 +50,8 @@ FRAMEWORKS: dict[str, Framework] = {
         Framework(
             name="snntorch",
             stateful={"SpikingNeuron", "LeakyParallel"},
+            parallel=_SNNTORCH_PARALLEL,
+            decaying={"StateLeaky"},
             one_to_one={"RecurrentOneToOne"},
             time_dim=_snntorch_time,
             forget="reset_mem",

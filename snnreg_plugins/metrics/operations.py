@@ -51,7 +51,9 @@ class SynapticOperations(WatchingMetric):
     them. A product of two activities, as queries with keys, costs one effective MAC for each pair of non-zero operands
     that meet, and no SOPs. Attention in one operation counts as if written out: all queries with all keys, then the
     softmax without its dropout, 0 where masked, with the values. Element-wise products are no synapses, unless they
-    spread an activity over weights. What multiplies and cannot be counted is named in a warning.
+    spread an activity over weights; nor are the decays of neurons, however they are computed. What ``nn.LSTM``,
+    ``nn.GRU`` and ``nn.RNN`` multiply is told by what they read and give, step by step. What multiplies and cannot be
+    counted is named in a warning.
 
     Stepping the model through time from outside counts each sample once, if its states are reset between batches.
     Every pass counts, that of a training batch too: to log it in validation, reset it in
@@ -151,14 +153,16 @@ class SynapticOperations(WatchingMetric):
 
         The n-th call of a layer in a pass is the n-th step of that pass, and a pass that goes on with the states of
         the last one begins where that ended. So a layer that is called once in a pass (analog, or on all steps at
-        once) costs at its first step alone, and one that a network calls twice in each step has twice the steps.
+        once) costs at its first step alone, and one that a network calls twice in each step has twice the steps. The
+        steps of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` are those of their sequence, in both directions.
 
         Raises:
-            RuntimeError: If layers were called one by one from outside: no step can be told.
+            RuntimeError: If layers were called one by one from outside, or a recurrent layer has projections or a
+                forward of its own: no step can be told.
         """
         column = self._column(quantity)
         table, samples = self._steps()
-        longest = max(len(values) for values in table.values())
+        longest = max(map(len, table.values()), default=0)
         sums = [0] * longest
         for (_, of), values in table.items():
             if of == column:
@@ -167,8 +171,14 @@ class SynapticOperations(WatchingMetric):
 
     def _steps(self) -> tuple[Table, int]:
         """Gather the counts by time step, and the samples, of all processes."""
-        parts = self._gathered((self.watch.table(), self.watch.alone, self.watch.samples))
-        tables, alone, samples = zip(*parts, strict=True)
+        parts = self._gathered((self.watch.table(), self.watch.alone, self.watch.samples, self.watch.without_steps))
+        tables, alone, samples, without = zip(*parts, strict=True)
+        if any(without):
+            names = sorted({name for each in without for name in each})
+            raise RuntimeError(
+                f"{type(self).__name__} cannot tell the time steps of {names}: recurrent layers with projections, or "
+                "of classes of their own, run all of them at once. What they cost in all is in by_layer()."
+            )
         if any(alone) or not sum(samples):
             why = "its layers were called one by one" if any(alone) else "has seen none"
             raise RuntimeError(f"{type(self).__name__} can tell time steps in passes of a whole model, but {why}.")

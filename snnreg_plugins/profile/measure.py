@@ -20,8 +20,9 @@ from snnreg_plugins.functional.synapses import count_events, is_synaptic
 from snnreg_plugins.profile.result import LEMAIRE, LayerProfile, Profile
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.layers import forget_states, leaks, spikes_already
+from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
-from snnreg_plugins.watching.tally import Observer, Tally
+from snnreg_plugins.watching.tally import Tally
 
 
 def profile(

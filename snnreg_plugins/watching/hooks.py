@@ -149,7 +149,10 @@ class Hooks:
         self._install(module.register_forward_hook, leave, always_call=True)
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args, output)`` after every forward of ``module``, before the hooks there already."""
+        """Call ``hook(module, args, output)`` after every forward of ``module``, before the hooks there already.
+
+        Args that were given by keyword come after the others.
+        """
         self._install(module.register_forward_hook, partial(_after, hook), prepend=True)
 
     def _install(self, register: Callable[..., RemovableHandle], call: Callable[..., Any], **how: bool) -> None:
@@ -201,7 +204,7 @@ def _before(
 def _after(
     hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Any:
-    return hook(module, args, output)
+    return hook(module, (*args, *kwargs.values()), output)
 
 
 # For those who compute a module in a way of their own.

@@ -52,6 +52,29 @@ def time_dim(neuron: nn.Module) -> int | None:
     return None if framework is None else framework.time_dim(neuron)
 
 
+def begins_anew(neuron: nn.Module) -> bool:
+    """Tell whether a neuron takes all steps in one call, and goes on with nothing in the next."""
+    framework = framework_of(neuron)
+    return framework is not None and framework.has(neuron, framework.parallel)
+
+
+def only_decays(module: nn.Module) -> bool:
+    """Tell whether what a module itself multiplies, its parts left out, is the decay of a neuron, and no synapse."""
+    framework = framework_of(module)
+    return framework is not None and framework.has(module, framework.decaying)
+
+
+def is_own_decay(layer: nn.RNNBase, model: nn.Module) -> bool:
+    """Tell whether a recurrent layer's own weights are the decay of a neuron that it is a part of.
+
+    As in snnTorch's LeakyParallel: nothing but the zeros of its matrix tells that it connects no neurons.
+    """
+    if not any(begins_anew(module) and layer in module.children() for module in model.modules()):
+        return False
+    matrix: Tensor = layer.get_parameter("weight_hh_l0").detach()
+    return isinstance(layer, nn.RNN) and torch.equal(matrix, matrix.diagonal().diag())
+
+
 def leaks(neuron: nn.Module) -> bool:
     """Tell whether the potential of a neuron decays: by its dynamics, its ``beta``, or else its class."""
     framework = framework_of(neuron)

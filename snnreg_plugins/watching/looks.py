@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from snnreg_plugins import _torch
+from snnreg_plugins.watching.layers import only_decays
 from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.products import Products
+from snnreg_plugins.watching.recurrent import is_recurrent
 
 # Passes from the first on that are all looked at closely.
 _ALL_LOOKED_AT = 2
@@ -47,6 +49,8 @@ class Looks:
         multiples: Multiples,
     ) -> None:
         self.model, self.index, self.count, self.miss, self.multiples = model, index, count, miss, multiples
+        # What is counted by what it reads and gives, and what is no synapse.
+        self._left_alone = {module for module in index if is_recurrent(module) or only_decays(module)}
         self.products: Products | None = None  # while a pass is looked at
         self.always = False  # to look at every pass
         self._begun: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
@@ -69,12 +73,16 @@ class Looks:
                 self.multiples.forget_hidden()
 
     def _found(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
+        if owner in self._left_alone:
+            return
         if not self.always and self._passes > _ALL_LOOKED_AT:
             self.miss(owner, _EXPECTED)
         self.always = True
         self.count(owner, site, cost)
 
     def _missed(self, owner: nn.Module, what: str) -> None:
+        if owner in self._left_alone:
+            return
         if what:
             self.miss(owner, what)
         else:  # nothing is missed as long as every pass is looked at

@@ -81,14 +81,32 @@ class Multiples:
         """Forget what only a close look finds."""
         self._known = {identity: how for identity, how in self._known.items() if not how.hidden}
 
-    def factors(self) -> set[float]:
-        """Return the numbers that give events back, where they are known."""
-        return {how.factor for how in self._known.values() if how.factor}
-
     def events(self, x: Tensor) -> Tensor:
         """Return the events that ``x`` is made of; ``x`` itself where it is not, or not any more."""
         known = self.find(x)
         return x if known is None else events_in(x.detach(), known.factor)
+
+    def doubt(self, x: Tensor, how: Multiple | None, spiking: bool) -> str | None:
+        """Tell why an input that counts as MACs may be made of events; None if nothing speaks for it.
+
+        Args:
+            x: The input.
+            how: What is known about it.
+            spiking: Whether there are neurons that give events.
+        """
+        if how is not None and how.factor == 0:
+            return "sums of events of several scales, as SOPs"
+        if how is not None:
+            coarse = x.dtype in (torch.float16, torch.bfloat16)
+            return f"events that {x.dtype} is too coarse to tell, as SOPs" if coarse else None
+        for factor in {how.factor for how in self._known.values() if how.factor} - {1.0}:
+            events = x.detach().double() * factor
+            if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
+                return "multiples of events, as SOPs: what was done to them could not be followed"
+        one = magnitude_of(x) if spiking else None
+        if one is None or int((x != 0).sum()) < 2:
+            return None
+        return f"its input, all of it 0 or {one:.6g}, as SOPs: it may be spikes times a constant"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_known": {}, "_many": _MANY}  # memory is of this process alone

@@ -45,7 +45,9 @@ _AVERAGES = _operations(
 )
 _CONVOLUTION, _MULTIPLICATION = torch.ops.aten.convolution, torch.ops.aten.mul
 # Operations that multiply, by name, beside those that are counted.
-_MULTIPLIES = re.compile(r"(^|_)(mm|bmm|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)")
+_MULTIPLIES = re.compile(
+    r"(^|_)(\w*mm|\w*mv|addr|cdist|matmul|linear|conv\w*|attention|rnn|lstm|gru|trilinear|encoder)(_|\d|$)"
+)
 _HARMLESS = "upsample"
 
 
@@ -119,7 +121,10 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor], output: Any
     ) -> None:
         packet = func.overloadpacket
-        if packet in _MATRIX_PRODUCTS:
+        if any(x.layout is not torch.strided for x in inputs):
+            if packet in _MATRIX_PRODUCTS or self._is_unknown(func, inputs):
+                self.miss(self._owner(), f"{packet.__name__} of sparse tensors")
+        elif packet in _MATRIX_PRODUCTS:
             first, second = (args[index] for index in _MATRIX_PRODUCTS[packet])
             self._count_matrices(first, second)
         elif packet is _CONVOLUTION:

@@ -10,10 +10,11 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from snnreg_plugins import _torch
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import is_stateful
+from snnreg_plugins.watching.layers import begins_anew, is_stateful
 from snnreg_plugins.watching.simulated import SimulatedNetwork
 
 #: A tensor's memory, and the number of writes to it.
@@ -128,6 +129,9 @@ class SampleCounter:
         if self._depth == 0:
             tensors = list(tensors_in((args, kwargs)))
             self._begin(tensors, batch_dim)
+            first = next(iter((*args, *kwargs.values())), None)
+            if isinstance(first, PackedSequence):  # all steps of all sequences, one behind the other
+                self._size = int(first.batch_sizes[0])
             self._continues = self._knows(module, self._given & self._returned.get(module, set()))
             if self.on_begin is not None:
                 self.on_begin(module, tensors)
@@ -177,7 +181,8 @@ class SampleCounter:
     def _end(self, module: nn.Module, output: Any) -> None:
         for neuron, (held, handed) in self._held.items():
             self._returned[neuron] = identities([tensor() for tensor in self._outputs.get(neuron, ())]) - handed
-            self._kept[neuron] = set() if neuron in self._handed else identities(_state(neuron)) - held
+            fresh = neuron in self._handed or begins_anew(neuron)
+            self._kept[neuron] = set() if fresh else identities(_state(neuron)) - held
             self._sizes[neuron] = self._size
         self._returned[module] = identities(output) - self._given
         self._sizes[module] = self._size
@@ -229,4 +234,5 @@ def identities(values: Any) -> set[Identity]:
     if torch.compiler.is_compiling():
         eager: Callable[[Any], set[Identity]] = torch.compiler.disable(identities)  # type: ignore[no-untyped-call]
         return eager(values)
-    return {(_torch.memory_of(tensor), _torch.writes_to(tensor)) for tensor in tensors_in(values) if tensor.numel()}
+    tensors = [tensor for tensor in tensors_in(values) if tensor.layout is torch.strided and tensor.numel()]
+    return {(_torch.memory_of(tensor), _torch.writes_to(tensor)) for tensor in tensors}

@@ -24,8 +24,9 @@ from snnreg_plugins.functional.synapses import (
 )
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, averaged_over
 from snnreg_plugins.watching.counts import Table
-from snnreg_plugins.watching.hooks import uncompiled
+from snnreg_plugins.watching.hooks import uncompiled, unwatched
 from snnreg_plugins.watching.layers import (
+    is_own_decay,
     is_spiking_neuron,
     neuron_layers,
     one_to_one_layers,
@@ -33,7 +34,9 @@ from snnreg_plugins.watching.layers import (
     time_dim,
 )
 from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multiply
-from snnreg_plugins.watching.multiples import Multiple, Multiples, magnitude_of
+from snnreg_plugins.watching.multiples import Multiple, Multiples
+from snnreg_plugins.watching.observer import Observer
+from snnreg_plugins.watching.recurrent import factors, is_recurrent
 from snnreg_plugins.watching.samples import identities
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
@@ -44,30 +47,6 @@ _SHAPES = 8
 # Values of inputs that are held at most, to be counted at once: small ones take as long as large ones.
 _HELD = 2**18
 _SOPS, _, _DENSE, _SPIKES, _NEURON_STEPS = range(5)
-
-
-class Observer:
-    """Who wants more of what a :class:`Tally` sees than its numbers; override what is wanted."""
-
-    def arrived(self, name: str, layer: Any, x: Tensor, shape: tuple[int, ...], cost: tuple[int, int, int]) -> None:
-        """See a synaptic layer's call.
-
-        Args:
-            name: The layer's name.
-            layer: The layer.
-            x: What counts as its input: the events, where that is an average of some.
-            shape: Shape of one sample of it.
-            cost: SOPs, effective and dense MACs.
-        """
-
-    def emitted(self, name: str, layer: nn.Module, spikes: Tensor, steps: CallSteps | None) -> None:
-        """See what a neuron layer's call emits."""
-
-    def multiplied(self, name: str) -> None:
-        """See a product outside of layers."""
-
-    def ended(self, counts: bool) -> None:
-        """See the end of a pass, and whether it counts."""
 
 
 class Tally(Watch):
@@ -176,12 +155,17 @@ class Tally(Watch):
                 self.hooks.after(module, self._average)
         for module in self._spiking if self._looks is not None else ():
             self.hooks.after(module, self._spike)
+        for module in self.index if self._looks is not None else ():
+            if is_recurrent(module):
+                self.hooks.after(module, self._recur)
 
     def _forget(self) -> None:
         super()._forget()
         #: Calls by name, in the order of the first ones; of a simulated network, time steps.
         self.called: dict[str, int] = {}
         self._steps_called: dict[str, tuple[int, int]] = {}  # in the pass under way: the first, and behind the last
+        #: Rows whose time steps cannot be told.
+        self.without_steps: dict[str, None] = {}
         self._sites: dict[tuple[int, int], int] = {}  # calls by row and place in the code
         #: Whether layers were called one by one from outside, so that no time step can be told.
         self.alone = False
@@ -190,6 +174,10 @@ class Tally(Watch):
         self._outermost = 0
         self._holds = False  # whether to hold small inputs known to be events
         self._held: list[tuple[int, CallSteps, Tensor]] = []  # of the pass under way
+
+    def _forget_pass(self) -> None:
+        super()._forget_pass()
+        self._steps_run: dict[int, int] = {}  # of recurrent layers, by row
 
     def _forget_window(self) -> None:
         super()._forget_window()
@@ -324,7 +312,9 @@ class Tally(Watch):
         self._real[row] = costs[-1][1] > 0
         self._reads_events[row] &= not self._real[row]
         if self._real[row] and self._thorough:
-            self._look_for_events(layer, x, how)
+            doubt = self._multiples.doubt(x, how, bool(self._spiking))
+            if doubt:
+                self._miss(layer, doubt)
         self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs, call is not None)
         if self.observer is not None:
             sops, effective, dense = map(sum, zip(*costs, strict=True))
@@ -369,12 +359,32 @@ class Tally(Watch):
         if self.observer is not None:
             self.observer.emitted(self.names[row], layer, spikes, call)
 
+    @uncompiled
+    def _recur(self, layer: nn.RNNBase, args: tuple[Any, ...], output: Any) -> None:
+        """Count what a recurrent layer of torch multiplies at each step of its sequence."""
+        row = self.index[layer]
+        name, first, steps = self.names[row], self._steps_run.get(row, 0), 0
+        with _torch.without_modes(), unwatched():
+            for activity, reached in factors(layer, args, output, not is_own_decay(layer, self.model)):
+                for step, x in enumerate(activity, start=first):
+                    synapses = Synapses(layer, torch.tensor(reached).expand(x.shape[1:]))  # type: ignore[arg-type]
+                    self._add(row, step, [synapses.count(self._multiples.events(x))])
+                steps = len(activity)
+        self._steps_run[row] = first + steps
+        self.called[name] = self.called.get(name, 0) + steps
+        if layer.training and layer.dropout and layer.num_layers > 1:
+            self._miss(layer, "its layers above the first, as their dropout is not known")
+        if self.observer is not None:
+            self.observer.multiplied(name)
+
     # What the close look finds.
 
     def _multiplied(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
         """Count a product outside of layers."""
         row = self.index[owner]
         name = self.names[row]
+        if isinstance(owner, nn.RNNBase):
+            self.without_steps[name] = None
         if name not in self.layers:
             calls = self._sites[row, site] = self._sites.get((row, site), 0) + 1
             self.called[name] = max(self.called.get(name, 0), calls)
@@ -402,22 +412,6 @@ class Tally(Watch):
         with _torch.without_modes():
             if self._multiples.find(spikes) is None and is_integer_valued(spikes):
                 self._multiples.remember(identities(spikes), Multiple(1.0, True))
-
-    def _look_for_events(self, layer: nn.Module, x: Tensor, how: Multiple | None) -> None:
-        """Name a layer that may read events of which nothing is known, so that they count as MACs."""
-        if how is not None and how.factor == 0:
-            self._miss(layer, "sums of events of several scales, as SOPs")
-        elif how is not None and x.dtype in (torch.float16, torch.bfloat16):
-            self._miss(layer, f"events that {x.dtype} is too coarse to tell, as SOPs")
-        if how is not None:
-            return
-        for factor in self._multiples.factors() - {1.0}:
-            events = x.detach().double() * factor
-            if torch.allclose(events, events.round(), rtol=0.0, atol=1e-3):
-                self._miss(layer, "multiples of events, as SOPs: what was done to them could not be followed")
-                return
-        if self._spiking and (one := magnitude_of(x)) is not None and int((x != 0).sum()) > 1:
-            self._miss(layer, f"its input, all of it 0 or {one:.6g}, as SOPs: it may be spikes times a constant")
 
     def _miss(self, owner: nn.Module, what: str) -> None:
         missed = self.names[self.index[owner]] or type(owner).__name__, what

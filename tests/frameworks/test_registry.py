@@ -189,7 +189,8 @@ def test_steps_that_a_neuron_takes_at_a_call():
     node.step_mode = "m"
     assert time_dim(node) == 0
     assert [time_dim(blank(kind)) for kind in (norse.torch.LIF, norse.torch.LIFCell)] == [0, None]
-    assert [time_dim(blank(kind)) for kind in (snntorch.LeakyParallel, snntorch.Leaky)] == [0, None]
+    kinds = snntorch.LeakyParallel, snntorch.StateLeaky, snntorch.LinearLeaky, snntorch.AssociativeLeaky, snntorch.Leaky
+    assert [time_dim(blank(kind)) for kind in kinds] == [0, 0, 0, 0, None]
     assert time_dim(nn.ReLU()) is None
 
 

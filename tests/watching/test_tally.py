@@ -13,8 +13,9 @@ from snnreg_plugins import Energy, SpikeRate, SynapticOperations, to_norse, to_s
 from snnreg_plugins.functional import SYNAPTIC_LAYERS
 from snnreg_plugins.functional.synapses import Synapses, count_known_events, fan_out
 from snnreg_plugins.watching import tally as tallies
+from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
-from snnreg_plugins.watching.tally import Observer, Tally
+from snnreg_plugins.watching.tally import Tally
 from tests.helpers import brute_force_costs, brute_force_operations, recorded
 
 T = 4
