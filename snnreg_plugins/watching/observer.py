@@ -10,7 +10,7 @@ from snnreg_plugins.watching.steps import CallSteps
 
 
 class Observer:
-    """Who wants more of what a :class:`~snnreg_plugins.watching.tally.Tally` sees than its numbers; override what is wanted."""
+    """Who wants more of what a tally sees than its numbers; override what is wanted."""
 
     def arrived(self, name: str, layer: Any, x: Tensor, shape: tuple[int, ...], cost: tuple[int, int, int]) -> None:
         """See a synaptic layer's call.
