@@ -112,9 +112,9 @@ class ExportReport(MeasuringCallback):
         self.table = table
         self.diagnose = as_flag("diagnose", diagnose)
         self.html = as_flag("html", html)
-        self.options: dict[str, Any] = {"timesteps": timesteps, **options}
-        Options(**self.options)  # checks them
-        super().__init__(metric, network, options.get("until"))
+        given: dict[str, Any] = {"timesteps": timesteps, **options}
+        Options(**given)  # checks them
+        super().__init__(metric, network, given)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

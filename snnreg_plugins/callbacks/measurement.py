@@ -75,11 +75,11 @@ class Measurement:
         self.spikes = NeuronRates() if figures else None
         self.rate.watch.observer = self.spikes
 
-    def update(self, x: Tensor, y: Any) -> None:
-        """Run both networks on a batch."""
+    def update(self, frames: Tensor, x: Tensor, y: Any) -> None:
+        """Run both networks on a batch, the DNN on its frames."""
         with torch.no_grad():
-            for name, network in (("dnn", self.dnn), ("snn", self.snn)):
-                outputs = network(x)
+            for name, network, given in (("dnn", self.dnn, frames), ("snn", self.snn, x)):
+                outputs = network(given)
                 if name in self.scores:
                     self.scores[name].update(outputs, y)
 

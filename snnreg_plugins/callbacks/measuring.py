@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torchmetrics import Metric
 from typing_extensions import override
 
+from snnreg_plugins._batches import mean_frame
 from snnreg_plugins._checks import as_name
 from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.measurement import Calls, Randomness
@@ -28,14 +29,15 @@ class MeasuringCallback(Callback):
     Args:
         metric: What is scored; None if labels and loss are to tell.
         network: Name of the network within the LightningModule; None if that is it.
-        until: Where a part of the network begins that stays a DNN.
+        options: Options of the export.
     """
 
-    def __init__(self, metric: Metric | Task | None, network: str | None, until: str | None) -> None:
+    def __init__(self, metric: Metric | Task | None, network: str | None, options: dict[str, Any]) -> None:
         require_metric(metric)
         self.metric = metric
         self.network_name = as_name("network", network)
-        self._until = until
+        self.options = options
+        self._time_dim: int | None = options.get("time_dim")
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -93,7 +95,22 @@ class MeasuringCallback(Callback):
         return part_of(pl_module, self.network_name)
 
     def _traced(self, pl_module: LightningModule, x: Tensor) -> fx.GraphModule:
-        return traced_faithfully(self._network(pl_module), x, self._until)
+        """Trace the DNN that is exported.
+
+        Raises:
+            ValueError: If the input has other time steps than the spiking network is to take.
+        """
+        steps = self.options["timesteps"]
+        if self._time_dim is not None and x.shape[self._time_dim] != steps:
+            raise ValueError(
+                f"Expected argument `timesteps` to be {x.shape[self._time_dim]}, the time steps of the data along "
+                f"dimension {self._time_dim}, but got {steps}."
+            )
+        return traced_faithfully(self._network(pl_module), self._frames(x), self.options.get("until"))
+
+    def _frames(self, x: Tensor) -> Tensor:
+        """Give what the DNN sees of an input."""
+        return mean_frame(x, self._time_dim, torch.get_default_dtype())
 
     def _drawn(self, trainer: Trainer, network: nn.Module) -> Any:
         """Draw random numbers, as an input code does, that move nobody else's."""
@@ -126,7 +143,7 @@ class MeasuringCallback(Callback):
             return
         dnn = self._traced(pl_module, x)
         with self._drawn(trainer, dnn), torch.no_grad():
-            self._first.see(dnn(x), self._targets)
+            self._first.see(dnn(self._frames(x)), self._targets)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:

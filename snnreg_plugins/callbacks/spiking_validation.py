@@ -115,9 +115,9 @@ class SpikingValidation(MeasuringCallback):
         self.exit_agreement = None if exit_agreement is None else as_number("exit_agreement", exit_agreement, "(0, 1]")
         self.table = energy_table(table)
         self.figures = as_flag("figures", figures)
-        self.options: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
-        Options(**self.options)  # checks them
-        super().__init__(metric, network, options.get("until"))
+        given: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
+        Options(**given)  # checks them
+        super().__init__(metric, network, given)
 
     def _start_anew(self, pl_module: LightningModule | None = None) -> None:
         super()._start_anew()
@@ -220,7 +220,7 @@ class SpikingValidation(MeasuringCallback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._step is not None:
-            self._compare(self._step, self._unpacked(batch)[0])
+            self._compare(self._step, self._frames(self._unpacked(batch)[0]))
         if not self._is_measured(batch_idx):
             return
         x, y = self._unpacked(batch)
@@ -235,7 +235,7 @@ class SpikingValidation(MeasuringCallback):
                 return
             self._runs[dataloader_idx] = run
         with self._drawn(trainer, run.snn):
-            run.update(x, y)
+            run.update(self._frames(x), x, y)
 
     def _compare(self, calls: Calls, x: Tensor) -> None:
         """Say it where the module's own step calls the network on something else than it is measured on."""
@@ -272,7 +272,7 @@ class SpikingValidation(MeasuringCallback):
         if run.score is None and self._first.score is not None:
             run.score = self._first.score.fresh()
         scores = None if run.score is None else self._scores(calls, y, "validation_step")
-        run.add(len(y) if isinstance(y, Tensor) and y.dim() else len(x), scores, y)
+        run.add(len(y) if isinstance(y, Tensor) and y.dim() else x.shape[int(self._time_dim == 0)], scores, y)
 
     def _warn_missed(self, name: str, what: str) -> None:
         rank_zero_warn(f"SpikingValidation does not count all: {name!r} ({what}).")
@@ -287,7 +287,7 @@ class SpikingValidation(MeasuringCallback):
         dnn = self._traced(pl_module, x)
         if self._first.is_due:  # no training yet
             with torch.no_grad():
-                self._first.see(dnn(x), y)
+                self._first.see(dnn(self._frames(x)), y)
             self._decide(pl_module)
         with self._drawn(trainer, dnn):
             network = self._export(trainer, pl_module, x)

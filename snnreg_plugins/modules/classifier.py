@@ -23,6 +23,7 @@ from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 from snnreg_plugins.metrics.scores import Loss, Score, choose_score, loss_of_modules
 from snnreg_plugins.modules.weights import load_weights, read_weights
+from snnreg_plugins.reports.own import scores_of
 
 # In a checkpoint: what the spiking network is beside its weights.
 _SPIKING = "spiking_network"
@@ -97,8 +98,8 @@ class Classifier(LightningModule):
         if self._score is None and self._is_scored:
             told = Loss("multiclass", ignore_index=-100) if self.loss is None else loss_of_modules(self.loss)
             try:
-                self._score = choose_score(outputs, y, told)
-            except ValueError as error:
+                self._score = choose_score(scores_of(outputs, y, "Wrap `network` in a module"), y, told)
+            except (TypeError, ValueError) as error:
                 rank_zero_warn(f"{type(self).__name__} logs its loss alone. {error}")
                 self._is_scored = False  # nor are later batches, whose values may look otherwise
         if self._score is None:
@@ -111,6 +112,8 @@ class Classifier(LightningModule):
             self.log(name, score.compute(), prog_bar=True, batch_size=counted, sync_dist=True)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is None:
+            outputs = scores_of(outputs, targets, "Wrap `network` in a module")
         loss: Tensor = F.cross_entropy(outputs, targets) if self.loss is None else self.loss(outputs, targets)
         return loss
 

@@ -157,7 +157,10 @@ def _write_page(
     """Write the page, and what a later one is made of."""
     raster, given, written = None, None, []
     if isinstance(network, SpikingNetwork):
-        longest = max(min(max(steps), _LONGEST), network.timesteps)
+        # Those of a network that reads a dimension of time are those of the data.
+        longest = (
+            network.timesteps if network.time_dim is not None else max(min(max(steps), _LONGEST), network.timesteps)
+        )
         inputs, targets = next(batch for batch in data if len(batch[0]))
         are_classes = result.is_accuracy and not targets.is_floating_point() and targets.numel() == len(targets)
         raster = record(network, inputs, targets if are_classes else None, timesteps=longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import snntorch
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch import nn
@@ -230,3 +231,37 @@ def test_a_checkpoint_of_a_dnn_is_none_of_a_fine_tuned_network(tmp_path):
     trainer.save_checkpoint(tmp_path / "dnn.ckpt")
     with pytest.raises(ValueError, match=r"holds no spiking network\. .* name it as SpikingClassifier\(checkpoint="):
         SpikingClassifier.load_from_checkpoint(tmp_path / "dnn.ckpt", network=exact_network(), weights_only=True)
+
+
+class Spiking(nn.Module):
+    """Gives spikes and potentials over time."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(5, 3), snntorch.Leaky(0.9, threshold=0.1)
+
+    def forward(self, x):
+        memory, outputs = self.lif.init_leaky(), []
+        for _ in range(3):
+            spikes, memory = self.lif(self.fc(x), memory)
+            outputs.append((spikes, memory))
+        return tuple(map(torch.stack, zip(*outputs, strict=True)))
+
+
+class SpikeLoss(nn.Module):
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs[0].sum(0), targets)
+
+
+def test_a_network_that_gives_more_than_scores():
+    batch = torch.rand(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
+    with pytest.raises(TypeError, match="one tensor of scores .* but got tuple. Wrap `network` in a module to return"):
+        Classifier(Spiking()).training_step(batch, 0)
+    module = Classifier(Spiking(), loss=SpikeLoss())
+    loaders = [DataLoader([batch], batch_size=None)] * 2
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    with pytest.warns(UserWarning, match="Classifier logs its loss alone. Expected the network to give one tensor"):
+        trainer.fit(module, *loaders)
+    assert "val/loss" in trainer.callback_metrics
+    assert "val/accuracy" not in trainer.callback_metrics
