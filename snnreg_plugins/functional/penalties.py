@@ -289,21 +289,24 @@ def _single(activity: Tensor) -> Tensor:
     return activity.float() if activity.dtype in (torch.float16, torch.bfloat16) else activity
 
 
-def _sum(values: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+def _sum(values: Tensor, dims: tuple[int, ...] | None = None, keepdim: bool = False) -> Tensor:
     exact = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else values.dtype
-    return values.sum(dims, dtype=exact)
+    return values.sum(dims, keepdim, dtype=exact)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over samples of the weighted mean over positions."""
     if weight is None:
         return _sum(values) / values.numel()
-    return _sum(_single(values) * weight) / (len(values) * _total(weight, values))
+    # What counts alike is summed first: a product with all values would be a tensor of their size more.
+    weight = weight[(None,) * (values.dim() - 1 - weight.dim())]
+    alike = tuple(dim for dim, size in enumerate(weight.shape, start=1) if size == 1)
+    return _sum(_sum(values, (0, *alike), keepdim=True) * weight) / (len(values) * _total(weight, values))
 
 
 def _total(weight: Tensor, values: Tensor) -> Tensor:
     """Sum a weight over all positions of a sample."""
-    return _sum(weight.expand(values.shape[1:]))
+    return _sum(weight) * (values.shape[1:].numel() / weight.numel())
 
 
 def _moments(activity: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
