@@ -511,6 +511,20 @@ def users_net(**settings):
     return Net(**{"hidden": 12, **settings})
 
 
+def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(project):
+    """Without a logger they are written to the current folder."""
+    fit = ["fit", "--trainer.max_steps=1", "--callback.ExportReport.html=false"]
+    for _ in range(2):
+        project(*fit, *MINE)
+    assert "max_steps: 1" in Path("config.yaml").read_text()
+    Path("config.yaml").write_text(RECIPE)
+    said = refused(project, *fit, "--config=config.yaml")
+    assert "'config.yaml', which no run wrote. Name that file otherwise, or" in said.replace(f"{Path.cwd()}/", "")
+    assert Path("config.yaml").read_text() == RECIPE
+    project(*fit, "--config=config.yaml", "--trainer.default_root_dir=runs")
+    assert Path("config.yaml").read_text() == RECIPE
+
+
 def test_hyper_parameters_of_a_module_trained_in_python_are_taken(project, capsys):
     sys.path.insert(0, ".")
     trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False)

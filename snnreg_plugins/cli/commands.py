@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
@@ -33,6 +35,8 @@ _TIMESTEPS = 8
 _KNOWN = ("best", "last", "hpc", "registry")
 # What Lightning writes to each checkpoint, and needs to read it.
 _VERSION = "pytorch-lightning_version"
+# How the settings of a run begin.
+_HEADER = b"# lightning.pytorch=="
 _DESCRIPTION = "Train sparse networks, export them to spiking neurons, and see what every spike costs."
 _EPILOG = (
     "Two more commands need no recipe: `snnreg report RUN_DIR` writes the report of a run as a page, and `snnreg "
@@ -121,6 +125,20 @@ class Parser(LightningArgumentParser):
         raise AssertionError("exit() has returned")
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keep the settings of a run in its folder; those of an earlier run are replaced, and nothing else."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        path = Path(trainer.log_dir or "") / self.config_filename
+        if path.is_file() and not path.read_bytes().startswith(_HEADER):
+            raise ValueError(
+                f"The settings of the run are written to {os.fspath(path)!r}, which no run wrote. Name that file "
+                "otherwise, or write to another folder by --trainer.default_root_dir or a logger."
+            )
+        super().setup(trainer, pl_module, stage)
+
+
 class CLI(LightningCLI):
     """LightningCLI with ``export``, callbacks by name, and the Digits as default data."""
 
@@ -132,7 +150,7 @@ class CLI(LightningCLI):
             trainer_class=ExportTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            # A second run of the same recipe replaces the first one's config.yaml.
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG, **about},

@@ -178,12 +178,18 @@ class SpikingClassifier(Classifier):
     def setup(self, stage: str) -> None:
         if isinstance(self.network, SpikingNetwork):
             return
+        self._configure()
         if self.checkpoint is not None:
             load_weights(self.network, read_weights(self.checkpoint, "checkpoint")[1], self.checkpoint)
         dnn = self.network
         calibration = self._calibration()
         parallel = self.trainer.world_size > 1
         self._exported(dnn, to_snntorch(dnn, Sharded(calibration) if parallel else calibration, **self.export_options))
+
+    def _configure(self) -> None:
+        """Have a LightningModule as the DNN make its layers, as no Trainer asks it to."""
+        if isinstance(self.dnn, LightningModule):
+            self.dnn.configure_model()
 
     def _exported(self, dnn: nn.Module, network: SpikingNetwork) -> None:
         network.truncation, network.checkpointing = self.truncation, self.checkpointing
@@ -205,6 +211,7 @@ class SpikingClassifier(Classifier):
                 "DNN in it, name it as SpikingClassifier(checkpoint=...)."
             )
         written, name = checkpoint[_SPIKING], "network."
+        self._configure()
         load_weights(self.dnn, written["dnn"], "the checkpoint")
         if isinstance(self.network, SpikingNetwork):
             return  # its weights are in the checkpoint, too

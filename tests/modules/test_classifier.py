@@ -207,6 +207,31 @@ def test_a_fine_tuned_network_is_loaded_with_its_dnn(tmp_path):
     assert not torch.equal(again(x), expected)
 
 
+class Late(Classifier):
+    """A user's module that makes its layers when it is asked to."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+
+    def configure_model(self):
+        if isinstance(self.network, nn.Identity):
+            self.network = exact_network()
+
+
+def test_a_lightning_module_that_makes_its_layers_late_is_fine_tuned(tmp_path):
+    trained = Classifier(exact_network())
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "dnn.ckpt")
+    module = SpikingClassifier(Late(), checkpoint=str(tmp_path / "dnn.ckpt"), timesteps=3)
+    trainer = quiet(max_steps=1, enable_checkpointing=False)
+    trainer.fit(module, datamodule=Data())
+    trainer.save_checkpoint(tmp_path / "snn.ckpt")
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "snn.ckpt", network=Late(), weights_only=True)
+    x = exact_inputs(7)
+    with torch.no_grad():
+        torch.testing.assert_close(module.dnn(x), trained(x))
+        assert torch.equal(again(x), module(x))
+
+
 def test_a_run_takes_the_dnn_from_the_checkpoint_too(tmp_path):
     """Its report compares with the DNN that was exported, not with the one that is at ``checkpoint`` today."""
     module = SpikingClassifier(exact_network(), timesteps=3)
