@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import device_of
@@ -18,7 +18,7 @@ from snnreg_plugins._text import Column, Note, Row, Table
 from snnreg_plugins.reports.measure import run_as
 from snnreg_plugins.reports.result import Result
 from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.spiking.recording import Recorder
 from snnreg_plugins.watching.layers import neuron_layers
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ def record(
 
     Example:
         >>> from snnreg_plugins import to_snntorch
+        >>> from torch import nn
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
         >>> raster = record(to_snntorch(model, x, timesteps=4), x, torch.zeros(100), samples=1, rows=4)
@@ -183,48 +184,35 @@ def record(
     samples, rows = as_integer("samples", samples), as_integer("rows", rows)
     longest = network.timesteps if timesteps is None else as_integer("timesteps", timesteps)
     inputs, targets = inputs[:samples], None if targets is None else targets[:samples]
-    parts = [network.encoder, network.body]
-    found = {name: module for part in parts for name, module in neuron_layers(part).items()}
-    each = max(rows // max(len(found), 1), _FEWEST)
-    recorded: dict[str, dict[int, Tensor]] = {}
+    each = max(rows // max(len(neuron_layers(network.body)), 1), _FEWEST)
     shown: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
-    step = 0
 
-    def emitted(name: str, _: nn.Module, __: Any, output: Any) -> None:
-        spikes = (output[0] if isinstance(output, tuple) else output).flatten(1) != 0
+    def some_of(name: str, spikes: Tensor) -> Tensor:
+        spikes = spikes.flatten(1) != 0
         if name not in shown:
             sizes[name] = spikes.shape[1]
             shown[name] = torch.linspace(0, sizes[name] - 1, min(each, sizes[name])).round().long()
-        some = spikes[:, shown[name].to(spikes.device)].cpu()
-        trains = recorded.setdefault(name, {})
-        trains[step] = trains[step] | some if step in trains else some  # a layer that runs twice in a step
-
-    def advanced(*_: Any) -> None:
-        nonlocal step
-        step += 1
+        return spikes[:, shown[name].to(spikes.device)].cpu()
 
     device = device_of(network)
     devices = [device] if device.type == "cuda" else []
-    with Hooks() as hooks, torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
-        for name, module in found.items():
-            hooks.after(module, partial(emitted, name))
-        hooks.after(network.body, advanced)
-        running = network(inputs.to(device), per_step=True)
+    with torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
+        recording = Recorder(network, some_of, potentials=False).run(inputs.to(device))
+    running = recording.scores
     classes = None if targets is None or running.dim() != 3 or running.shape[2] < 2 else targets
     return Raster(
         timesteps=longest,
         labels=() if classes is None else tuple(int(target) for target in classes),
         decisions=() if classes is None else tuple(map(tuple, running.argmax(2).T.tolist())),
         layers=tuple(
-            RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(trains, longest))
-            for name, trains in recorded.items()
+            RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(spikes))
+            for name, spikes in recording.spikes.items()
         ),
     )
 
 
-def _trains(steps: dict[int, Tensor], timesteps: int) -> tuple[tuple[str, ...], ...]:
-    """Write (samples, neurons) per step as characters per step."""
-    silent = torch.zeros_like(next(iter(steps.values())))
-    spikes = torch.stack([steps.get(step, silent) for step in range(timesteps)], 2).int().tolist()
-    return tuple(tuple("".join(map(str, train)) for train in sample) for sample in spikes)
+def _trains(spikes: Tensor) -> tuple[tuple[str, ...], ...]:
+    """Write spikes (T, samples, neurons) as a character per step."""
+    trains = spikes.permute(1, 2, 0).int().tolist()
+    return tuple(tuple("".join(map(str, train)) for train in sample) for sample in trains)

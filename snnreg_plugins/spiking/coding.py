@@ -32,7 +32,8 @@ class PoissonCoder(ActivityLayer):
 
     def forward(self, x: Tensor, state: None) -> tuple[Tensor, None]:
         """Give the spikes of a step for ``(B, ...)``; there is no state."""
-        return torch.bernoulli((x.abs() / self.largest).clamp_max(1)) * x.sign(), None
+        drawn = torch.bernoulli((x.abs() / self.largest).clamp_max(1).nan_to_num())
+        return drawn * x.sign() + (x - x), None  # NaN, if it is not finite
 
     def extra_repr(self) -> str:
         """Show the largest input."""

@@ -193,6 +193,8 @@ class Chunk:
         if firing is None:
             return self._in_turn(module, current, state)
         currents = current.values if isinstance(current, AllSteps) else current
+        if not currents.is_floating_point():
+            currents = currents.to(firing.dynamics.threshold.dtype)
         if is_compilable(currents) and currents.dim() == 4:
             # So that a spike adds weights to a run of outputs, and all layers from here on are laid out alike.
             currents = currents.contiguous(memory_format=torch.channels_last)

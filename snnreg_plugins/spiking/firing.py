@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -14,10 +15,15 @@ from snnreg_plugins.spiking.layers import by_step
 
 @cache
 def kernels() -> Any:
-    """Import the compiled loops; None where numba is not installed."""
+    """Import the compiled loops; None where numba is not installed, or cannot be imported, which is said once."""
     try:
         from snnreg_plugins.spiking import kernels as compiled
     except ImportError:
+        return None
+    except Exception as error:  # a library that it needs is missing or broken, or no compiler is there for it
+        warnings.warn(
+            f"Spiking networks run without numba, and so slower, as it is broken here: {error!r}", stacklevel=2
+        )
         return None
     return compiled
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from snnreg_plugins._checks import one_of
+from snnreg_plugins._models import dtype_of
 
 
 def checked_time_dim(value: Any, argument: str = "time_dim") -> int | None:
@@ -29,21 +29,26 @@ def require_uncoded(coding: str) -> None:
         )
 
 
-def require_tensor(x: Any, dtype: torch.dtype) -> None:
-    """Raise a TypeError unless a network's input is a tensor.
-
-    Args:
-        x: The input.
-        dtype: Type of the network's weights.
-    """
+def require_tensor(x: Any, network: nn.Module) -> None:
+    """Raise a TypeError unless the input of a network is a tensor."""
     if isinstance(x, (Tensor, fx.Proxy)):
         return
-    remedy = f"Pass torch.as_tensor(x, dtype={dtype})"
+    remedy = f"Pass torch.as_tensor(x, dtype={dtype_of(network)})"
     if isinstance(x, (tuple, list)) and any(isinstance(part, Tensor) for part in x):
         remedy = "Of an (input, target) pair, pass the input alone"
     elif isinstance(x, Mapping):
         remedy = "Pass the tensor of inputs that it holds"
     raise TypeError(f"Expected argument `x` to be a tensor, but got {type(x).__name__}. {remedy}.")
+
+
+def require_type(x: Tensor, network: nn.Module, error: Exception) -> None:
+    """Raise a TypeError if a network failed on an input of another type than its weights."""
+    if x.dtype == dtype_of(network):
+        return
+    raise TypeError(
+        f"Expected inputs of {dtype_of(network)}, as the network's weights are, but got {x.dtype}: {error}. Pass "
+        f"x.to({dtype_of(network)}), scaled as in training."
+    ) from error
 
 
 def require_fitting(x: Tensor, time_dim: int | None, timesteps: int, conversion: Mapping[str, Any]) -> None:

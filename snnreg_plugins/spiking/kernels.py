@@ -104,11 +104,9 @@ def _fire_back(
                 steepness = one + slope[i] * abs(over[i])
                 out[i] = given[i] / (steepness * steepness)
             for i in range(out.shape[0]):
-                out[i] += later[i] * beta
+                out[i] += later[i]
             for i in range(out.shape[0]):
-                later[i] = out[i]
-        for i in range(later.shape[0]):
-            later[i] *= beta
+                later[i] = out[i] * beta
 
 
 def _active(values: Any, index: Any, value: Any) -> int:

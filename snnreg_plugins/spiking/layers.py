@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from snnreg_plugins.watching.samples import tensors_in
 
 
 class ChannelAffine(nn.Module):
@@ -53,9 +56,12 @@ class SumPool(nn.Module):
         if self.dims == 2 and _windows_apart(self, x):
             sums: Tensor = _SumOverWindows.apply(x, self.kernel_size)
             return sums
-        pool = F.avg_pool3d if self.dims == 3 else F.avg_pool2d
-        if self.dims > 1:
-            return pool(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, divisor_override=1)
+        how = self.kernel_size, self.stride, self.padding, self.ceil_mode
+        if self.dims == 3:
+            # On the CPU torch has none of half precision, but adaptive ones, which this may be made of.
+            return F.avg_pool3d(for_summing(x), *how, divisor_override=1).to(x.dtype)
+        if self.dims == 2:
+            return F.avg_pool2d(x, *how, divisor_override=1)
         # avg_pool1d takes no divisor.
         kernel, stride, padding = (1, *self.kernel_size), (1, *self.stride), (0, *self.padding)
         return F.avg_pool2d(x.unsqueeze(2), kernel, stride, padding, self.ceil_mode, divisor_override=1).squeeze(2)
@@ -179,7 +185,7 @@ class InitialState(nn.Module):
 
     def forward(self, state: Tensor | None, current: Tensor) -> Tensor:
         """Give the state in the shape of ``current``: neurons replace one of another shape by zeros."""
-        return self.potential.to(current.dtype).expand_as(current) if state is None else state
+        return like_current(self.potential, current).expand_as(current) if state is None else state
 
 
 class Current(nn.Module):
@@ -196,6 +202,28 @@ class Current(nn.Module):
     def forward(self, current: Tensor) -> Tensor:
         """Add to ``(B, ...)``."""
         return current + self.bias
+
+
+def like_current(values: Tensor, current: Tensor) -> Tensor:
+    """Give values in the type of a current; as they are, if that is of whole numbers, which hold no potential."""
+    return values.to(current.dtype) if current.is_floating_point() else values
+
+
+def marked(means: Tensor, states: Any, at_once: bool) -> Tensor:
+    """Give NaN for each sample that has a state which is not finite.
+
+    Neurons are silent on NaN, which would so be lost.
+
+    Args:
+        means: ``(steps, B, ...)``.
+        states: What the last step left, tensors ``(B, ...)`` nested in tuples.
+        at_once: Whether to look at all samples first, which needs their values.
+    """
+    held = [state.detach() for state in tensors_in(states) if state.is_floating_point()]
+    if not held or (at_once and all(math.isfinite(float(state.sum())) for state in held)):
+        return means
+    finite = reduce(torch.logical_and, [state.isfinite().flatten(1).all(1) for state in held])
+    return means.where(finite.reshape(1, -1, *[1] * (means.dim() - 2)), torch.nan)
 
 
 def for_summing(values: Tensor) -> Tensor:
@@ -242,7 +270,7 @@ class _SumOverWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
         ctx.kernel = kernel
-        return _over_windows(x, kernel, torch.add)
+        return _as_pools_give_it(_over_windows(x, kernel, torch.add))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -250,6 +278,12 @@ class _SumOverWindows(torch.autograd.Function):
         images = grads[0].permute(0, 2, 3, 1)
         spread = images[:, :, None, :, None].expand(-1, -1, rows, -1, columns, -1)
         return spread.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2), None
+
+
+def _as_pools_give_it(x: Tensor) -> Tensor:
+    """Lay out as the pools of torch do, so that a view of it is one of the DNN's."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
 
 
 def _over_windows(x: Tensor, kernel: tuple[int, ...], combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -12,23 +12,24 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
-from snnreg_plugins._checks import as_integer
-from snnreg_plugins._models import dtype_of
 from snnreg_plugins.frameworks.base import Neurons
-from snnreg_plugins.spiking.early_exit import EarlyExit, checked_margins
+from snnreg_plugins.spiking.early_exit import EarlyExit
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
-from snnreg_plugins.spiking.inputs import checked_time_dim, require_fitting, require_tensor
-from snnreg_plugins.spiking.layers import InitialState, for_summing, map_tensors
+from snnreg_plugins.spiking.inputs import checked_time_dim, require_fitting, require_tensor, require_type
+from snnreg_plugins.spiking.layers import InitialState, for_summing, map_tensors, marked
 from snnreg_plugins.spiking.plan import Plan, all_modules
-from snnreg_plugins.spiking.stepwise import Frames, StepByStep
+from snnreg_plugins.spiking.recording import Recorder, Recording
+from snnreg_plugins.spiking.settings import NetworkSettings
+from snnreg_plugins.spiking.stepwise import Frames, NetworkState, StepByStep
 from snnreg_plugins.spiking.structure import events_in
-from snnreg_plugins.watching.simulated import Known, SimulatedNetwork
+from snnreg_plugins.watching.simulated import Known
+from snnreg_plugins.watching.steps import CallSteps
 
 # Into how many parts a batch is split at least where its activations are computed twice.
 _PARTS = 8
 
 
-class SpikingNetwork(SimulatedNetwork):
+class SpikingNetwork(NetworkSettings):
     r"""A rate-coded spiking network with a non-spiking, integrating readout.
 
     In every time step the last layer gives :math:`y_t`; the scores are their mean over the steps so far,
@@ -92,11 +93,7 @@ class SpikingNetwork(SimulatedNetwork):
         self.head = head
         self.conversion = dict(conversion or {})
         self.timesteps = timesteps
-        self.exact = False
-        self.checkpointing = False
         self.time_dim = self.conversion.get("time_dim")
-        self._truncation: int | None = None
-        self._exit_margins: tuple[float, ...] | None = None
         self._states = states
         # Listed once: the compiler cannot walk modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
@@ -104,70 +101,15 @@ class SpikingNetwork(SimulatedNetwork):
         self._plan: Plan | None = None
 
     @property
-    def timesteps(self) -> int:
-        """Number of time steps of a call."""
-        return self._timesteps
-
-    @timesteps.setter
-    def timesteps(self, value: int) -> None:
-        self._timesteps = as_integer("timesteps", value)
-
-    @property
-    def truncation(self) -> int | None:
-        """In training, the number of steps that a gradient flows back through neurons (truncated BPTT); None for all.
-
-        Every so many steps, states are cut off from the steps before. Each step's output still adds to the gradient.
-        """
-        return self._truncation
-
-    @truncation.setter
-    def truncation(self, value: int | None) -> None:
-        self._truncation = None if value is None else as_integer("truncation", value)
-
-    @property
-    def time_dim(self) -> int | None:
-        """Dimension of time in inputs: 0 for ``(T, B, ...)``, 1 for ``(B, T, ...)``; None if they are constant."""
-        return self._time_dim
-
-    @time_dim.setter
-    def time_dim(self, value: int | None) -> None:
-        self._time_dim = checked_time_dim(value)
-
-    @property
-    def exit_margins(self) -> tuple[float, ...] | None:
-        r"""Margins at which a sample needs no more steps, the first for step 1; None to take all steps.
-
-        A sample is no longer simulated after the first step t at which its best score is ahead of the second best by
-
-        .. math:: \text{scores}_t^{(1)} - \text{scores}_t^{(2)} \ge m_t
-
-        Neither when training nor with ``per_step``. :func:`~snnreg_plugins.export.exit_margins` finds safe
-        ones; :class:`~snnreg_plugins.TimeSteps` tells the steps that samples took on average, and
-        :class:`~snnreg_plugins.SynapticOperations` what they cost. They are saved with the network.
-
-        Raises:
-            ValueError: If they are no numbers, or a part of the DNN comes behind the spikes.
-        """
-        return self._exit_margins
-
-    @exit_margins.setter
-    def exit_margins(self, value: Sequence[float] | None) -> None:
-        margins = None if value is None else checked_margins(value)
-        if margins is not None and self.head is not None:
-            raise ValueError(
-                "Expected a network whose scores are the mean of its steps to set `exit_margins`, but this one has a "
-                "part of the DNN behind its spikes (`until`)."
-            )
-        self._exit_margins = margins
-
-    @property
     def only_layers_multiply(self) -> bool:
         """Whether nothing but synaptic layers multiplies activity: true but for a part of the DNN behind the spikes."""
         return self.head is None
 
-    def batch_dim_of(self, x: Any = None, per_step: bool = False, time_dim: int | None = None) -> int:
+    def batch_dim_of(
+        self, x: Any = None, per_step: bool = False, time_dim: int | None = None, _state: NetworkState | None = None
+    ) -> int:
         """Give the dimension of the batch in the input of a call with these arguments."""
-        return int((self.time_dim if time_dim is None else time_dim) == 0)
+        return int((self.time_dim if time_dim is None else time_dim) == 0 and _state is None)
 
     def name_in_dnn(self, path: str) -> str:
         """Give the name that a module has in the user's DNN, without that of the part that it is in.
@@ -209,7 +151,9 @@ class SpikingNetwork(SimulatedNetwork):
         """
         super().compile(*args, **kwargs)
 
-    def forward(self, x: Tensor, per_step: bool = False, time_dim: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, per_step: bool = False, time_dim: int | None = None, _state: NetworkState | None = None
+    ) -> Tensor:
         """Run the network for ``timesteps`` steps.
 
         Args:
@@ -221,14 +165,24 @@ class SpikingNetwork(SimulatedNetwork):
 
         Returns:
             Scores of shape ``(B, K)``; with ``per_step``, the running scores ``(T, B, K)``: those that a run of
-            1, 2, ..., T steps gives.
+            1, 2, ..., T steps gives. NaN for a sample whose input, or what becomes of it, is not finite.
 
         Raises:
             ValueError: If the input is of a size that the network was not made for. One that has neither averages nor
                 neurons that depend on the size takes any, as its DNN does. If it holds other than ``timesteps`` steps.
+            TypeError: If the input is no tensor, or of a type that the network cannot compute with.
         """
-        require_tensor(x, dtype_of(self))
-        time_dim = self.time_dim if time_dim is None else checked_time_dim(time_dim)
+        require_tensor(x, self)
+        self._steps_taken = None
+        try:
+            if _state is not None:
+                return self._step(x, _state)  # type: ignore[return-value]
+            return self._run(x, per_step, self.time_dim if time_dim is None else checked_time_dim(time_dim))
+        except RuntimeError as error:
+            require_type(x, self, error)
+            raise
+
+    def _run(self, x: Tensor, per_step: bool, time_dim: int | None) -> Tensor:
         require_fitting(x, time_dim, self.timesteps, self.conversion)
         given: Any = x if time_dim is None else Frames(x.movedim(time_dim, 1))
         like = x if time_dim is None else x.select(time_dim, 0)
@@ -238,7 +192,6 @@ class SpikingNetwork(SimulatedNetwork):
             tensor.requires_grad
             for tensor in chain((x,), self.parameters(), self.buffers())
         )
-        self._steps_taken = None
         size = like.shape[0]  # not len(x): an exporter keeps this open
         leaving = None
         if self.exit_margins is not None and not (trained or per_step):
@@ -264,6 +217,91 @@ class SpikingNetwork(SimulatedNetwork):
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
 
+    def step(self, x: Tensor, state: NetworkState | None = None) -> tuple[Tensor, NetworkState]:
+        r"""Take one time step: for a time loop of your own.
+
+        Each step goes through the modules as their framework runs them, as with ``exact``, whose scores are
+        :math:`\frac{1}{T} \sum_t y_t`, bit for bit if summed up step by step. Gradients flow through the state; cut
+        them off with ``state.detach()``. Metrics that watch the network count the samples once. The first layer is
+        computed anew in every step, whether its input changes or not.
+
+        Args:
+            x: Input of this step, ``(B, ...)``, another one in each step, or always the same.
+            state: What the step before gave; None to begin.
+
+        Returns:
+            Output :math:`y_t` of the step, ``(B, K)``, on the DNN's output scale (where a part of the DNN comes behind
+            the spikes, what ``head`` reads the mean of), and the state for the next step.
+
+        Raises:
+            ValueError: If the state is of other samples, or the input does not fit the network.
+            TypeError: If the state is none that a step gave.
+
+        Example:
+            >>> from torch import nn
+            >>> from snnreg_plugins import to_snntorch
+            >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
+            >>> network = to_snntorch(model, x, timesteps=4)
+            >>> outputs, state = [], None
+            >>> for t in range(4):
+            ...     output, state = network.step(x, state)
+            ...     outputs.append(output)
+            >>> network.exact = True
+            >>> torch.equal(sum(outputs) / 4, network(x))
+            True
+        """
+        if state is not None and not (isinstance(state, NetworkState) and len(state.values) == self._states):
+            raise TypeError(
+                "Expected argument `state` to be None or the state that a step of this network gave, but got "
+                f"{type(state).__name__}. Begin with state=None."
+            )
+        found: tuple[Tensor, NetworkState] = self(x, _state=state or NetworkState(0, self._no_states()))
+        return found
+
+    def _step(self, x: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
+        require_fitting(x, None, self.timesteps, self.conversion)
+        run = self._one_at_a_time()
+        try:
+            read = run.encoded(x, CallSteps(1, state.steps, events=self.time_dim is not None))
+            outputs, values = run(read, state.values, 1, state.steps)
+        finally:
+            run.end()
+        after = NetworkState(state.steps + 1, values)
+        state.require_fitting(after)
+        return marked(outputs, values, at_once=False)[0], after
+
+    def record(self, x: Tensor, time_dim: int | None = None) -> Recording:
+        """Run the network as :meth:`forward` does with ``exact``, and keep spikes and potentials of every step.
+
+        All of it stays in memory; without gradients under ``torch.no_grad()``, else they flow. No sample leaves early.
+        :func:`snnreg_plugins.record` writes down some neurons of some samples, for reports.
+
+        The outputs are values and no spikes. Of the losses of ``snntorch.functional``, ``ce_rate_loss`` on them is the
+        mean cross-entropy of the steps, and ``ce_count_loss`` that of T times the scores; divide outputs by T for that
+        of the scores. ``mse_count_loss`` and the other losses on counts mean something for the spikes of a layer only,
+        such as a last one with a ReLU.
+
+        Args:
+            x: Input, as for :meth:`forward`.
+            time_dim: Dimension of time in it, as there.
+
+        Returns:
+            Spikes and potentials by layer, outputs and scores, over the steps.
+
+        Example:
+            >>> from torch import nn
+            >>> import snntorch.functional as SF
+            >>> from snnreg_plugins import to_snntorch
+            >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
+            >>> network = to_snntorch(model, x, timesteps=4)
+            >>> recording = network.record(x)
+            >>> recording.spikes["1"].shape, recording.potentials["1"].shape, recording.outputs.shape
+            (torch.Size([4, 100, 16]), torch.Size([4, 100, 16]), torch.Size([4, 100, 3]))
+            >>> SF.ce_rate_loss()(recording.outputs, torch.randint(3, (100,))).backward()
+            >>> spikes_of_the_first_sample = recording.spikes["1"][:, 0]  # (T, N), as spikeplot.raster takes them
+        """
+        return Recorder(self).run(x, time_dim=time_dim)
+
     def _call_of(self, given: Any, like: Tensor) -> LayerwiseCall | StepByStep:
         """Choose how to run the steps.
 
@@ -272,7 +310,7 @@ class SpikingNetwork(SimulatedNetwork):
             like: The input of a step.
         """
         if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], like):
-            return StepByStep(self.encoder, self.body, self._modules_of_step, self.neurons.release)
+            return self._one_at_a_time()
         if self._plan is None or not self._plan.is_of(self.body):
             self._plan = Plan(self.body, self.neurons.describe_constant)
         call = LayerwiseCall(self._plan, self.encoder, like, isinstance(given, Frames))
@@ -281,6 +319,9 @@ class SpikingNetwork(SimulatedNetwork):
             few = map_tensors(itemgetter(slice(2)), given)
             LayerwiseCall(self._plan, self.encoder, like[:2], isinstance(given, Frames)).learn(few, self._no_states())
         return call
+
+    def _one_at_a_time(self) -> StepByStep:
+        return StepByStep(self.encoder, self.body, self._modules_of_step, self.neurons.release)
 
     def _no_states(self) -> tuple[None, ...]:
         return (None,) * self._states
@@ -300,6 +341,7 @@ class SpikingNetwork(SimulatedNetwork):
         means: list[Tensor] = []
         states: Any = self._no_states()
         total: Any = 0
+        at_once = isinstance(run, LayerwiseCall) and run.like.device.type == "cpu"
         try:
             constants = run.begin(given)
             if leaving is not None:
@@ -312,12 +354,13 @@ class SpikingNetwork(SimulatedNetwork):
                     if per_step or leaving is not None or step == self.timesteps:
                         means.append((total / step).to(output.dtype))
                 if leaving is not None:
-                    constants, states, total = leaving.leave(means.pop(), step, (constants, states, total))
+                    mean = marked(means.pop().unsqueeze(0), states, at_once).squeeze(0)
+                    constants, states, total = leaving.leave(mean, step, (constants, states, total))
                     if not leaving.samples:
                         return leaving.scores.unsqueeze(0)
         finally:
             run.end()
-        return torch.stack(means)
+        return marked(torch.stack(means), states, at_once)
 
     def _scores(self, mean: Tensor) -> Tensor:
         scores: Tensor = mean if self.head is None else self.head(mean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -141,8 +142,9 @@ def test_neurons_against_the_plain_reference(shape, constant, beta, dtype):
 @pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("beta", [1.0, 0.9])
+@pytest.mark.parametrize("with_potentials", [False, True])
 @pytest.mark.parametrize("export", [to_snntorch, to_norse])
-def test_gradients_of_neurons_are_those_of_the_framework(export, beta, constant):
+def test_gradients_of_neurons_are_those_of_the_framework(export, with_potentials, beta, constant):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
     network = export(net, torch.rand(8, 1, 6, 6), timesteps=T, per_channel=True, beta=beta, compensate_leak=False)
@@ -151,10 +153,11 @@ def test_gradients_of_neurons_are_those_of_the_framework(export, beta, constant)
     # One sample, so that no sum has an order.
     currents = torch.rand(1 if constant else T, 1, 3, 4, 4)
     weights = torch.rand(T, 1, 3, 4, 4)
-    v0 = 0.5 * dynamics.threshold.expand(1, 3, 4, 4)
+    of_last = torch.rand(1, 3, 4, 4) if with_potentials else torch.zeros(())
     found = []
     for stepped in (True, False):
         leaf = currents.clone().requires_grad_()
+        v0 = (0.5 * dynamics.threshold.expand(1, 3, 4, 4)).detach().requires_grad_(with_potentials)
         if stepped:
             state, outputs = v0, []
             for step in range(T):
@@ -163,11 +166,12 @@ def test_gradients_of_neurons_are_those_of_the_framework(export, beta, constant)
             spikes = torch.stack(outputs)
         else:
             given = leaf[0] if constant else leaf.flatten(0, 1)
-            spikes, _ = firing.Firing(dynamics).with_gradient(given, v0, T)
+            spikes, state = firing.Firing(dynamics).with_gradient(given, v0, T)
             spikes = spikes.unflatten(0, (T, -1))
-        (spikes * weights).sum().backward()
-        found.append((spikes.detach(), leaf.grad))
+        ((spikes * weights).sum() + (of_last * state).sum()).backward()
+        found.append((spikes.detach(), leaf.grad, v0.grad))
     assert torch.equal(found[0][0], found[1][0])
+    assert found[0][2] is found[1][2] is None or torch.equal(found[0][2], found[1][2])
     if constant:  # a sum over steps, in another order
         torch.testing.assert_close(found[0][1], found[1][1])
     else:
@@ -258,7 +262,7 @@ def test_truncated_backpropagation(steps, exact):
         assert not torch.equal(found["body.2.weight"], gradients(network, x)["body.2.weight"])
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2.5"])
 def test_truncation_is_checked(value):
     network, _ = exported("mlp")
     with pytest.raises(ValueError, match="Expected argument `truncation` to be an integer of at least 1, but got"):
@@ -301,7 +305,7 @@ def test_metrics_count_each_step_of_a_checkpointed_batch(exact):
     assert found[0] == found[1]
 
 
-def test_threads_share_a_network_that_is_watched():
+def test_threads_share_a_network():
     network, x = exported("lenet_modules", torch.float64)
     with torch.no_grad():
         expected = network(x)
@@ -310,10 +314,9 @@ def test_threads_share_a_network_that_is_watched():
         with torch.no_grad():
             return [network(x) for _ in range(20)]
 
-    with SynapticOperations(network), ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(4) as threads:
         for scores in threads.map(run, range(4)):
             torch.testing.assert_close(scores, [expected] * 20)
-    assert not any("forward" in vars(module) for module in network.modules())
 
 
 def test_batches_are_split(monkeypatch):
@@ -737,12 +740,85 @@ def test_compile(export):
 def test_the_first_call_rounds_like_any_other():
     for seed in range(4):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU())
+        net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
         net.extend([nn.Flatten(), nn.Linear(16 * 36, 10)])
         x = torch.rand(64, 3, 16, 16)
-        network = to_snntorch(net, x, timesteps=16)
+        network = to_snntorch(net, x, timesteps=4)
         with torch.no_grad(), SynapticOperations(network) as sops:
             first = network(x)
         with torch.no_grad(), SynapticOperations(network) as again:
             assert torch.equal(network(x), first)
         assert sops.by_layer() == again.by_layer()  # of what was tried before, nothing is counted
+
+
+@pytest.mark.parametrize(("error", "said"), [(OSError("libtbb.so: no such file"), True), (ImportError("numba"), False)])
+def test_numba_that_cannot_be_imported_is_done_without(error, said, monkeypatch, recwarn):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "numba":
+                raise error
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "numba" or name.endswith("spiking.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("snnreg_plugins.spiking.kernels", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    firing.kernels.cache_clear()
+    try:
+        network, x = exported("mlp")
+        network(x)
+        network(x).sum().backward()
+    finally:
+        firing.kernels.cache_clear()
+    warnings = [str(warning.message) for warning in recwarn if "numba" in str(warning.message)]
+    assert len(warnings) == said
+    assert all("run without numba" in warning and "libtbb.so" in warning for warning in warnings)
+
+
+class Turned(nn.Module):
+    """Pools what has been transposed, and takes a view of that."""
+
+    def __init__(self, pool, turn):
+        super().__init__()
+        self.conv, self.pool, self.turn = nn.Conv2d(2, 3, 3, padding=1), pool, turn
+        self.fc = nn.LazyLinear(4)
+
+    def forward(self, x):
+        x = self.pool(self.turn(self.conv(x).relu()))
+        return self.fc(x.view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.transpose(2, 3), lambda x: x.permute(0, 2, 3, 1)], ids=["turned", "last"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2),
+        nn.AvgPool2d((1, 3), (2, 1), (0, 1)),
+        nn.AdaptiveAvgPool2d((2, 3)),
+        nn.MaxPool2d((2, 1)),
+        nn.AdaptiveMaxPool2d((4, 1)),
+    ],
+    ids=lambda pool: type(pool).__name__,
+)
+def test_pools_lay_out_as_those_of_the_dnn(pool, turn):
+    net, x = Turned(pool, turn), torch.rand(9, 2, 8, 8)
+    net(x)
+    network = to_snntorch(net, x, timesteps=T)
+    layerwise, stepped = both(network, lambda: network(x))
+    torch.testing.assert_close(layerwise, stepped)
+    with torch.no_grad():
+        torch.testing.assert_close(to_snntorch(net, x, timesteps=256)(x), net(x), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pooled", [1, 2, 3])
+def test_adaptive_pooling_of_volumes_in_half_precision(pooled, dtype):
+    net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(pooled), nn.Flatten())
+    net.append(nn.Linear(2 * pooled**3, 3))
+    x = torch.rand(6, 1, 6, 6, 6)
+    network = to_snntorch(net, x, timesteps=T)
+    expected = network(x)
+    for half in (copy.deepcopy(network).to(dtype), to_snntorch(net.to(dtype), x.to(dtype), timesteps=T)):
+        scores = half(x.to(dtype))
+        assert scores.dtype == dtype
+        torch.testing.assert_close(scores.float(), expected, atol=0.1, rtol=0.1)
+        scores.sum().backward()
