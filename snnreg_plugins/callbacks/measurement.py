@@ -16,7 +16,7 @@ from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks, uncompiled, uncompiled_calls
-from snnreg_plugins.watching.layers import time_dim
+from snnreg_plugins.watching.layers import emits_spikes, time_dim
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Tally
@@ -193,11 +193,12 @@ class OwnMeasurement:
         logged["snn/effective_macs"] = total["effective_macs"] / samples
         logged["snn/energy"] = energy(total["sops"], total["effective_macs"], table) / samples
         logged["snn/sops"] = total["sops"] / samples
-        logged["snn/spike_rate"] = _over(total)
+        spiking = [name for name in tally.neurons if emits_spikes(tally.modules[name])]  # and no ReLU beside them
+        rates = {name: _over(by_layer[name]["spikes"], by_layer[name]["neuron_steps"]) for name in spiking}
+        logged["snn/spike_rate"] = _over(*(sum(by_layer[name][of] for name in spiking) for of in _RATE))
         multiply = [name for name in by_layer if name in tally.synapses or by_layer[name]["dense_macs"]]
         logged |= {f"snn/sops/{name}": by_layer[name]["sops"] / samples for name in multiply}
-        logged |= {f"snn/spike_rate/{name}": _over(by_layer[name]) for name in tally.neurons}
-        return logged
+        return logged | {f"snn/spike_rate/{name}": rate for name, rate in rates.items()}
 
     def close(self) -> None:
         """Look on no longer; what was seen stays."""
@@ -205,9 +206,12 @@ class OwnMeasurement:
         self.calls = None
 
 
-def _over(counts: dict[str, int]) -> float:
+_RATE = ("spikes", "neuron_steps")
+
+
+def _over(spikes: int, neuron_steps: int) -> float:
     """Give spikes/neuron/step; nan if there was none."""
-    return counts["spikes"] / counts["neuron_steps"] if counts["neuron_steps"] else math.nan
+    return spikes / neuron_steps if neuron_steps else math.nan
 
 
 class _Within(Tally):

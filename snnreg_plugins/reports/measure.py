@@ -57,7 +57,8 @@ def report(
 
     Without a DNN, ``report(None, network, data)``, the tables are of the spiking network alone. That may be any one
     that spikes already, such as your own of snnTorch or Norse: it is called once a batch, from fresh states, and
-    reported at the time steps that it takes by itself.
+    reported at the time steps that it takes by itself, the most that the calls of all its layers have in common that
+    are called repeatedly.
 
     Args:
         dnn: The DNN: input ``(B, ...)`` to one tensor of outputs; None to report on ``network`` alone.

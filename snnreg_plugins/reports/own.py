@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from snnreg_plugins.reports.counted import Counts, layer_report, step_report
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import unwatched
-from snnreg_plugins.watching.layers import forget_states, is_spiking_neuron
+from snnreg_plugins.watching.layers import emits_spikes, forget_states, is_spiking_neuron
 from snnreg_plugins.watching.tally import Tally
 
 _COMPARED = 64  # samples, at most
@@ -137,16 +138,17 @@ def measure_own(
     finally:
         forget_states(network)
     assert score is not None, "there is a batch"
-    neurons = [name for name in tally.neurons if name in tally.called and is_spiking_neuron(tally.modules[name])]
-    # A layer of neurons that is called more than once in a step has more of them.
-    timesteps = min((tally.steps_of(name) for name in neurons), default=1)
+    # Not that of activations, which spike never.
+    shown = [name for name in tally.called if name not in tally.neurons or emits_spikes(tally.modules[name])]
+    # What is called once reads all steps together, or a constant current; a shared layer is called more often.
+    timesteps = math.gcd(*(steps for steps in map(tally.steps_of, shown) if steps > 1)) or 1
     return Report(
         samples=samples,
         dnn=None,
-        steps=(step_report(timesteps, score, Counts.of(tally, tally.names), samples, prices),),
+        steps=(step_report(timesteps, score, Counts.of(tally, shown), samples, prices),),
         timesteps=timesteps,
         layers=tuple(
-            layer_report(name, tally.modules[name], Counts.of(tally, [name]), samples, prices) for name in tally.called
+            layer_report(name, tally.modules[name], Counts.of(tally, [name]), samples, prices) for name in shown
         ),
         table=table,
         mac=prices.mac,

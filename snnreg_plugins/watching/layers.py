@@ -41,6 +41,11 @@ def is_spiking_neuron(module: nn.Module) -> bool:
     return framework is not None and is_stateful(module) and not framework.has(module, framework.non_spiking)
 
 
+def emits_spikes(module: nn.Module) -> bool:
+    """Tell whether a layer of neurons emits spikes: all do but the activations of torch."""
+    return not isinstance(module, _ACTIVATIONS)
+
+
 def spikes_already(model: nn.Module) -> bool:
     """Tell whether a model has spiking neurons, so that it is to be measured as it is and not to be exported."""
     return any(map(is_spiking_neuron, model.modules()))

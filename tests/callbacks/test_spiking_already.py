@@ -293,6 +293,25 @@ def test_validation_alone_of_several_loaders_and_a_part_of_their_batches():
         assert float(sops) == pytest.approx(float(operations.compute()))
 
 
+def test_the_rate_is_that_of_spiking_neurons():
+    class Fronted(Rates):
+        def __init__(self):
+            super().__init__()
+            self.front = nn.Sequential(nn.Linear(5, 5), nn.ReLU())
+
+        def forward(self, x):
+            return super().forward(self.front(x))
+
+    module = Own(Fronted())
+    logged = fit(validation(), module, CLASSES)
+    with torch.no_grad(), recorded(module.net, snntorch.Leaky, output=True) as emitted:
+        module.eval()(X)
+    rate = sum(int(spikes.sum()) for _, _, spikes in emitted) / sum(spikes.numel() for _, _, spikes in emitted)
+    assert logged["snn/spike_rate"] == pytest.approx(rate)
+    assert "snn/spike_rate/net.front.1" not in logged
+    assert "snn/sops/net.front.0" in logged
+
+
 def test_an_optimizer_of_something_else_may_step_first():
     class Turns(Own):
         automatic_optimization = False

@@ -114,6 +114,37 @@ def test_states_of_another_batch_and_of_recurrent_neurons():
     assert sum(layer.sops or 0 for layer in result.layers) == pytest.approx(result.steps[0].sops)
 
 
+class Shared(nn.Module):
+    """Behind a DNN, neurons that are called twice in each of four steps; a head that is called once."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.front = nn.Sequential(nn.Linear(5, 8), nn.ReLU())
+        self.a, self.b, self.lif, self.head = nn.Linear(8, 6), nn.Linear(6, 6), snntorch.Leaky(0.9), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x, total = self.front(x), 0.0
+        first = second = self.lif.init_leaky()
+        for _ in range(4):
+            spikes, first = self.lif(3 * self.a(x), first)
+            spikes, second = self.lif(self.b(spikes) + 0.5, second)
+            total = total + spikes
+        return self.head(total)
+
+
+def test_steps_of_shared_neurons_and_no_rate_of_a_relu():
+    net = Shared()
+    result = report(None, net, batches())
+    assert result.timesteps == 4
+    with torch.no_grad(), recorded(net, snntorch.Leaky, output=True) as emitted:
+        net(X)
+    rate = sum(int(spikes.sum()) for _, _, spikes in emitted) / sum(spikes.numel() for _, _, spikes in emitted)
+    assert result.steps[0].spike_rate == rate
+    assert 0 < rate < 1
+    assert [layer.name for layer in result.layers] == ["front.0", "a", "lif", "b", "head"]
+
+
 def test_an_exported_network_without_its_dnn():
     torch.manual_seed(0)
     dnn = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
