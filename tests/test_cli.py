@@ -464,7 +464,8 @@ def project(command, monkeypatch, tmp_path):
     for name, text in (("users_module.py", MODULE), ("recipe.yaml", RECIPE), ("finetune.yaml", FINETUNING)):
         (tmp_path / name).write_text(text)
     yield command
-    sys.modules.pop("users_module", None)
+    for name in ("users_module", "spiking_module"):
+        sys.modules.pop(name, None)
 
 
 MINE = ["--config", "recipe.yaml"]
@@ -497,7 +498,7 @@ def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
     assert Path("page.html").is_file()
 
     code = refused(project, "export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--threshold=max")
-    assert "`threshold` not to be given where the checkpoint holds a spiking network" in code
+    assert "`threshold` not to be given where the network of the checkpoint spikes already" in code
     code = refused(project, "export", *TUNED, "--ckpt_path=runs/mine/dnn.ckpt")
     assert "of the recipe's model, snnreg_plugins.modules.SpikingClassifier, but" in code
     code = refused(project, "test", *MINE, "--ckpt_path=runs/tuned/snn.ckpt")
@@ -509,6 +510,39 @@ def users_net(**settings):
     from users_module import Net
 
     return Net(**{"hidden": 12, **settings})
+
+
+OWN_SPIKING = """
+from snntorch import Leaky
+
+import users_module
+
+
+class Spiking(users_module.Net):
+    def __init__(self, hidden: int = 16, lr: float = 1e-3):
+        super().__init__(hidden, lr)
+        self.leaky = Leaky(0.9)
+
+    def forward(self, x):
+        state = self.leaky.init_leaky()
+        total = 0
+        for _ in range(3):
+            spikes, state = self.leaky(self.net[:2](x), state)
+            total = total + self.net[3](spikes)
+        return total / 3
+"""
+
+
+def test_a_users_network_that_spikes_is_measured_with_its_own_steps(project):
+    Path("spiking_module.py").write_text(OWN_SPIKING)
+    own = [*MINE, "--model", "spiking_module.Spiking"]
+    project("fit", *own, "--trainer.callbacks+=SpikingValidation")
+    project("export", *own, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=own")
+    figures = json.loads(Path("own/report.json").read_text())
+    assert [step["timesteps"] for step in figures["steps"]] == [3]
+    for option in ("threshold=max", "timesteps=5"):
+        said = refused(project, "export", *own, "--ckpt_path=runs/mine/dnn.ckpt", f"--{option}")
+        assert f"`{option.partition('=')[0]}` not to be given where the network of the checkpoint spikes" in said
 
 
 def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(project):

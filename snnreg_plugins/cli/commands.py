@@ -27,8 +27,9 @@ from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.modules.weights import load_weights, read_weights
+from snnreg_plugins.reports.own import exported_within
 from snnreg_plugins.reports.run import Run, write_page
-from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.layers import spikes_already
 
 _TIMESTEPS = 8
 # What `ckpt_path` names beside files.
@@ -86,7 +87,7 @@ class ExportTrainer(Trainer):
             metric: What is scored: multiclass, binary, multilabel, regression, or a metric of torchmetrics. If not
                 given, labels and loss modules tell.
             network: The network within the LightningModule, by name; the module itself if not given.
-            **options: Options of the export.
+            **options: Options of the export, of a network that does not spike yet.
         """
         if not self.is_global_zero:
             return  # one process does it all
@@ -101,14 +102,19 @@ class ExportTrainer(Trainer):
         if weights is not content:
             model.on_load_checkpoint(content)
         load_weights(model, weights, ckpt_path)
-        spiking = getattr(part_of(model, network), "network", None)
-        if isinstance(spiking, SpikingNetwork):
-            if options:
+        whole = part_of(model, network)
+        if spikes_already(whole):
+            exported, useless = exported_within(whole), dict(options)
+            if timesteps is not None and exported is not None:
+                exported.timesteps = timesteps
+            elif timesteps is not None:  # it takes its own
+                useless["timesteps"] = timesteps
+            if useless:
+                name, value = next(iter(useless.items()))
                 raise ValueError(
-                    f"Expected argument `{next(iter(options))}` not to be given where the checkpoint holds a spiking "
-                    f"network already, but got {next(iter(options.values()))!r}. Leave it out."
+                    f"Expected argument `{name}` not to be given where the network of the checkpoint spikes already, "
+                    f"but got {value!r}. Leave it out."
                 )
-            spiking.timesteps = spiking.timesteps if timesteps is None else timesteps
         exporter.run(model, datamodule)
 
 
