@@ -69,7 +69,8 @@ class Measurement:
         self.dnn, self.snn, self.score = dnn, snn, score
         device = device_of(snn)
         self.scores = {} if score is None else {"dnn": score.fresh(), "snn": score.fresh()}
-        self.operations = {"dnn": SynapticOperations(dnn).to(device), "snn": SynapticOperations(snn).to(device)}
+        of_dnn = SynapticOperations(dnn, input_events=False)  # whole numbers are an image, and no events
+        self.operations = {"dnn": of_dnn.to(device), "snn": SynapticOperations(snn).to(device)}
         self.rate = SpikeRate(snn).to(device)
         self.steps = TimeSteps(snn).to(device)
         self.spikes = NeuronRates() if figures else None

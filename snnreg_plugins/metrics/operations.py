@@ -17,6 +17,7 @@ from snnreg_plugins._checks import as_flag, one_of
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.counts import Table, added
+from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.labels import ByLabel, Labels
 from snnreg_plugins.watching.tally import Tally
 
@@ -69,6 +70,9 @@ class SynapticOperations(WatchingMetric):
     Args:
         model: The model to watch. It may be compiled, but not with ``fullgraph=True``.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        input_events: Whether whole numbers that a layer reads from the model's input are counts of events. If False,
+            as for images of 0 to 255, they cost MACs, unless all of them are 0 or 1. If None they are taken for events,
+            and a warning says so where some are above 1.
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
@@ -90,8 +94,16 @@ class SynapticOperations(WatchingMetric):
     plot_unit = "SOPs / sample"
     watch: Tally
 
-    def __init__(self, model: nn.Module, batch_dim: int = 0, **kwargs: Any) -> None:
-        tally = Tally(model, spikes=False, batch_dim=batch_dim, on_miss=partial(_warn, type(self).__name__))
+    def __init__(self, model: nn.Module, batch_dim: int = 0, input_events: bool | None = None, **kwargs: Any) -> None:
+        name = type(self).__name__
+        tally = Tally(
+            model,
+            spikes=False,
+            batch_dim=batch_dim,
+            input_events=input_events,
+            on_miss=partial(_warn, name),
+            on_doubt=partial(warn_of_whole_numbers, name),
+        )
         tally.require_operations()
         super().__init__(tally, **kwargs)
         self._labels = Labels(batch_dim)
@@ -235,6 +247,9 @@ class Energy(SynapticOperations):
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, or an ``EnergyTable`` of your own.
         dense: Count dense instead of effective MACs: hardware that skips no zeros. SOPs are then 0.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        input_events: Whether whole numbers that a layer reads from the model's input are counts of events. If False,
+            as for images of 0 to 255, they cost MACs, unless all of them are 0 or 1. If None they are taken for events,
+            and a warning says so where some are above 1.
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
@@ -259,6 +274,7 @@ class Energy(SynapticOperations):
         table: str | EnergyTable = "horowitz_fp32",
         dense: bool = False,
         batch_dim: int = 0,
+        input_events: bool | None = None,
         **kwargs: Any,
     ) -> None:
         prices, dense = energy_table(table), as_flag("dense", dense)
@@ -267,7 +283,7 @@ class Energy(SynapticOperations):
                 "Expected argument `table` to have a price for MACs, which `dense=True` counts alone, but got one "
                 f"without: {prices.source}."
             )
-        super().__init__(model, batch_dim, **kwargs)
+        super().__init__(model, batch_dim, input_events, **kwargs)
         self.table, self.dense = prices, dense
 
     def compute(self) -> Tensor:

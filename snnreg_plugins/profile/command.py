@@ -127,7 +127,14 @@ def main(words: Sequence[str]) -> None:
     options = parser.parse_args(list(words))
     made = load_factory(options.factory)
     inputs = load_inputs(options.data, options.input_shape, options.batch, options.batch_dim)
-    result = profile(made, inputs, timesteps=options.timesteps, table=options.table, batch_dim=options.batch_dim)
+    result = profile(
+        made,
+        inputs,
+        timesteps=options.timesteps,
+        table=options.table,
+        batch_dim=options.batch_dim,
+        input_events=options.input_events,
+    )
     result.print()
     if options.output is not None:
         path = Path(options.output) / "profile.json"
@@ -156,6 +163,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--data", type=str, default="random", help="random, or a file that torch.save wrote, of a tensor of samples"
+    )
+    parser.add_argument(
+        "--input-events", type=bool, help="whether whole numbers in the data are events (true), or cost MACs (false)"
     )
     parser.add_argument("--timesteps", type=int, help="calls of a network that takes one time step at a time")
     parser.add_argument(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lem
 from snnreg_plugins.functional.synapses import count_events, is_synaptic
 from snnreg_plugins.profile.result import LEMAIRE, LayerProfile, Profile
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import forget_states, leaks, spikes_already
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
@@ -32,6 +34,7 @@ def profile(
     timesteps: int | None = None,
     table: str | EnergyTable = "horowitz_fp32",
     batch_dim: int = 0,
+    input_events: bool | None = None,
 ) -> Profile:
     """Run a network on a batch and count what each of its layers does: operations, spikes, energy.
 
@@ -55,6 +58,8 @@ def profile(
             that, SOPs are the exact ones, and spikes of a neuron layer are the output of the synaptic layer called
             last before it; what leaks is told by a neuron's ``beta`` or its class's name.
         batch_dim: Dimension of the batch in ``inputs``; 1 for ``(T, B, ...)``.
+        input_events: Whether whole numbers in ``inputs`` are counts of events, or cost MACs, as those of images of 0 to
+            255 do; see :class:`~snnreg_plugins.SynapticOperations`.
 
     Returns:
         The numbers, with ``print()`` and ``save_json(path)``.
@@ -75,7 +80,13 @@ def profile(
     _require_fitting(model, inputs, timesteps, batch_dim)
     prices = None if table == LEMAIRE else energy_table(table)
     context = _Context()
-    tally = Tally(model, batch_dim=batch_dim, observer=context)
+    tally = Tally(
+        model,
+        batch_dim=batch_dim,
+        input_events=input_events,
+        observer=context,
+        on_doubt=partial(warn_of_whole_numbers, "profile"),
+    )
     tally.require_operations()
     with torch.no_grad(), tally, _at_rest(model):
         try:

@@ -55,7 +55,7 @@ class Profile(Result):
         spiking: Whether it has spiking neurons.
         layers: Its layers, in the order they were first called in; those never called are in ``unused``.
         unused: Names of layers that were not called.
-        uncounted: Names of modules whose operations are not counted in full, such as an LSTM in one operation.
+        uncounted: Names of modules whose operations are not counted in full, such as `nn.Bilinear`.
         sops: SOPs/sample.
         effective_macs: MACs/sample of real-valued input, zeros skipped.
         dense_macs: MACs/sample of all input, at every call.

@@ -119,7 +119,7 @@ def report(
     samples, scores = 0, _Scores(ascending)
     with (
         torch.no_grad(),
-        nullcontext() if traced is None else Tally(traced) as of_dnn,
+        nullcontext() if traced is None else Tally(traced, input_events=False) as of_dnn,
         Tally(network, products=False) as of_snn,
         (behind := _Behind(network, ascending)).hooks,
         run_as(network, longest),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from snnreg_plugins import _torch
+from snnreg_plugins.watching.inputs import InputEvents
 from snnreg_plugins.watching.layers import only_decays
 from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.products import Products
@@ -38,6 +39,7 @@ class Looks:
         count: What to call as ``count(owner, site, cost)`` for each product; see :class:`Products`.
         miss: What to call as ``miss(owner, what)`` for each that cannot be counted.
         multiples: Where to remember what is made of events.
+        input_events: Whether whole numbers in the model's input are events.
     """
 
     def __init__(
@@ -47,10 +49,12 @@ class Looks:
         count: Callable[[nn.Module, int, tuple[int, int, int]], None],
         miss: Callable[[nn.Module, str], None],
         multiples: Multiples,
+        input_events: InputEvents,
     ) -> None:
         self.model, self.index, self.count, self.miss, self.multiples = model, index, count, miss, multiples
         # What is counted by what it reads and gives, and what is no synapse.
         self._left_alone = {module for module in index if is_recurrent(module) or only_decays(module)}
+        self.input_events = input_events
         self.products: Products | None = None  # while a pass is looked at
         self.always = False  # to look at every pass
         self._begun: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
@@ -61,7 +65,9 @@ class Looks:
         key = self.index[module], module.training
         self._passes = self._begun[key] = self._begun.get(key, 0) + 1
         if self.always or is_due(self._passes):
-            self.products = Products(self.model, self.index, self._found, self._missed, self.multiples, given)
+            self.products = Products(
+                self.model, self.index, self._found, self._missed, self.multiples, self.input_events, given
+            )
             self.products.__enter__()
 
     def end(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snnreg_plugins import _torch
 from snnreg_plugins.functional.synapses import is_integer_valued
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, positions_of
+from snnreg_plugins.watching.inputs import InputEvents, is_binary
 from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.origins import Origins
 from snnreg_plugins.watching.samples import Identity, identities, tensors_in
@@ -65,6 +66,7 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
             the innermost module whose forward makes it, and the site tells its place in the code.
         miss: What to call as ``miss(owner, what)`` for each product that is not counted.
         multiples: Where to remember what is made of events, and to look it up.
+        input_events: Whether whole numbers in the model's input are events.
         given: The model's input.
     """
 
@@ -75,10 +77,12 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         count: Callable[[nn.Module, int, tuple[int, int, int]], None],
         miss: Callable[[nn.Module, str], None],
         multiples: Multiples,
+        input_events: InputEvents,
         given: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
         self.model, self.count, self.miss, self.multiples = model, count, miss, multiples
+        self.input_events = input_events
         self.counted_by_hook = 0  # products to come whose layer is watched
         self._owners = owners
         self._weights = {identity[0] for identity in _storages(model.parameters())}
@@ -195,7 +199,9 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         if known is not None and known.hidden and known.factor != 1:
             self.miss(self._owner(), "")  # no more than: keep watching
         magnitudes, dense = x.detach().abs().double(), int(total(torch.ones_like(x, dtype=torch.float64)))
-        if is_integer_valued(x):
+        is_given = self.origins.is_given(weighted)
+        is_real = is_given and self.input_events.are_multiplied(self._owner(), x) and not is_binary(x)
+        if is_integer_valued(x) and not is_real:
             self.count(*self._place(), (int(total(magnitudes)), 0, dense))
         else:
             self.count(*self._place(), (0, int(total((magnitudes != 0).double())), dense))

@@ -23,10 +23,12 @@ class Factor(NamedTuple):
     Args:
         steps: The activity of each step, ``(B, features)``; B may fall, where sequences end.
         fan_out: How many weights each value meets.
+        below: Whether it is the input of the first layer.
     """
 
     steps: list[Tensor]
     fan_out: int
+    below: bool
 
 
 def factors(layer: nn.RNNBase, args: tuple[Any, ...], output: Any, with_own: bool = True) -> Iterator[Factor]:
@@ -57,11 +59,11 @@ def factors(layer: nn.RNNBase, args: tuple[Any, ...], output: Any, with_own: boo
             above = _run_alone(layer, index, args[0], x, initial)
         for direction, outputs in enumerate(above.chunk(directions, -1)):
             weight = getattr(layer, f"weight_ih_l{index}" + ("_reverse" if direction else ""))
-            yield Factor(list(torch.split(x, sizes)), weight.shape[0])
+            yield Factor(list(torch.split(x, sizes)), weight.shape[0], index == 0)
             if not with_own:
                 continue
             before = _before(torch.split(outputs, sizes), hidden[index * directions + direction], bool(direction))
-            yield Factor(before, weight.shape[0])
+            yield Factor(before, weight.shape[0], False)
         x = above
 
 

@@ -24,7 +24,9 @@ from snnreg_plugins.functional.synapses import (
 )
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, averaged_over
 from snnreg_plugins.watching.counts import Table
+from snnreg_plugins.watching.held import Held
 from snnreg_plugins.watching.hooks import uncompiled, unwatched
+from snnreg_plugins.watching.inputs import InputEvents, is_binary
 from snnreg_plugins.watching.layers import (
     is_own_decay,
     is_spiking_neuron,
@@ -37,15 +39,13 @@ from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multipl
 from snnreg_plugins.watching.multiples import Multiple, Multiples
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.recurrent import factors, is_recurrent
-from snnreg_plugins.watching.samples import identities
+from snnreg_plugins.watching.samples import identities, tensors_in
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 from snnreg_plugins.watching.watch import Watch
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
-# Values of inputs that are held at most, to be counted at once: small ones take as long as large ones.
-_HELD = 2**18
 _SOPS, _, _DENSE, _SPIKES, _NEURON_STEPS = range(5)
 
 
@@ -72,8 +72,12 @@ class Tally(Watch):
         spikes: Whether to count at neuron layers.
         products: Whether to look for products that no layer makes.
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
+        input_events: Whether whole numbers that a layer reads from the model's input are events; if False they cost
+            MACs, unless all of them are 0 or 1. None to take them for events, and tell ``on_doubt``.
         observer: Who wants more.
         on_miss: What to call as ``on_miss(name, what)`` once for everything that cannot be counted.
+        on_doubt: What to call as ``on_doubt(name, largest)`` once for a layer that reads whole numbers above 1 from the
+            model's input.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -95,8 +99,10 @@ class Tally(Watch):
         spikes: bool = True,
         products: bool = True,
         batch_dim: int = 0,
+        input_events: bool | None = None,
         observer: Observer | None = None,
         on_miss: Callable[[str, str], None] | None = None,
+        on_doubt: Callable[[str, float], None] | None = None,
     ) -> None:
         names = names_in_dnn(as_module("model", model))
         if operations:
@@ -111,6 +117,8 @@ class Tally(Watch):
         layers = synapses | neurons
         super().__init__(model, layers | owners, layers, batch_dim)
         self.observer, self.on_miss = observer, on_miss
+        self._on_doubt = on_doubt
+        self._input_events = InputEvents(input_events, self._doubt)
         known = known_events(model)
         # By row, as all below.
         self._reads_events = [module in known.readers for module in self.index]
@@ -125,7 +133,11 @@ class Tally(Watch):
         self._spiking = [it for it in model.modules() if is_spiking_neuron(it) and it not in simulated]
         self._synapses: dict[Any, Synapses] = {}
         self._real = [True] * len(self.names)  # what a layer's input was at last
-        self._looks = Looks(model, self.index, self._multiplied, self._miss, self._multiples) if products else None
+        self._looks = (
+            Looks(model, self.index, self._multiplied, self._miss, self._multiples, self._input_events)
+            if products
+            else None
+        )
 
     def require_operations(self) -> None:
         """Raise a ValueError if there is nothing in the model that could multiply."""
@@ -173,7 +185,6 @@ class Tally(Watch):
         self._steps: dict[int, int] = {}  # of the samples under way, by the row of the outermost module
         self._outermost = 0
         self._holds = False  # whether to hold small inputs known to be events
-        self._held: list[tuple[int, CallSteps, Tensor]] = []  # of the pass under way
 
     def _forget_pass(self) -> None:
         super()._forget_pass()
@@ -181,8 +192,7 @@ class Tally(Watch):
 
     def _forget_window(self) -> None:
         super()._forget_window()
-        self._held_before: list[tuple[int, CallSteps, Tensor]] = []  # of passes that count
-        self._held_size = 0
+        self._held = Held()
 
     # Passes.
 
@@ -205,12 +215,8 @@ class Tally(Watch):
         for name, (first, behind) in self._steps_called.items():
             self.called[name] += behind - first
         self._steps_called.clear()
-        if self._held and samples is not None:
-            self._held_before += self._held
-            self._held_size += sum(x.numel() for _, _, x in self._held)
-            if self._held_size > _HELD:
-                self._count_held()
-        self._held.clear()
+        if self._held.end_pass(samples is not None):
+            self._count_held()
         if self.observer is not None:
             self.observer.ended(samples is not None)
 
@@ -236,8 +242,8 @@ class Tally(Watch):
         row, steps = self.index[layer], steps_of_call()
         self._remember_call(row, steps)
         known = self._reads_events[row] and not self._thorough
-        if known and self._holds and steps is not None and x.numel() * 8 <= _HELD:
-            self._held.append((row, steps, x.detach()))
+        if known and self._holds and steps is not None and self._held.takes(x):
+            self._held.add(row, steps, x)
             return
         if not (known and self._count_known(row, layer, x, steps)):
             self._count_any(row, layer, x, steps)
@@ -272,12 +278,8 @@ class Tally(Watch):
 
     def _count_held(self) -> None:
         """Count the inputs that are held, those of one layer and shape at once."""
-        alike: dict[Any, list[Tensor]] = {}
-        for row, call, x in self._held_before:
-            alike.setdefault((row, call, x.shape), []).append(x)
-        self._held_before.clear()
-        self._held_size = 0
-        for (row, call, shape), inputs in alike.items():
+        for row, call, inputs in self._held.take():
+            shape = inputs[0].shape
             layer: Any = self.modules[self.names[row]]
             synapses = self._synapses_of(row, layer, shape[1:])
             sops = synapses.count_known(torch.cat(inputs), len(inputs) * call.steps)
@@ -296,11 +298,14 @@ class Tally(Watch):
         return super().table()
 
     def _count_any(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> None:
-        how = self._multiples.find(x) if len(self._multiples) and not self._is_averaged[row] else None
+        given, how = x, self._multiples.find(x) if len(self._multiples) and not self._is_averaged[row] else None
         if how is not None:
             x = self._multiples.events(x)
             if how.hidden and how.factor != 1 and self._looks is not None:
                 self._looks.always = True
+        products = None if self._looks is None else self._looks.products
+        if products is not None and products.origins.is_given(given) and not self._is_analog[row]:
+            self._is_analog[row] = self._input_events.are_multiplied(layer, x)
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
         synapses = self._synapses_of(row, layer, shape)
         steps = 1 if call is None else call.steps
@@ -365,10 +370,16 @@ class Tally(Watch):
         row = self.index[layer]
         name, first, steps = self.names[row], self._steps_run.get(row, 0), 0
         with _torch.without_modes(), unwatched():
-            for activity, reached in factors(layer, args, output, not is_own_decay(layer, self.model)):
+            products = None if self._looks is None else self._looks.products
+            if products is not None and products.origins.is_given(args[0]):
+                self._is_analog[row] = self._input_events.are_multiplied(layer, next(tensors_in(args)))
+            for activity, reached, below in factors(layer, args, output, not is_own_decay(layer, self.model)):
                 for step, x in enumerate(activity, start=first):
                     synapses = Synapses(layer, torch.tensor(reached).expand(x.shape[1:]))  # type: ignore[arg-type]
-                    self._add(row, step, [synapses.count(self._multiples.events(x))])
+                    sops, macs, dense = synapses.count(self._multiples.events(x))
+                    if below and sops and self._is_analog[row] and not is_binary(x):
+                        sops, macs = 0, synapses.count((x != 0).to(x.dtype))[0]
+                    self._add(row, step, [(sops, macs, dense)])
                 steps = len(activity)
         self._steps_run[row] = first + steps
         self.called[name] = self.called.get(name, 0) + steps
@@ -413,8 +424,15 @@ class Tally(Watch):
             if self._multiples.find(spikes) is None and is_integer_valued(spikes):
                 self._multiples.remember(identities(spikes), Multiple(1.0, True))
 
+    def _name(self, owner: nn.Module) -> str:
+        return self.names[self.index[owner]] or type(owner).__name__
+
+    def _doubt(self, owner: nn.Module, largest: float) -> None:
+        if self._on_doubt is not None:
+            self._on_doubt(self._name(owner), largest)
+
     def _miss(self, owner: nn.Module, what: str) -> None:
-        missed = self.names[self.index[owner]] or type(owner).__name__, what
+        missed = self._name(owner), what
         if missed not in self.missed:
             self.missed[missed] = None
             if self.on_miss is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from snnreg_plugins import Energy, SpikeRate, SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.functional import SYNAPTIC_LAYERS
 from snnreg_plugins.functional.synapses import Synapses, count_known_events, fan_out
+from snnreg_plugins.watching import held
 from snnreg_plugins.watching import tally as tallies
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
@@ -71,7 +72,7 @@ def test_known_events_are_counted_as_those_that_are_looked_at(target, sizes):
     network.exact = True  # one step at a time
     assert found == table_of(network, xs) == table_of(network, xs, always_look=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tallies, "_HELD", 0)
+        patch.setattr(held, "_HELD", 0)
         assert found == table_of(network, xs)
 
 
@@ -160,15 +161,15 @@ def test_sums_in_reduced_precision_are_not_taken():
 
 def test_small_inputs_are_held_for_no_longer_than_told(monkeypatch):
     network = exported()
-    monkeypatch.setattr(tallies, "_HELD", 50_000)
+    monkeypatch.setattr(held, "_HELD", 50_000)
     with torch.no_grad(), Tally(network) as tally:
         for x in batches(*[2] * 60):
             network(x)
-            assert sum(x.numel() for _, _, x in tally._held_before) <= 50_000
-        assert tally._held_before
+            assert sum(x.numel() for _, _, x in tally._held._before) <= 50_000
+        assert tally._held._before
         tally.table()
-        assert not tally._held_before
-        assert not tally._held
+        assert not tally._held._before
+        assert not tally._held._pass
 
 
 def test_what_is_held_of_a_pass_that_fails_does_not_count(monkeypatch):
