@@ -36,13 +36,12 @@ class Held:
         self._before: list[tuple[int, CallSteps, Tensor]] = []
         self._size = 0
 
-    def takes(self, x: Tensor) -> bool:
-        """Tell whether an input is small enough."""
-        return x.numel() * 8 <= _HELD
-
-    def add(self, row: int, call: CallSteps, x: Tensor) -> None:
-        """Hold an input of the pass under way."""
+    def add(self, row: int, call: CallSteps, x: Tensor) -> bool:
+        """Hold an input of the pass under way; False if it is too large."""
+        if x.numel() * 8 > _HELD:
+            return False
         self._pass.append((row, call, x.detach()))
+        return True
 
     def end_pass(self, counts: bool) -> bool:
         """End the pass, and tell whether it is time to count."""

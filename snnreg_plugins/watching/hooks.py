@@ -204,7 +204,7 @@ def _before(
 def _after(
     hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Any:
-    return hook(module, (*args, *kwargs.values()), output)
+    return hook(module, (*args, *kwargs.values()) if kwargs else args, output)
 
 
 # For those who compute a module in a way of their own.

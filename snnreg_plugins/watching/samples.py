@@ -153,7 +153,8 @@ class SampleCounter:
 
     def _require_one_thread(self, module: nn.Module) -> None:
         """Raise a RuntimeError if another thread is in the middle of a pass, which this one would get mixed up with."""
-        if self._thread.setdefault("own", get_ident()) != get_ident():
+        own = get_ident()
+        if self._thread.setdefault("own", own) != own:
             raise RuntimeError(
                 f"{type(module).__name__} is watched by a metric, and two threads run it at once. Take a lock, or give "
                 "each thread a copy of the model with a metric of its own. After an interrupted pass, call reset() on "

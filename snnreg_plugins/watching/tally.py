@@ -242,8 +242,7 @@ class Tally(Watch):
         row, steps = self.index[layer], steps_of_call()
         self._remember_call(row, steps)
         known = self._reads_events[row] and not self._thorough
-        if known and self._holds and steps is not None and self._held.takes(x):
-            self._held.add(row, steps, x)
+        if known and self._holds and steps is not None and self._held.add(row, steps, x):
             return
         if not (known and self._count_known(row, layer, x, steps)):
             self._count_any(row, layer, x, steps)
