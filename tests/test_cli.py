@@ -81,8 +81,12 @@ def test_there_are_all_recipes():
     ]
 
 
+# Others differ from these in the penalty, and in size.
+QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune", "fashion_mnist_lenet_l1", "fashion_mnist_lenet_qcfs")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("cifar10") else name for name in recipes()]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipes()]
 )
 def test_every_recipe_runs(name, command, stand_ins, capsys):
     if name == "digits_lenet_finetune":
@@ -282,6 +286,8 @@ def test_a_second_recipe_replaces_the_list_or_adds_to_it(command, capsys):
         Path("more.yaml").write_text(yaml.safe_dump({"trainer": {key: [{"class_path": "SpikingValidation"}]}}))
         settings = printed(command, capsys, *FINETUNE, "--config", "more.yaml")
         assert len(settings["trainer"]["callbacks"]) == expected
+    settings = printed(command, capsys, *FINETUNE, "--config", '{"trainer": {"max_epochs": 7}}')
+    assert settings["trainer"]["max_epochs"] == 7
 
 
 def test_no_words_are_a_cry_for_help(command, capsys):
@@ -562,7 +568,9 @@ def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(proje
 def test_hyper_parameters_of_a_module_trained_in_python_are_taken(project, capsys):
     sys.path.insert(0, ".")
     trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(users_net(hidden=13), datamodule=Digits(size=8))
+    module = users_net(hidden=13)
+    module.save_hyperparameters({"note": "no argument of the module"})
+    trainer.fit(module, datamodule=Digits(size=8))
     trainer.save_checkpoint("python.ckpt")
     with pytest.warns(UserWarning, match=r"The model has hidden=13 of the checkpoint 'python\.ckpt', not of recipe or"):
         project("export", *MINE, "--ckpt_path=python.ckpt")

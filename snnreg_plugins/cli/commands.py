@@ -94,11 +94,11 @@ class ExportTrainer(Trainer):
         simulated = _TIMESTEPS if timesteps is None else timesteps
         given = (output_dir, simulated, steps, calibration_batches, table, diagnose, html, metric, network)
         exporter = ExportReport(*given, **options)
+        model.configure_model()
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds
         content, weights = read_weights(ckpt_path, "ckpt_path")
-        model.configure_model()
         if weights is not content:
             model.on_load_checkpoint(content)
         load_weights(model, weights, ckpt_path)

@@ -11,6 +11,8 @@ from typing import Any
 from snnreg_plugins._files import read_yaml
 
 _OPTIONS = ("--config", "-c")
+# In an address, and in a recipe that stands on the command line itself.
+_NO_NAMES = (":", "{")
 _PLACEHOLDER = re.compile(r"\$\{.*?\}")
 
 
@@ -44,8 +46,9 @@ def require_readable(words: Sequence[str]) -> None:
         ValueError: If it is no YAML of names and values.
     """
     for before, word in zip(["", *words], words, strict=False):
-        path = _recipe(word, before)
-        if path and "://" not in path and not isinstance(read_yaml(path, "config"), dict):
+        path = os.path.expanduser(_recipe(word, before))
+        is_elsewhere = not os.path.exists(path) and any(sign in path for sign in _NO_NAMES)
+        if path and not is_elsewhere and not isinstance(read_yaml(path, "config"), dict):
             raise ValueError(f"Expected argument `config` to name a recipe, but {path!r} holds no names and values.")
 
 
