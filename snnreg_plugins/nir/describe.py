@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.base import Dynamics
 from snnreg_plugins.frameworks.registry import framework_of
-from snnreg_plugins.nir.fields import DTYPES, ELEMENTS, LEAVES, Shape, array_of, ints, is_module_name
+from snnreg_plugins.nir.fields import DTYPES, ELEMENTS, LEAVES, Shape, array_of, digest, ints, is_module_name
 from snnreg_plugins.nir.hdf5 import Tree
 from snnreg_plugins.nir.nodes import CHECK, KINDS, SAVE, UnfitError, elementwise, full
 from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
@@ -96,7 +96,7 @@ class Description:
             output = _Value(output.shape, self._same("output_sum", output))
         self._add("output", "Output", {"shape": ints(output.shape)}, {"kind": "output"}, output)
         margins = network.exit_margins
-        self.graph = {
+        self.graph: Tree = {
             "type": "NIRGraph",
             "nodes": self.nodes,
             "edges": self.edges,
@@ -111,6 +111,7 @@ class Description:
                 **({} if margins is None else {"exit_margins": json.dumps(margins)}),
             },
         }
+        self.graph["metadata"]["digest"] = digest(self.graph)
 
     def _walk(self, part: fx.GraphModule, *inputs: Any) -> Any:
         walk = _Walk(part, self)

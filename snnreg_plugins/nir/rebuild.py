@@ -46,7 +46,10 @@ def rebuild(tree: Tree, target: str, size: int) -> SpikingNetwork:
         expected = Description(built.network, built.input_shape, size).graph
     except RefusalError as error:
         raise ValueError(f"layer {error.layer!r} cannot be: {error.what}.") from error
+    wanted, given = expected["metadata"].pop("digest"), graph["metadata"].pop("digest", None)
     _require_equal(graph, expected, "")
+    if given not in (wanted, None):  # None: in version 0.1
+        raise ValueError("it is damaged: its numbers, names or edges are not those that were written.")
     return built.network
 
 

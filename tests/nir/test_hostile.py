@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 
 import h5py
@@ -237,6 +238,26 @@ def test_a_damaged_file_is_refused(change, good, path):
     with pytest.raises(ValueError, match="Expected argument `path` to name a NIR file") as caught:
         from_nir(path)
     assert repr(str(path)) in str(caught.value)
+
+
+def test_numbers_that_changed_are_seen(good, path):
+    """All that the file says goes together, but for one bit of a weight."""
+    with h5py.File(io.BytesIO(good), "r") as file:
+        weights = file["node/nodes/conv/weight"][()].tobytes()
+    data = bytearray(good)
+    data[data.find(weights) + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="it is damaged: its numbers, names or edges are not those that were written"):
+        from_nir(path)
+
+
+def test_a_file_without_a_digest_is_read(good, path):
+    path.write_bytes(good)
+    expected = from_nir(path).state_dict()
+    with h5py.File(path, "r+") as file:
+        del file["node/metadata/digest"]
+    found = from_nir(path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_files_of_others_are_refused(path):
