@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -29,7 +30,7 @@ _LATER = "added later"
 _LARGEST_YAML = 1 << 18
 # Of a file of tensors: values, those counted again that occur again; how deep they are nested; and what tensors may
 # claim beside eight times its size, as some are expanded.
-_MOST_VALUES, _DEEPEST, _SLACK = 5_000_000, 100, 1 << 28
+_MOST_VALUES, _DEEPEST, _SLACK = 1_000_000, 100, 1 << 28
 
 
 @contextmanager
@@ -162,7 +163,10 @@ def _require_whole(path: Path) -> None:
             raise ValueError("it is compressed.")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("it claims more bytes than it has.")
-        # torch.load takes the bytes as they are.
+        # Of what is marked as a folder, torch.load gives whatever is in the memory.
+        if any(entry.external_attr & 0x10 for entry in entries):
+            raise ValueError("one of its parts is a folder.")
+        # It takes the bytes as they are.
         damaged = archive.testzip() if torch.serialization.get_crc32_options() else None
     if damaged is not None:
         raise ValueError(f"its part {damaged!r} is damaged.")
@@ -238,6 +242,32 @@ def _walk(content: Any) -> Iterator[tuple[Any, int]]:
             break
         else:
             left.pop()
+
+
+def digest(value: Any) -> str:
+    """Give what tells data apart that differ in any number, name or order.
+
+    Args:
+        value: Plain data, tensors and arrays of NumPy, nested in dictionaries, lists and tuples.
+
+    Example:
+        >>> digest({"a": torch.ones(2), "b": [1, None]}) == digest({"b": [1, None], "a": torch.ones(2)})
+        True
+        >>> digest(torch.ones(2)) == digest(torch.ones(2, 1))
+        False
+    """
+    if isinstance(value, Mapping):
+        parts = ["names", *(part for name in sorted(value) for part in (name, digest(value[name])))]
+    elif isinstance(value, (list, tuple)):
+        parts = ["parts", *map(digest, value)]
+    elif isinstance(value, Tensor):
+        values = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        parts = ["numbers", str(value.dtype), str(tuple(value.shape)), hashlib.sha256(values.tobytes()).hexdigest()]
+    elif hasattr(value, "tobytes"):
+        parts = ["numbers", str(value.dtype), str(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    else:
+        parts = [type(value).__name__, repr(value)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def write_json(path: str | os.PathLike[str], plain: Any, indent: int | None = 2) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_sizes, shown
-from snnreg_plugins._files import atomic, read_tensors
+from snnreg_plugins._files import atomic, digest, read_tensors
 from snnreg_plugins._models import as_module, device_of, dtype_of
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import propagate_shapes
@@ -44,6 +44,7 @@ def save_network(network: SpikingNetwork, path: str | os.PathLike[str]) -> None:
     """
     require_network(network)
     content = {**description(network), "state_dict": network.state_dict()}
+    content["digest"] = digest(content)
     with atomic(path) as temporary:
         torch.save(content, temporary)
 
@@ -97,13 +98,13 @@ def described_network(content: Mapping[str, Any], model: nn.Module, path: str | 
     Raises:
         ValueError: If it is no network, or does not fit the model.
     """
-    told = content.get("format")
-    if isinstance(told, str) and told == _BEFORE:
+    version = content.get("format")
+    if isinstance(version, str) and version == _BEFORE:
         raise ValueError(
             f"{os.fspath(path)!r} was written by version 0.1, which did not write down which parts the network has. "
             "Export the DNN again with to_snntorch() or to_norse(), and save_network() the result."
         )
-    if not isinstance(told, str) or told != _FORMAT:
+    if not isinstance(version, str) or version != _FORMAT:
         raise ValueError(f"Expected argument `path` to name a spiking network, but {os.fspath(path)!r} is none.")
     as_module("model", model)
     tensors: dict[str, Tensor] = {}
@@ -113,6 +114,9 @@ def described_network(content: Mapping[str, Any], model: nn.Module, path: str | 
         _require_sound(network)
         network.timesteps = content["timesteps"]
         network.exit_margins = content["exit_margins"]
+        told = {name: value for name, value in content.items() if name != "digest"}
+        if "digest" in content and digest(told) != content["digest"]:
+            raise ValueError("It is damaged: its numbers, names or settings are not those that were written.")
     # What a file says is taken for granted nowhere, and leads to errors of all kinds where it is none.
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from snnreg_plugins._files import digest
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.base import Dynamics
 from snnreg_plugins.frameworks.registry import framework_of
-from snnreg_plugins.nir.fields import DTYPES, ELEMENTS, LEAVES, Shape, array_of, digest, ints, is_module_name
+from snnreg_plugins.nir.fields import DTYPES, ELEMENTS, LEAVES, Shape, array_of, ints, is_module_name
 from snnreg_plugins.nir.hdf5 import Tree
 from snnreg_plugins.nir.nodes import CHECK, KINDS, SAVE, UnfitError, elementwise, full
 from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import keyword
 import math
@@ -46,24 +45,6 @@ def array_of(values: Tensor) -> Any:
     """Give values for a file, which knows no bfloat16; all of them are float32 too."""
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).contiguous().numpy()
-
-
-def digest(value: Any) -> str:
-    """Give what tells graphs apart that differ in any number, name or edge.
-
-    Args:
-        value: Nested dictionaries and lists of strings and numbers, as NumPy has them.
-    """
-    if isinstance(value, dict):
-        parts = ["names", *(part for name in sorted(value) for part in (name, digest(value[name])))]
-    elif isinstance(value, (list, tuple)):
-        parts = ["parts", *map(digest, value)]
-    elif isinstance(value, str):
-        parts = ["text", value]
-    else:
-        array = np.asarray(value)
-        parts = ["numbers", array.dtype.str, str(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Fields:

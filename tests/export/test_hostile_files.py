@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import zipfile
@@ -90,11 +91,11 @@ HOSTILE = {
     "coding of nothing": (put("conversion", "coding", value="none"), "`coding` to be one of"),
     "framework of a list": (put("conversion", "framework", value=[]), "does not fit Sequential"),
     "framework of another": (put("conversion", "framework", value="sinabs"), "a framework of .*'sinabs'"),
-    "layers without end": (put("conversion", "until", value=nested(30)), "more than 5,000,000 values"),
+    "layers without end": (put("conversion", "until", value=nested(30)), "more than 1,000,000 values"),
     "steps of 0": (put("timesteps", value=0), "`timesteps` to be an integer of at least 1, but got 0"),
     "steps of a list": (put("timesteps", value=[4]), r"`timesteps` to be an integer .* but got \[4\]"),
     "steps without end": (put("timesteps", value=10**30), r"`timesteps` to be an integer of .* below 2\*\*63"),
-    "lists without end": (put("timesteps", value=nested(30)), "more than 5,000,000 values"),
+    "lists without end": (put("timesteps", value=nested(30)), "more than 1,000,000 values"),
     "lists in lists": (put("more", value=json.loads("[" * 150 + "]" * 150)), "nested deeper than 100"),
     "margins of text": (put("exit_margins", value="abc"), "`exit_margins` to be numbers"),
     "margins of a number": (put("exit_margins", value=5), "`exit_margins` to be numbers"),
@@ -122,6 +123,35 @@ def test_a_hostile_file_is_refused(row, content, model, tmp_path):
         load_network(path, model)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_settings_that_changed_are_seen(content, model, tmp_path):
+    """Each is right by itself."""
+    path = tmp_path / "changed.pt"
+    for change in (put("timesteps", value=5), put("conversion", "percent", value=99.0), tensor(FIRST, torch.neg)):
+        changed = copy.deepcopy(content)
+        change(changed)
+        torch.save(changed, path)
+        with pytest.raises(ValueError, match="changed.pt' does not fit Sequential. It is damaged: its numbers"):
+            load_network(path, model)
+        del changed["digest"]  # as in files of version 0.1
+        torch.save(changed, path)
+        load_network(path, model)
+
+
+def test_a_part_that_is_marked_as_a_folder(content, model, tmp_path):
+    """Of which torch.load gives whatever is in the memory."""
+    path = tmp_path / "folder.pt"
+    torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data/0"))
+    data = bytearray(path.read_bytes())
+    entry = data.rfind(name.encode()) - 46  # of the directory at the end
+    assert data[entry : entry + 4] == b"PK\x01\x02"
+    data[entry + 38] |= 0x10
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="one of its parts is a folder"):
+        load_network(path, model)
 
 
 def test_bytes_that_changed_are_seen(content, model, tmp_path):
