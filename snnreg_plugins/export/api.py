@@ -28,6 +28,7 @@ def to_snntorch(
     coding: str = "constant",
     until: str | None = None,
     surrogate_slope: float = 5.0,
+    time_dim: int | None = None,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
 
@@ -82,7 +83,12 @@ def to_snntorch(
             fine-tuning); ``"neurons"``, an encoder of spiking neurons on the input, whose synapse can be trained.
         until: The last layer (or block of layers) to convert, by name. Its spikes are averaged over the steps, and
             what follows stays a DNN, computed once, which may hold anything; its MACs are counted as such.
-        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
+        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ. To train with another surrogate, set
+            ``spike_grad`` of each neuron to a module that computes it.
+        time_dim: Dimension of time in the inputs, of calibration and network alike: 0 for ``(T, B, ...)``, such as
+            events, 1 for ``(B, T, ...)``; None if they are constant. Step t reads :math:`x_t`, and the scores
+            approach those of the DNN on the mean over the steps, :math:`\frac{1}{T} \sum_t x_t`, which it is to be
+            trained on. What stands in front of the first ReLU must be linear.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
@@ -118,6 +124,7 @@ def to_snntorch(
         coding=coding,
         until=until,
         surrogate_slope=surrogate_slope,
+        time_dim=time_dim,
     )
     return convert(model, calibration, target_of("snntorch", beta, surrogate_slope), options)
 
@@ -137,6 +144,7 @@ def to_norse(
     coding: str = "constant",
     until: str | None = None,
     surrogate_slope: float = 5.0,
+    time_dim: int | None = None,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
@@ -160,6 +168,7 @@ def to_norse(
         coding: ``"constant"``, ``"poisson"``, ``"latency"`` or ``"neurons"``.
         until: The last layer to convert; what follows stays a DNN.
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
+        time_dim: Dimension of time in the inputs, 0 or 1; None if they are constant.
 
     Returns:
         The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
@@ -188,5 +197,6 @@ def to_norse(
         coding=coding,
         until=until,
         surrogate_slope=surrogate_slope,
+        time_dim=time_dim,
     )
     return convert(model, calibration, target_of("norse", beta, surrogate_slope), options)

@@ -129,6 +129,7 @@ class Statistics:
         samples: Number of samples to keep, the first ones; those of several processes take turns.
         device: Where the network is.
         processes: Those that calibrate together.
+        see: From a batch to what the network sees of it.
 
     Raises:
         ValueError: If an input or an activation is not finite, or the data does not fit the network; in any process.
@@ -142,8 +143,9 @@ class Statistics:
         samples: int,
         device: torch.device,
         processes: Processes,
+        see: Callable[[Tensor], Tensor] = lambda batch: batch,
     ) -> None:
-        self.device = device
+        self.device, self._given = device, see
         self.places = {str(node.target): where(node) for node in network.graph.nodes}
         self.histograms: dict[str, ActivationHistogram] = {}
         modules = dict(network.named_modules())
@@ -168,13 +170,14 @@ class Statistics:
         """Run the network on the data of this process, whose first samples are added to ``kept``."""
         seen = _Seen()
         for batch in inputs:
-            run_on_calibration(network, batch)
-            magnitudes = batch.detach().abs().float()
+            given = self._given(batch)
+            run_on_calibration(network, given)
+            magnitudes = given.detach().abs().float()
             if not magnitudes.isfinite().all():
                 raise ValueError("Expected argument `calibration` to hold finite inputs, but it has NaN or infinity.")
-            seen.largest = max(seen.largest, float(batch.max()))
-            seen.smallest = min(seen.smallest, float(batch.min()))
-            seen.total, seen.active = seen.total + _exact_sum(magnitudes), seen.active + int(batch.count_nonzero())
+            seen.largest = max(seen.largest, float(given.max()))
+            seen.smallest = min(seen.smallest, float(given.min()))
+            seen.total, seen.active = seen.total + _exact_sum(magnitudes), seen.active + int(given.count_nonzero())
             missing = samples - sum(map(len, kept))
             if missing > 0:
                 kept.append(batch[:missing])

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snnreg_plugins._batches import mean_frame
+from snnreg_plugins._models import dtype_of
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.spiking.network import SpikingNetwork
 
@@ -64,21 +66,23 @@ def choose(
         options: All other options.
         convert: From options, and samples to adjust on, to a network.
         dnn: The DNN.
-        samples: Samples of calibration data, ``(B, ...)``; one half to adjust on, and one that is held out.
+        samples: Samples of calibration data, ``(B, ...)``, or ``(B, T, ...)`` where they have time; one half to adjust
+            on, and one that is held out.
     """
     from snnreg_plugins.metrics import SynapticOperations  # which knows more than an export needs
 
     half = max(1, len(samples) // 2)
     adjusted, held_out = samples[:half], samples[half:] if len(samples) > 1 else samples
     parts = torch.split(held_out, _BATCH)
-    scores = torch.cat([dnn(part) for part in parts])
+    held = None if options.time_dim is None else 1  # dimension of time in the samples
+    scores = torch.cat([dnn(mean_frame(part, held, dtype_of(dnn))) for part in parts])
     found = []
     for candidate in candidates(options):
         tried = replace(options, **candidate)
         network = convert(tried, adjusted)
         # Of this process alone: others run the same samples, or none.
         with SynapticOperations(network, sync_on_compute=False) as operations:
-            outputs = torch.cat([network(part) for part in parts])
+            outputs = torch.cat([network(part, time_dim=held) for part in parts])
             found.append(Tried(tried, agreement(outputs, scores), float(operations.total("sops"))))
     return cheapest(found).options
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._batches import Calibration, inputs_of
-from snnreg_plugins._models import device_of
+from snnreg_plugins._batches import Calibration, begun
+from snnreg_plugins._models import device_of, dtype_of
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import Statistics, Threshold, example, propagate_shapes, threshold_function
 from snnreg_plugins.export.choose import choose
@@ -21,6 +21,7 @@ from snnreg_plugins.export.options import CORRECTIONS, Options, code_settings
 from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, channelwise, compensate_leak, spike_norm
 from snnreg_plugins.export.structure import Structure
+from snnreg_plugins.export.time_axis import TimeAxis
 from snnreg_plugins.export.trace import trace
 from snnreg_plugins.frameworks.base import Target
 from snnreg_plugins.functional.synapses import OneToOne
@@ -36,7 +37,8 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
     """Export ``model`` to spiking neurons of ``target``."""
     processes = Processes(calibration)
     share = calibration.calibration if isinstance(calibration, Sharded) else calibration
-    device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    known = model if isinstance(model, nn.Module) else nn.Identity()  # what is no module is refused where it is traced
+    device, dtype = device_of(known), dtype_of(known)
     with (
         # Weights of the result are to be trained, also when it is made in validation; this turns gradients on.
         torch.inference_mode(False),
@@ -44,8 +46,10 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices=[]),  # a DataLoader draws a seed
     ):
-        first, inputs = example(inputs_of(share, device), processes)
-        samples = two_of(first.to(device))
+        time = TimeAxis(options.time_dim, options.timesteps, dtype)
+        first, inputs = example(time.walk(share, device), processes)
+        few, inputs = begun(inputs)
+        samples = two_of(time.seen(first.to(device)))
         traced = trace(model, samples, options.until)
         _require_finite(traced)
         propagate_shapes(traced, samples)
@@ -53,13 +57,15 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         fold_batch_norms(traced, folded)
         auto = options.threshold == "auto"
         kept = _simulated(traced, options.timesteps) if auto or _adjustments(options) else 0
-        inputs = compared(model, traced, inputs)
-        statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes)
+        inputs = compared(model, traced, inputs, time.seen)
+        statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes, time.seen)
         with _same_random_numbers(processes, device):
-            converter = _Converter(traced, statistics, target, folded, samples)
+            converter = _Converter(traced, statistics, target, folded, samples, time)
             if auto and statistics.samples is not None:
                 options = choose(options, converter.convert, traced, statistics.samples)
-            return converter.convert(options)
+            network = converter.convert(options)
+            time.require_linear(network, first.to(device) if few is None else few)
+            return network
 
 
 @contextmanager
@@ -102,12 +108,14 @@ class _Converter:
         target: Target,
         folded: Structure,
         samples: Tensor,
+        time: TimeAxis,
     ) -> None:
         self.traced = traced
         self.statistics = statistics
         self.target = target
         self.folded = folded
         self.like = samples
+        self.time = time
         self.dims = {
             str(node.target): len(node.meta["tensor_meta"].shape)
             for node in traced.graph.nodes
@@ -122,7 +130,8 @@ class _Converter:
         adjustments = _adjustments(options)
         if adjustments and samples is not None:
             simulation = Simulation(self.traced, options.timesteps, options.beta, options.per_channel)
-            balances = simulation.adjust(samples, balances, adjustments, code.currents)
+            currents = code.currents if self.time.time_dim is None else lambda _: self.time.frames(samples)
+            balances = simulation.adjust(self.time.seen(samples), balances, adjustments, currents)
         conversion = options.remembered() | {
             "framework": self.target.name,
             "input_shape": list(self.like.shape[1:]),

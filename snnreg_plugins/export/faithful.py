@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ _ANOTHER_SEED = 20_220_401
 _COMPARED = 64  # samples, at most
 
 
-def compared(model: nn.Module, traced: fx.GraphModule, inputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Walk inputs; :func:`require_same` on the first of them."""
+def compared(
+    model: nn.Module, traced: fx.GraphModule, inputs: Iterable[Tensor], seen: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """Walk inputs; :func:`require_same` on what the model sees of the first of them."""
     for index, batch in enumerate(inputs):
         if index == 0:
-            require_same(model, traced, batch[:_COMPARED])
+            require_same(model, traced, seen(batch[:_COMPARED]))
         yield batch
 
 

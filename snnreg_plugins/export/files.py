@@ -193,7 +193,8 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
         KeyError: If ``conversion`` lacks something.
         ValueError: If ``tensors`` are not those of the network.
     """
-    given = {field.name: conversion[field.name] for field in fields(Options)}
+    # Files that were written before inputs could have a dimension of time do not say that they have none.
+    given = {field.name: {"time_dim": None, **conversion}[field.name] for field in fields(Options)}
     # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
     structure = Structure(_plain(conversion["structure"], "structure"))

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from torch import Tensor, fx
 from typing_extensions import TypedDict
 
-from snnreg_plugins._checks import as_flag, as_integer, as_name, as_number, as_percent, one_of
+from snnreg_plugins._checks import as_flag, as_integer, as_name, as_number, as_percent, one_of, shown
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
 from snnreg_plugins.export.input_code import CODES, CodeSettings
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
+from snnreg_plugins.spiking.inputs import checked_time_dim, require_uncoded
 
 #: Corrections of what thresholds leave, by name.
 CORRECTIONS: dict[str, list[Adjustment]] = {
@@ -39,6 +40,7 @@ class ExportOptions(TypedDict, total=False):
         coding: How the input arrives.
         until: The last layer to convert; what follows stays a DNN.
         surrogate_slope: Slope of the surrogate gradient, in 1 / threshold.
+        time_dim: Dimension of time in inputs; None if they are constant over the steps.
     """
 
     threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
@@ -51,6 +53,7 @@ class ExportOptions(TypedDict, total=False):
     coding: Literal["constant", "poisson", "latency", "neurons"]
     until: str | None
     surrogate_slope: float
+    time_dim: int | None
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,23 @@ class Options:
     coding: str = "constant"
     until: str | None = None
     surrogate_slope: float = 5.0
+    time_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
             ValueError: If an option is unknown or out of range.
+            TypeError: If a function is given for the slope of the surrogate gradient.
         """
         if not isinstance(self.threshold, str) or self.threshold not in OTHER_METHODS:
             threshold_function(self.threshold, 100.0)
+        if callable(self.surrogate_slope):
+            raise TypeError(
+                "Expected argument `surrogate_slope` to be a number, the slope of the fast sigmoid in 1 / threshold, "
+                f"but got {shown(self.surrogate_slope)}. Pass the 25 of snntorch.surrogate.fast_sigmoid(25); for "
+                "another surrogate, export first, and set `spike_grad` of each neuron to a module that computes it."
+            )
         for name, value in {
             "timesteps": as_integer("timesteps", self.timesteps),
             "percent": as_percent("percent", self.percent),
@@ -88,8 +99,11 @@ class Options:
             "coding": one_of("coding", self.coding, sorted(CODES)),
             "until": as_name("until", self.until),
             "surrogate_slope": as_number("surrogate_slope", self.surrogate_slope, "(0, inf)"),
+            "time_dim": checked_time_dim(self.time_dim),
         }.items():
             object.__setattr__(self, name, value)
+        if self.time_dim is not None:
+            require_uncoded(self.coding)
 
     def remembered(self) -> dict[str, Any]:
         """Give the options as plain data; a function by its name."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import checkpoint
 
+from snnreg_plugins._models import dtype_of
 from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.early_exit import EarlyExit
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
@@ -93,7 +94,7 @@ class SpikingNetwork(NetworkSettings):
         self.head = head
         self.conversion = dict(conversion or {})
         self.timesteps = timesteps
-        self.time_dim = self.conversion.get("time_dim")
+        checked_time_dim(self.time_dim)
         self._states = states
         # Listed once: the compiler cannot walk modules that a step has just written to.
         self._modules_of_step = tuple(body.modules())
@@ -184,8 +185,8 @@ class SpikingNetwork(NetworkSettings):
 
     def _run(self, x: Tensor, per_step: bool, time_dim: int | None) -> Tensor:
         require_fitting(x, time_dim, self.timesteps, self.conversion)
-        given: Any = x if time_dim is None else Frames(x.movedim(time_dim, 1))
-        like = x if time_dim is None else x.select(time_dim, 0)
+        given: Any = x if time_dim is None else Frames(x.movedim(time_dim, 1), dtype_of(self))
+        like = x if time_dim is None else given.of(0)
         run = self._call_of(given, like)
         trained = torch.is_grad_enabled() and any(
             # Buffers too: thresholds and initial potentials may be all that is trained.
@@ -262,6 +263,7 @@ class SpikingNetwork(NetworkSettings):
         require_fitting(x, None, self.timesteps, self.conversion)
         run = self._one_at_a_time()
         try:
+            x = x if self.time_dim is None else Frames(x.unsqueeze(1), dtype_of(self)).of(0)
             read = run.encoded(x, CallSteps(1, state.steps, events=self.time_dim is not None))
             outputs, values = run(read, state.values, 1, state.steps)
         finally:
@@ -344,7 +346,7 @@ class SpikingNetwork(NetworkSettings):
         at_once = isinstance(run, LayerwiseCall) and run.like.device.type == "cpu"
         try:
             constants = run.begin(given)
-            if leaving is not None:
+            if leaving is not None and not isinstance(constants, Frames):
                 leaving.require_samples(constants)
             for first in range(0, self.timesteps, steps):
                 states = map_tensors(Tensor.detach, states)

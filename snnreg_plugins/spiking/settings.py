@@ -25,9 +25,9 @@ class NetworkSettings(SimulatedNetwork):
     exact: bool = False
     checkpointing: bool = False
     head: nn.Module | None
+    conversion: dict[str, Any]
     _is_open = False  # to further attributes
     _timesteps: int
-    _time_dim: int | None = None
     _truncation: int | None = None
     _exit_margins: tuple[float, ...] | None = None
 
@@ -79,11 +79,12 @@ class NetworkSettings(SimulatedNetwork):
     @property
     def time_dim(self) -> int | None:
         """Dimension of time in inputs: 0 for ``(T, B, ...)``, 1 for ``(B, T, ...)``; None if they are constant."""
-        return self._time_dim
+        dim: int | None = self.conversion.get("time_dim")
+        return dim
 
     @time_dim.setter
     def time_dim(self, value: int | None) -> None:
-        self._time_dim = checked_time_dim(value)
+        self.conversion["time_dim"] = checked_time_dim(value)
 
     @property
     def exit_margins(self) -> tuple[float, ...] | None:

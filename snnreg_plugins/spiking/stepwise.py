@@ -19,13 +19,16 @@ class Frames(NamedTuple):
 
     Args:
         values: ``(B, T, ...)``.
+        dtype: Type in which whole numbers, such as events in bytes, are computed with.
     """
 
     values: Tensor
+    dtype: torch.dtype
 
     def of(self, first: int, steps: int = 1) -> Tensor:
         """Give those of some steps, ``(steps * B, ...)``, one step after the other."""
-        return self.values[:, first : first + steps].transpose(0, 1).flatten(0, 1)
+        frames = self.values[:, first : first + steps].transpose(0, 1).flatten(0, 1)
+        return frames if frames.is_floating_point() else frames.to(self.dtype)
 
 
 class NetworkState(NamedTuple):
