@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import threading
+from functools import cache
 
 import pytest
 import torch
@@ -19,10 +20,15 @@ METRICS = (Energy, SpikeRate, SpikeStatistics, SynapticOperations, TimeSteps)
 every_metric = pytest.mark.parametrize("make", METRICS)
 
 
-def network():
+@cache
+def exported():
     torch.manual_seed(0)
     dnn = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     return to_snntorch(dnn, torch.rand(64, 4), timesteps=4)
+
+
+def network():
+    return copy.deepcopy(exported())
 
 
 def batches(*sizes):
@@ -315,7 +321,6 @@ def test_logged_over_epochs(tmp_path):
 def test_metrics_that_are_dropped_come_off_their_model(make):
     model, data = network(), batches(3)
     before = hooks(model)
-    gc.collect()
     gc.disable()  # at once, not at some time to come
     try:
         for _ in range(3):
