@@ -251,13 +251,18 @@ def test_the_users_own_is_reported_on_at_the_end_of_a_fit(tmp_path, capsys):
         def readout(self, outputs):
             return counted(outputs)
 
+    fit(tmp_path, Around(), Data(CLASSES))  # whose files are not to stay beside those of another network
     module = Own(States(), None, lambda o, y: F.cross_entropy(o[0].sum(0), y))
     fit(tmp_path, module, Data(CLASSES), Counting, html=True, diagnose=True)
     assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.png", "report.html"}
     found = Report.load_json(tmp_path / "report.json")
     assert found == report(None, module, batches(), readout=counted)
     assert "No diagnosis: there is no DNN" in capsys.readouterr().out
-    fit(tmp_path, module, Data(CLASSES), Counting, html=True)  # a folder of an earlier run
+    recipe = tmp_path.parent / "recipe.yaml"
+    recipe.write_text("seed: 1\n")
+    for _ in range(2):  # a folder of an earlier run
+        Counting(str(tmp_path), timesteps=2).run(module, Data(CLASSES), recipe=recipe)
+    assert (tmp_path / "report.yaml").read_text() == "seed: 1\n"
 
 
 class Around(LightningModule):
