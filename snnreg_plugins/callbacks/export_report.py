@@ -69,6 +69,8 @@ class ExportReport(MeasuringCallback):
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits), ``"multilabel"``, ``"regression"``, or a metric
             of torchmetrics. If None, labels and loss tell.
         network: The network within the LightningModule, by name, such as ``"net"``; the module itself if None.
+        input_events: Whether whole numbers that a network which spikes already is given are events; see
+            :class:`SpikingValidation`.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -96,6 +98,7 @@ class ExportReport(MeasuringCallback):
         html: bool = True,
         metric: Metric | Task | None = None,
         network: str | None = None,
+        input_events: bool | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
         if not isinstance(output_dir, (str, os.PathLike)) or not os.fspath(output_dir):
@@ -111,6 +114,7 @@ class ExportReport(MeasuringCallback):
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.table = table
         self.diagnose = as_flag("diagnose", diagnose)
+        self.input_events = None if input_events is None else as_flag("input_events", input_events)
         self.html = as_flag("html", html)
         given: dict[str, Any] = {"timesteps": timesteps, **options}
         Options(**given)  # checks them
@@ -207,6 +211,7 @@ class ExportReport(MeasuringCallback):
             recipe=recipe,
             unpack=lambda batch: self.unpack(_transferred(batch, model, datamodule)),
             readout=self.readout,
+            input_events=self.input_events,
             metric=self._first.score or self.metric,
             part=self.network_name,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks, uncompiled, uncompiled_calls
+from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import emits_spikes, time_dim
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
@@ -153,11 +155,24 @@ class OwnMeasurement:
         network: The network.
         on_miss: What to call as ``on_miss(name, what)`` for what cannot be counted.
         figures: Whether to keep the rates of all neurons.
+        input_events: Whether whole numbers in the network's input are events; None if nobody said.
     """
 
-    def __init__(self, network: nn.Module, on_miss: Callable[[str, str], None], figures: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        on_miss: Callable[[str, str], None],
+        figures: bool = False,
+        input_events: bool | None = None,
+    ) -> None:
         self.spikes = NeuronRates() if figures else None
-        self.tally = _Within(network, observer=self.spikes, on_miss=on_miss)
+        self.tally = _Within(
+            network,
+            observer=self.spikes,
+            on_miss=on_miss,
+            input_events=input_events,
+            on_doubt=partial(warn_of_whole_numbers, "SpikingValidation"),
+        )
         self.score: Score | None = None
         self.samples = 0
         self.calls: Calls | None = None

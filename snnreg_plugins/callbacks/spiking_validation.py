@@ -82,6 +82,8 @@ class SpikingValidation(MeasuringCallback):
         network: The network within the LightningModule, by name, such as ``"net"``, where the module's own forward is
             none of one input and one tensor of scores (as in a GAN, or with outputs in a tuple); the module itself if
             None.
+        input_events: Whether whole numbers that a network which spikes already is given are events. If False, as for
+            images of 0 to 255, they cost MACs. If None they are taken for events, and a warning says so.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -107,6 +109,7 @@ class SpikingValidation(MeasuringCallback):
         exit_agreement: float | None = None,
         metric: Metric | Task | None = None,
         network: str | None = None,
+        input_events: bool | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
         self.every_n_epochs = as_integer("every_n_epochs", every_n_epochs)
@@ -115,6 +118,7 @@ class SpikingValidation(MeasuringCallback):
         self.exit_agreement = None if exit_agreement is None else as_number("exit_agreement", exit_agreement, "(0, 1]")
         self.table = energy_table(table)
         self.figures = as_flag("figures", figures)
+        self.input_events = None if input_events is None else as_flag("input_events", input_events)
         given: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
         Options(**given)  # checks them
         super().__init__(metric, network, given)
@@ -204,7 +208,8 @@ class SpikingValidation(MeasuringCallback):
             return
         run = self._runs.get(dataloader_idx)
         if run is None:
-            run = OwnMeasurement(self._network(pl_module), self._warn_missed, self.figures and trainer.is_global_zero)
+            figures = self.figures and trainer.is_global_zero
+            run = OwnMeasurement(self._network(pl_module), self._warn_missed, figures, self.input_events)
             self._runs[dataloader_idx] = run
         assert isinstance(run, OwnMeasurement), "one network in a validation"
         run.open()

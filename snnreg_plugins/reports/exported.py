@@ -45,6 +45,7 @@ def export_run(
     recipe: str | os.PathLike[str] | None = None,
     unpack: Callable[[Any], tuple[Tensor, Tensor]] = tuple,
     readout: Readout = as_it_is,
+    input_events: bool | None = None,
     metric: Metric | Task | Score | None = None,
     part: str | None = None,
 ) -> Report:
@@ -69,6 +70,7 @@ def export_run(
         recipe: The settings of the training, a YAML file, for the page.
         unpack: From a batch to inputs and targets.
         readout: From what a network that spikes already returns to its scores; see :func:`~snnreg_plugins.report`.
+        input_events: Whether whole numbers in the input of such a network are events; see there.
         metric: What is scored; if None, targets and the loss modules of ``model`` tell.
         part: Name of the network within ``model``; None if that is it.
 
@@ -97,7 +99,7 @@ def export_run(
     if isinstance(network, SpikingNetwork) and dnn is not whole and data:
         require_around(whole, network, data[0][0])
     how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
-    result = report(dnn, network, data, **how, progress=True)
+    result = report(dnn, network, data, **how, input_events=input_events, progress=True)
     written += _write(run, result)
     diagnosis = None
     if diagnosed and dnn is not None and isinstance(network, SpikingNetwork):

@@ -38,6 +38,7 @@ def report(
     metric: Metric | Task | Score | None = None,
     loss: Loss | None = None,
     readout: Readout = as_it_is,
+    input_events: bool | None = None,
     progress: bool = False,
 ) -> Report:
     r"""Measure what a spiking network scores and spends at every T, beside the DNN it was exported from.
@@ -75,6 +76,8 @@ def report(
         loss: What the training loss tells of the task, where it is no module of ``dnn``.
         readout: Of a network that is none of an export: from what it returns for a batch to its scores ``(B, ...)``,
             such as ``lambda outputs: outputs[0].sum(0)`` for spikes and potentials ``(T, B, K)``.
+        input_events: Of such a network: whether whole numbers in its input are events. If False, as for images of 0 to
+            255, they cost MACs. If None they are taken for events, and a warning says so.
         progress: Show a progress bar over the batches.
 
     Returns:
@@ -107,7 +110,8 @@ def report(
     loss = loss or loss_of_modules(network if dnn is None else dnn)
     name = table if isinstance(table, str) else "custom"
     if not isinstance(network, SpikingNetwork):
-        return measure_own(network, pairs, prices, name, metric=metric, loss=loss, readout=readout)
+        given: dict[str, Any] = {"metric": metric, "loss": loss, "readout": readout, "input_events": input_events}
+        return measure_own(network, pairs, prices, name, **given)
     time = network.time_dim
     if time is not None:
         held = first[0].shape[time]

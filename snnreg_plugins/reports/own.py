@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from snnreg_plugins.reports.counted import Counts, layer_report, step_report
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import unwatched
+from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import emits_spikes, forget_states, is_spiking_neuron
 from snnreg_plugins.watching.tally import Tally
 
@@ -111,6 +113,7 @@ def measure_own(
     metric: Metric | Task | Score | None,
     loss: Loss | None,
     readout: Readout,
+    input_events: bool | None,
 ) -> Report:
     """Measure a network that takes a batch alone, from fresh states.
 
@@ -122,10 +125,12 @@ def measure_own(
         metric: What is scored; None if targets and loss tell.
         loss: What the loss tells.
         readout: From what it returns for a batch to scores ``(B, ...)``.
+        input_events: Whether whole numbers in its input are events; None if nobody said.
     """
     score: Score | None = None
     samples = 0
-    tally = Tally(network)
+    on_doubt = partial(warn_of_whole_numbers, "report()")
+    tally = Tally(network, input_events=input_events, on_doubt=on_doubt)
     try:
         with torch.no_grad(), tally, eval_and_back(network):
             for inputs, targets in pairs:

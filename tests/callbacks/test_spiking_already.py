@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import norse.torch as norse
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from snnreg_plugins import SpikeRate, SpikingValidation, SynapticOperations, to_snntorch
+from snnreg_plugins import SpikeRate, SpikingValidation, SynapticOperations, report, to_snntorch
 from snnreg_plugins.callbacks.measurement import NeuronRates
 from snnreg_plugins.modules import SpikingClassifier
 from tests.callbacks.reference import free_port, leave, two_processes
@@ -291,6 +292,24 @@ def test_validation_alone_of_several_loaders_and_a_part_of_their_batches():
         assert float(trainer.callback_metrics[f"snn/accuracy/dataloader_idx_{index}"]) == pytest.approx(accuracy)
         sops = trainer.callback_metrics[f"snn/sops/dataloader_idx_{index}"]
         assert float(sops) == pytest.approx(float(operations.compute()))
+
+
+def test_whole_numbers_are_what_the_user_says():
+    bytes_ = (X * 9).round().abs()
+    for told in (None, True, False):
+        module, trainer = Own(Rates()), trainer_of([validation(input_events=told)])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.validate(module, loader(CLASSES, bytes_), verbose=False)
+            result = report(None, module.net, [(bytes_, CLASSES)], input_events=told)
+        doubts = [str(one.message) for one in caught if "input_events=False if they are an image" in str(one.message)]
+        assert [text.split(" takes")[0] for text in doubts] == (
+            ["SpikingValidation", "report()"] if told is None else []
+        )
+        events = float(bytes_.sum()) * 12 * T / 40
+        for sops in (float(trainer.callback_metrics["snn/sops/net.fc1"]), result.layers[0].sops):
+            assert sops == pytest.approx(0.0 if told is False else events)
+        assert (result.steps[0].effective_macs > 0) == (told is False)
 
 
 def test_the_rate_is_that_of_spiking_neurons():
