@@ -106,7 +106,7 @@ def test_files_keep_the_dimension_of_time(tmp_path):
     save_network(network, tmp_path / "spiking.pt")
     assert load_network(tmp_path / "spiking.pt", net).time_dim == 1
     content = torch.load(tmp_path / "spiking.pt", weights_only=True)
-    del content["conversion"]["time_dim"]  # as of a file that was written before
+    del content["conversion"]["time_dim"], content["digest"]  # as of a file that was written before
     torch.save(content, tmp_path / "before.pt")
     assert load_network(tmp_path / "before.pt", net).time_dim is None
     pytest.importorskip("nir")
