@@ -435,6 +435,7 @@ trainer:
       init_args:
         output_dir: runs/mine
         timesteps: 2
+        html: false
 """
 FINETUNING = """
 model:
@@ -460,6 +461,7 @@ trainer:
       init_args:
         output_dir: runs/tuned
         steps: [1, 2]
+        html: false
 """
 
 
@@ -484,7 +486,7 @@ def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
     assert load_network("runs/mine/spiking.pt", users_net()).conversion["until"] == "net.2"
     for subcommand in ("test", "predict"):
         project(subcommand, *MINE, "--ckpt_path=runs/mine/dnn.ckpt")
-    project("export", *MINE, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=part", "--until=net.2")
+    project("export", *MINE, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=part", "--until=net.2", "--html=false")
     assert load_network("part/spiking.pt", users_net()).conversion["until"] == "net.2"
 
     project("fit", *TUNED, "--model.init_args.until=net.2")
@@ -497,7 +499,7 @@ def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
         project(subcommand, *TUNED, "--ckpt_path=runs/tuned/snn.ckpt")
     project("export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--output_dir=again")
     assert torch.equal(load_network("again/spiking.pt", users_net())(x), tuned(x))
-    project("export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--output_dir=longer", "--timesteps=5")
+    project("export", *TUNED, "--ckpt_path=runs/tuned/snn.ckpt", "--output_dir=longer", "--timesteps=5", "--html=false")
     tuned.timesteps = 5
     assert torch.equal(load_network("longer/spiking.pt", users_net())(x), tuned(x))
     project("report", "again", "--output=page.html")
@@ -553,7 +555,7 @@ def test_a_users_network_that_spikes_is_measured_with_its_own_steps(project):
 
 def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(project):
     """Without a logger they are written to the current folder."""
-    fit = ["fit", "--trainer.max_steps=1", "--callback.ExportReport.html=false"]
+    fit = ["fit", "--trainer.max_steps=1", "--callback.ExportReport.steps=[1]"]
     for _ in range(2):
         project(*fit, *MINE)
     assert "max_steps: 1" in Path("config.yaml").read_text()
@@ -582,7 +584,7 @@ def test_weights_alone_are_exported_and_nothing_else(project):
     torch.save(users_net().state_dict(), "weights.pt")
     torch.save({"state_dict": users_net().net.state_dict()}, "net.ckpt")
     for name in ("weights.pt", "net.ckpt"):
-        project("export", *MINE, f"--ckpt_path={name}")
+        project("export", *MINE, f"--ckpt_path={name}", "--html=false")
         assert "`ckpt_path` to name a checkpoint that Lightning wrote" in refused(
             project, "test", *MINE, f"--ckpt_path={name}"
         )
