@@ -110,7 +110,7 @@ class MeasuringCallback(Callback):
 
     def _frames(self, x: Tensor) -> Tensor:
         """Give what the DNN sees of an input."""
-        return mean_frame(x, self._time_dim, torch.get_default_dtype())
+        return mean_frame(x, self._time_dim, x.dtype if x.is_floating_point() else torch.get_default_dtype())
 
     def _drawn(self, trainer: Trainer, network: nn.Module) -> Any:
         """Draw random numbers, as an input code does, that move nobody else's."""

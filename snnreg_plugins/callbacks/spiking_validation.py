@@ -85,7 +85,8 @@ class SpikingValidation(MeasuringCallback):
         input_events: Whether whole numbers that a network which spikes already is given are events. If False, as for
             images of 0 to 255, they cost MACs. If None they are taken for events, and a warning says so.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
-            :func:`~snnreg_plugins.to_snntorch`.
+            :func:`~snnreg_plugins.to_snntorch`. With ``time_dim``, batches have a dimension of time, of ``timesteps``:
+            the spiking network reads them step by step, and the DNN is given the mean over the steps.
 
     Raises:
         ValueError: If an argument is out of range; in the first training batch, if it cannot be told what is scored.

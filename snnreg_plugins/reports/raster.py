@@ -160,7 +160,7 @@ def record(
 
     Args:
         network: The spiking network.
-        inputs: Inputs ``(B, ...)``.
+        inputs: Inputs ``(B, ...)``, or with a dimension of time as the network takes them.
         targets: Class indices ``(B,)``; None where samples have no class, as there is none either if a network gives
             one score alone.
         timesteps: T; that of the network if None.
@@ -183,7 +183,9 @@ def record(
     """
     samples, rows = as_integer("samples", samples), as_integer("rows", rows)
     longest = network.timesteps if timesteps is None else as_integer("timesteps", timesteps)
-    inputs, targets = inputs[:samples], None if targets is None else targets[:samples]
+    dim = network.batch_dim_of(inputs)
+    inputs = inputs.narrow(dim, 0, min(samples, inputs.shape[dim]))
+    targets = None if targets is None else targets[:samples]
     each = max(rows // max(len(neuron_layers(network.body)), 1), _FEWEST)
     shown: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}

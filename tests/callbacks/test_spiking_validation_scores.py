@@ -317,6 +317,37 @@ def test_a_network_within_the_module_and_a_part_of_it():
         fit(SpikingValidation(network="nets"), Other(), CLASSES)
 
 
+def test_events_are_validated_step_by_step():
+    events = (torch.rand(6, 40, 5, generator=torch.Generator().manual_seed(5)) < 0.4).float()
+
+    class Framed(Module):
+        def training_step(self, batch, batch_idx):
+            return self.loss(self(batch[0].mean(0)), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self(batch[0].mean(0))
+
+    batches = DataLoader(list(zip(events.split(16, 1), CLASSES.split(16), strict=True)), batch_size=None)
+    with pytest.raises(
+        ValueError, match="`timesteps` to be 6, the time steps of the data along dimension 0, but got 4"
+    ):
+        trainer_of([SpikingValidation(timesteps=4, time_dim=0)]).fit(Framed(), batches, batches)
+    callback, module = SpikingValidation(timesteps=6, time_dim=0), Framed()
+    trainer = trainer_of([callback])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="SpikingValidation runs the networks on other inputs")
+        trainer.fit(module, batches, batches)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    network = to_snntorch(module, events, timesteps=6, time_dim=0)
+    with torch.no_grad(), SynapticOperations(network) as sops:
+        accuracy = right(network(events).argmax(1), CLASSES)
+    assert logged["snn/accuracy"] == pytest.approx(accuracy)
+    assert logged["snn/sops"] == pytest.approx(float(sops.compute()))
+    assert logged["snn/effective_macs"] == 0.0
+    with torch.no_grad():
+        assert logged["dnn/accuracy"] == pytest.approx(right(module.net(events.mean(0)).argmax(1), CLASSES))
+
+
 def test_without_labels_cost_alone_is_measured():
     class Unlabelled(SpikingValidation):
         def unpack(self, batch):

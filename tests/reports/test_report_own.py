@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import ExportReport, SynapticOperations, diagnose, load_network, report, to_snntorch, write_page
 from snnreg_plugins.modules import SpikingClassifier
+from snnreg_plugins.reports.raster import Raster
 from snnreg_plugins.reports.report import Report
 from tests.callbacks.test_export_report import Data, fit
 from tests.callbacks.test_spiking_already import Hidden, Own, Rates, States, counted, norse_over_time
@@ -58,6 +59,11 @@ class Bypassed(Rates):
 def batches(x=X):
     parts = x.split(16) if x.dim() == 2 else x.split(16, 1)
     return list(zip(parts, CLASSES.split(16), strict=True))
+
+
+def events(*sizes):
+    """Batches (T, B, ...)."""
+    return list(zip(EVENTS.split(sizes, 1), CLASSES.split(sizes), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -201,11 +207,6 @@ def test_a_network_without_neurons_has_no_rate(tmp_path):
     assert "no neurons" in write_page(result, tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def events(*sizes):
-    """Batches (T, B, ...)."""
-    return list(zip(EVENTS.split(sizes, 1), CLASSES.split(sizes), strict=True))
-
-
 def test_events_are_read_step_by_step_and_the_dnn_sees_their_mean():
     torch.manual_seed(0)
     dnn = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
@@ -343,3 +344,27 @@ def test_batches_are_brought_to_the_network_as_in_a_test(where, tmp_path):
     network = load_network(tmp_path / "spiking.pt", module)
     expected = to_snntorch(module, DataLoader(TensorDataset(X - 0.1), 16), timesteps=2)
     assert torch.equal(network(X), expected(X))
+
+
+def test_events_are_exported_and_reported_on_at_the_end_of_a_fit(tmp_path):
+    class Events(Data):
+        def train_dataloader(self):
+            return DataLoader(events(16, 16, 8), batch_size=None)
+
+        test_dataloader = train_dataloader
+
+    module = Own(nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)), lambda net, x: net(x.mean(0)))
+    fit(tmp_path, module, Events(CLASSES), timesteps=6, steps=[2, 6], time_dim=0, network="net", html=True)
+    network = to_snntorch(module.net, EVENTS, timesteps=6, time_dim=0)
+    found = Report.load_json(tmp_path / "report.json")
+    assert found == report(module.net, network, events(16, 16, 8), steps=(2, 6))
+    assert torch.equal(load_network(tmp_path / "spiking.pt", module.net)(EVENTS), network(EVENTS))
+    raster = Raster.load_json(tmp_path / "raster.json")
+    with torch.no_grad(), recorded(network, snntorch.Leaky, output=True) as emitted:
+        network(EVENTS)
+    spikes = torch.stack([step for _, _, step in emitted])[:, : raster.samples]
+    assert raster.layers[0].shown == tuple(range(12))
+    assert [[[int(sign) for sign in train] for train in sample] for sample in raster.layers[0].spikes] == (
+        spikes.permute(1, 2, 0).int().tolist()
+    )
+    assert (tmp_path / "report.html").is_file()
