@@ -46,8 +46,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StrictFile]:
     require_file(path, "path")
     h5py = import_h5py()
     try:
-        with open(path, "rb") as raw, h5py.File(path, "r") as file:
-            yield StrictFile(file.id, raw, os.path.getsize(path))
+        with open(path, "rb") as raw:
+            _require_length(raw.read(52), os.path.getsize(path))
+            with h5py.File(path, "r") as file:
+                yield StrictFile(file.id, raw, os.path.getsize(path))
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # h5py raises of all kinds where a file is damaged
@@ -60,6 +62,17 @@ def import_h5py() -> Any:
     with needed("A NIR file", "nir and h5py", "snnreg_plugins[nir]"):
         import h5py
     return h5py
+
+
+def _require_length(header: bytes, size: int) -> None:
+    """Raise a ValueError if a file is longer or shorter than it says; HDF5 may search without end where bytes moved."""
+    ends = {0: 40, 1: 44, 2: 28, 3: 28}  # where it says so, by version
+    if header[:8] != b"\x89HDF\r\n\x1a\n" or header[8] not in ends:
+        raise ValueError("it is no HDF5 file.")
+    end = ends[header[8]]
+    said = int.from_bytes(header[end : end + 8], "little")
+    if said != size:
+        raise ValueError(f"it holds {size} bytes, but says that it has {said}.")
 
 
 class StrictFile:

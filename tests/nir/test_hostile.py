@@ -227,11 +227,13 @@ def test_a_hostile_file_is_refused(row, good, path):
     [
         lambda data: data[: len(data) // 2],
         lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: data[:5000] + data[4992:],
         lambda data: b"",
         lambda data: pickle.dumps({"a": 1}),
         lambda data: data[:8] + b"\xff" * 200 + data[208:],
     ],
-    ids=["half", "one byte less", "empty", "a pickle", "damaged"],
+    ids=["half", "one byte less", "one byte more", "bytes twice", "empty", "a pickle", "damaged"],
 )
 def test_a_damaged_file_is_refused(change, good, path):
     path.write_bytes(change(good))
