@@ -38,7 +38,8 @@ class SpikingNetwork(NetworkSettings):
     .. math:: \text{scores}_T = \frac{1}{T} \sum_{t=1}^{T} y_t
 
     which is on the output scale of the DNN that the network was exported from. Every call starts from fresh
-    states, so calls are independent of each other and of the batch size. Made by :func:`~snnreg_plugins.to_snntorch`.
+    states, so calls are independent of each other, bit for bit, and of the batch size, but for rounding. Made by
+    :func:`~snnreg_plugins.to_snntorch`.
 
     A layer runs all steps before the next one does, on a part of the batch that stays in the processor's cache; with
     numba installed (``pip install "snnreg_plugins[fast]"``) neurons are one compiled loop, and layers that few spikes
@@ -66,6 +67,9 @@ class SpikingNetwork(NetworkSettings):
         checkpointing: In training, keep only the input for the backward pass, and simulate an eighth of the batch (or
             less) at a time again there: a fraction of the memory, for the time of one more forward pass. The same
             gradients but for the order of sums over samples. May be set.
+
+    ``timesteps``, ``time_dim``, ``truncation`` and ``exit_margins`` may be set, too; another name, which nothing would
+    read, is refused.
 
     Example:
         >>> from torch import nn
