@@ -166,6 +166,11 @@ def test_products_with_weights_read_scaled_spikes_too():
     assert counted(metric, "") == by_hand(net)
 
 
+def overwritten_in_part(x):
+    x[:, :1] = torch.sigmoid(x[:, :1])
+    return x
+
+
 REAL = {
     "one_active_unit": lambda net, s: (
         torch.zeros_like(s).index_fill(3, torch.tensor([2]), 0.3) * s.mean((1, 2, 3)).view(-1, 1, 1, 1)
@@ -175,6 +180,8 @@ REAL = {
     "normalized": lambda net, s: F.batch_norm(s, None, None, training=True),
     "added_to_activity": lambda net, s: s * 0.3 + net.weight.exp() * torch.sigmoid(s),
     "overwritten": lambda net, s: (s * 0.3).copy_(torch.sigmoid(s)),
+    "channels_gated_in_place": lambda net, s: (s * net.of_channel).mul_(torch.sigmoid(s.mean((2, 3), keepdim=True))),
+    "channels_overwritten_in_part": lambda net, s: overwritten_in_part(s * net.of_channel),
     "overwritten_in_part": lambda net, s: F.pad(s * 0.3, (0, 0)).index_copy_(
         1, torch.tensor([0]), torch.sigmoid(s[:, :1])
     ),
