@@ -125,8 +125,7 @@ class Watch:
         number = 0 if window is None else window.begin_pass()
         if number != self._window:
             self._window = number
-            if self._counts_now():
-                self._keep_window()
+            self._keep_window()
             self._forget_window()
             self._claimed = False
         self._begun(module, given)
@@ -188,7 +187,7 @@ class Watch:
             self._shows_earlier = True
 
     def _keep_window(self) -> None:
-        """Keep what the window under way counted; it is over."""
+        """Keep what counts of the window under way, which is over."""
         counts = StepCounts()
         counts.add_table(self.table())
         self._earlier = [(counts, self.samples, self.passes)]
