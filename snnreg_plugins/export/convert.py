@@ -22,7 +22,7 @@ from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, channelwise, compensate_leak, spike_norm
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.time_axis import TimeAxis
-from snnreg_plugins.export.trace import trace
+from snnreg_plugins.export.trace import TRACING, trace
 from snnreg_plugins.frameworks.base import Target
 from snnreg_plugins.functional.synapses import OneToOne
 from snnreg_plugins.spiking.layers import Current, InitialState
@@ -40,6 +40,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
     known = model if isinstance(model, nn.Module) else nn.Identity()  # what is no module is refused where it is traced
     device, dtype = device_of(known), dtype_of(known)
     with (
+        TRACING,
         # Weights of the result are to be trained, also when it is made in validation; this turns gradients on.
         torch.inference_mode(False),
         torch.no_grad(),

@@ -13,7 +13,7 @@ from snnreg_plugins._torch import hooks_after, hooks_before
 from snnreg_plugins.export.calibrate import run_on_calibration
 from snnreg_plugins.export.copies import is_folded, unwrapped
 from snnreg_plugins.export.refusals import ConversionError
-from snnreg_plugins.export.trace import trace
+from snnreg_plugins.export.trace import TRACING, trace
 from snnreg_plugins.watching.hooks import Watcher, unwatched
 
 # The traced network does the same operations in the same order, but for batch norms in the weights: what differs is
@@ -45,7 +45,7 @@ def traced_faithfully(model: nn.Module, inputs: Tensor, until: str | None = None
         ConversionError: See there and :func:`require_same`.
     """
     inputs = inputs[:_COMPARED].to(device_of(model))
-    with torch.autocast(inputs.device.type, enabled=False):
+    with TRACING, torch.autocast(inputs.device.type, enabled=False):
         traced = trace(model, two_of(inputs), until, "data")
         require_same(model, traced, inputs, "data")
     return traced

@@ -16,8 +16,9 @@ from snnreg_plugins.export.tracer import Tracer
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.layers import spikes_already
 
-# torch.fx patches nn.Module for all threads while it traces.
-_TRACING = threading.RLock()
+#: Held while a model is looked at: torch.fx patches nn.Module for all threads, and modes and buffers of a model that
+#: several threads export are put back in the end.
+TRACING = threading.RLock()
 
 
 def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument: str = "calibration") -> fx.GraphModule:
@@ -63,7 +64,7 @@ def trace(model: nn.Module, samples: Tensor, until: str | None = None, argument:
     model = unwrapped(model)
     require_sizes(model)
     with (
-        _TRACING,
+        TRACING,
         eval_and_back(model),
         # A forward that keeps what it computed would keep what tracing puts in its place.
         kept_as_it_is(model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -86,6 +87,8 @@ class Tracer(fx.Tracer):
         self.samples = samples
         self.computing_failed = False  # what was traced, on the samples
         self._computing = False
+        # torch.fx has all threads call modules by way of this; others are let go on as if nothing was traced.
+        self._thread = threading.get_ident()
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with _length_is_a_size(root), _instances_of_what_is_known():
@@ -163,9 +166,13 @@ class Tracer(fx.Tracer):
             self._computing = before
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self._computing or threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         # Past the module's hooks, which expect tensors, and past torch.compile, which cannot be traced.
         m = unwrapped(m)
         if self._computing:
