@@ -16,7 +16,7 @@ T = 3
 
 @torch.no_grad()
 def test_threads_that_export_and_threads_that_compute():
-    model, _, x = nets.make("mlp", torch.float32)
+    model, _, x = nets.make("lenet_functional", torch.float32)
     model.train()
     expected = to_snntorch(model, x, timesteps=T)(x)
     # With a hook, which tracing goes past.
@@ -32,7 +32,7 @@ def test_threads_that_export_and_threads_that_compute():
         return torch.equal(export(model, x, timesteps=T)(x), expected)
 
     with ThreadPoolExecutor(6) as pool:
-        assert all(pool.map(work, range(18)))
+        assert all(pool.map(work, range(24)))
     assert all(module.training for module in model.modules())
 
 
