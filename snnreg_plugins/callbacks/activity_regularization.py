@@ -114,7 +114,7 @@ class ActivityRegularization(Callback):
         self.penalty = penalty
         self.strength = (
             {pattern: as_number("strength", factor, "[0, inf)") for pattern, factor in strength.items()}
-            if isinstance(strength, Mapping)
+            if isinstance(strength, Mapping) and strength
             else as_number("strength", strength, "[0, inf)")
         )
         self.weighting = one_of("weighting", weighting, ("uniform", "fan_out"))
