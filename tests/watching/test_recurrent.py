@@ -28,7 +28,8 @@ def events(*shape):
 
 
 def state_of(make, layers, batch=B):
-    states = tuple(torch.rand(layers, batch, HIDDEN) for _ in range(1 + (make is nn.LSTM)))
+    active = (torch.arange(batch) % 2).view(1, -1, 1)  # so that it matters whose state is whose
+    states = tuple(torch.rand(layers, batch, HIDDEN) * active for _ in range(1 + (make is nn.LSTM)))
     return states if make is nn.LSTM else states[0]
 
 
