@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.export import ConversionError as ConversionError
     from snnreg_plugins.export import Sharded as Sharded
     from snnreg_plugins.export import SpikingNetwork as SpikingNetwork
+    from snnreg_plugins.export import deploy as deploy
     from snnreg_plugins.export import exit_margins as exit_margins
     from snnreg_plugins.export import to_norse as to_norse
     from snnreg_plugins.export import to_snntorch as to_snntorch
@@ -46,6 +47,7 @@ _NAMES = {
         "Sharded",
         "SpikingNetwork",
         "exit_margins",
+        "deploy",
         "to_norse",
         "to_snntorch",
     ),

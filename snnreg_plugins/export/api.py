@@ -29,6 +29,8 @@ def to_snntorch(
     until: str | None = None,
     surrogate_slope: float = 5.0,
     time_dim: int | None = None,
+    batch_norm: str = "fold",
+    train_thresholds: str = "none",
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
 
@@ -89,10 +91,16 @@ def to_snntorch(
             events, 1 for ``(B, T, ...)``; None if they are constant. Step t reads :math:`x_t`, and the scores
             approach those of the DNN on the mean over the steps, :math:`\frac{1}{T} \sum_t x_t`, which it is to be
             trained on. What stands in front of the first ReLU must be linear.
+        batch_norm: ``"fold"`` batch norms into the weights in front of them, or ``"keep"`` them while the network is
+            trained, with statistics over samples and time steps: training to few steps gets much further with them.
+            :func:`~snnreg_plugins.deploy` folds them in the end.
+        train_thresholds: Whether thresholds are trained with the weights: ``"none"``, or one for each ``"layer"``,
+            ``"channel"`` or ``"neuron"``. What is trained is their logarithm, so they stay above 0;
+            :func:`~snnreg_plugins.deploy` fixes them in the end.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
-        ``train()`` and ``eval()`` make no difference.
+        ``train()`` and ``eval()`` make no difference, but to batch norms that are kept.
 
     Raises:
         ConversionError: If a part of the model cannot be expressed; names the layer, its line in your code, and what
@@ -125,6 +133,8 @@ def to_snntorch(
         until=until,
         surrogate_slope=surrogate_slope,
         time_dim=time_dim,
+        batch_norm=batch_norm,
+        train_thresholds=train_thresholds,
     )
     return convert(model, calibration, target_of("snntorch", beta, surrogate_slope), options)
 
@@ -145,6 +155,8 @@ def to_norse(
     until: str | None = None,
     surrogate_slope: float = 5.0,
     time_dim: int | None = None,
+    batch_norm: str = "fold",
+    train_thresholds: str = "none",
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
@@ -169,6 +181,8 @@ def to_norse(
         until: The last layer to convert; what follows stays a DNN.
         surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
         time_dim: Dimension of time in the inputs, 0 or 1; None if they are constant.
+        batch_norm: ``"fold"`` or ``"keep"``.
+        train_thresholds: ``"none"``, ``"layer"``, ``"channel"`` or ``"neuron"``.
 
     Returns:
         The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
@@ -198,5 +212,7 @@ def to_norse(
         until=until,
         surrogate_slope=surrogate_slope,
         time_dim=time_dim,
+        batch_norm=batch_norm,
+        train_thresholds=train_thresholds,
     )
     return convert(model, calibration, target_of("norse", beta, surrogate_slope), options)

@@ -33,8 +33,17 @@ from snnreg_plugins.export.step_graph import StepGraph, name_of
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.sums import Layout, Sum, Term, compact, is_by_channel, is_one, layout_of, of_channels
 from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.frameworks.trained import train_threshold
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, OneToOne, is_synaptic
-from snnreg_plugins.spiking.layers import AdaptiveSumPool, Current, InitialState, SpikeMaxPool, SumOver, SumPool
+from snnreg_plugins.spiking.layers import (
+    AdaptiveSumPool,
+    BatchNorm,
+    Current,
+    InitialState,
+    SpikeMaxPool,
+    SumOver,
+    SumPool,
+)
 from snnreg_plugins.spiking.network import SpikingNetwork
 
 
@@ -89,8 +98,10 @@ class _Builder(Arithmetic):
         self.modules = dict(traced.named_modules())
         self.cut = next((node for node in traced.graph.nodes if node.meta.get("cut")), None)
         self.neurons = 0
+        self.trained, self.is_deployed = "none", False
 
     def build(self, timesteps: int, conversion: Mapping[str, Any]) -> SpikingNetwork:
+        self.trained, self.is_deployed = conversion["train_thresholds"], conversion["is_deployed"]
         for node in self.source.graph.nodes:
             if node.op == "output":
                 self._end(node.args[0])
@@ -105,7 +116,7 @@ class _Builder(Arithmetic):
             elif self._is_neural(node):
                 self._in_step(node)
             else:
-                self.graph.compute_once(node)
+                self.graph.compute_once(node, self._is_kept(node))
         if not self.neurons:
             raise ConversionError("The model has no ReLU, so there is nothing to turn into spiking neurons.")
         graph = self.graph
@@ -114,7 +125,7 @@ class _Builder(Arithmetic):
         head = None if self.cut is None else graph.module(graph.last, "Head")
         conversion = {**conversion, "structure": self.structure.written}
         network = SpikingNetwork(encoder, body, timesteps, len(graph.states), self.target.neurons, head, conversion)
-        return network.train()  # as any new module; nothing in it depends on the mode
+        return network.train()  # as any new module
 
     def _in_head(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
@@ -133,6 +144,10 @@ class _Builder(Arithmetic):
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         return isinstance(module, RECTIFIERS) or any(source in self.sums for source in node.all_input_nodes)
 
+    def _is_kept(self, node: fx.Node) -> bool:
+        """Tell of a batch norm that is to be trained."""
+        return bool(self.structure.written.get(node.name, {}).get("kept"))
+
     def _in_step(self, node: Any) -> None:
         if node.target is torch.mean:
             self.sums[node] = self._mean(node)
@@ -146,6 +161,8 @@ class _Builder(Arithmetic):
             self.sums[node] = self._neurons(node, given, node.meta["populations"])
         elif is_synaptic(module):
             self.sums[node] = self._synapses(node, given, module)
+        elif isinstance(module, BATCH_NORMS) and self._is_kept(node):
+            self.sums[node] = self._batch_norm(node, given, module)
         elif isinstance(module, BATCH_NORMS):
             gain, shift = gain_and_shift(module)
             dims = self._sample(node).dim()
@@ -182,7 +199,7 @@ class _Builder(Arithmetic):
                 if not (len(kinds) == 1 and self._absorbed(source, constant)):
                     current = self.graph.call(node, Current(constant), current, f"{kind.suffix}_current")
             threshold, potential = balance.threshold.to(shape) / unit, balance.potential.to(shape) / unit
-            add_submodule(self.graph.root, key, self.target.neuron(threshold))
+            add_submodule(self.graph.root, key, self._neuron(threshold, shape))
             initial = InitialState(potential, balance.level.to(shape).clone())
             add_submodule(self.graph.root, f"{key}_initial", initial)
             state = self.step.call_module(f"{key}_initial", (self.graph.state(), current))
@@ -190,6 +207,16 @@ class _Builder(Arithmetic):
             terms.append(Term(self.graph.call_stateful(key, current, state), scale, spikes=True))
             self.neurons += 1
         return Sum(tuple(terms), torch.zeros_like(shape))
+
+    def _neuron(self, threshold: Tensor, shape: Tensor) -> nn.Module:
+        """Make a neuron layer, with as many thresholds as are trained."""
+        if self.trained in ("channel", "neuron"):
+            places = shape.shape[1:] if self.trained == "neuron" else (shape.shape[1], *[1] * (shape.dim() - 2))
+            threshold = threshold.expand(torch.broadcast_shapes(threshold.shape, places))  # type: ignore[no-untyped-call]
+        neuron = self.target.neuron(threshold)
+        if self.trained != "none" and not self.is_deployed:
+            train_threshold(self.target.neurons.holder(neuron))
+        return neuron
 
     def _balance(self, node: fx.Node, key: str) -> Balance:
         """Give the balance of a population, or, where only the structure is known, one of its shape."""
@@ -203,9 +230,12 @@ class _Builder(Arithmetic):
 
     def _absorbed(self, source: Any, constant: Tensor) -> bool:
         """Add a constant current to the bias of the layer that it comes from, if that layer gives nothing else."""
-        if source is None or source.op != "call_module" or not is_synaptic(self.modules[str(source.target)]):
+        if source is None or source.op != "call_module":
             return False
-        layer: Any = self.graph.root.get_submodule(str(source.target))
+        layer: Any = self.modules[str(source.target)]
+        if not (is_synaptic(layer) or self._is_kept(source)):
+            return False
+        layer = self.graph.root.get_submodule(str(source.target))
         channels = constant.dim() == 0 or constant.numel() == constant.shape[0]
         if len(source.users) > 1 or not channels or (isinstance(layer, nn.Linear) and self._sample(source).dim() > 2):
             return False
@@ -246,6 +276,13 @@ class _Builder(Arithmetic):
             scale_inputs(layer, of_channels(term.scale, dim))
             nodes.append(self.graph.call(node, layer, term.node))
         return Sum((Term(self.graph.added(nodes), torch.ones_like(shift), spikes=False),), shift)
+
+    def _batch_norm(self, node: fx.Node, given: Sum, module: Any) -> Sum:
+        """Keep a batch norm, of the currents of the layer in front."""
+        if not self.structure.is_given and bool(given.shift.any()):
+            raise refusal(node, "a batch norm of shifted currents", name_of(node), 'use batch_norm="fold"')
+        (term,) = given.terms
+        return Sum((replace(term, node=self.graph.call(node, BatchNorm(module), term.node)),), given.shift)
 
     def _max_pool(self, node: fx.Node, given: Sum, module: nn.Module) -> Sum:
         term, shift = given.terms[0], given.shift

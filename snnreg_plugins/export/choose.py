@@ -79,7 +79,7 @@ def choose(
     found = []
     for candidate in candidates(options):
         tried = replace(options, **candidate)
-        network = convert(tried, adjusted)
+        network = convert(tried, adjusted).eval()
         # Of this process alone: others run the same samples, or none.
         with SynapticOperations(network, sync_on_compute=False) as operations:
             outputs = torch.cat([network(part, time_dim=held) for part in parts])

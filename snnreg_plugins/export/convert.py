@@ -55,7 +55,7 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         _require_finite(traced)
         propagate_shapes(traced, samples)
         folded = Structure()
-        fold_batch_norms(traced, folded)
+        fold_batch_norms(traced, folded, keep=options.batch_norm == "keep")
         auto = options.threshold == "auto"
         kept = _simulated(traced, options.timesteps) if auto or _adjustments(options) else 0
         inputs = compared(model, traced, inputs, time.seen)
@@ -136,11 +136,14 @@ class _Converter:
         conversion = options.remembered() | {
             "framework": self.target.name,
             "input_shape": list(self.like.shape[1:]),
+            "is_deployed": options.batch_norm == "fold" and options.train_thresholds == "none",
         }
         structure = Structure()
         structure.written = copy.deepcopy(self.folded.written)
         network = build(self.traced, balances, self.target, options.timesteps, code, structure, conversion)
-        network.conversion["any_size"] = self.traced.meta["any_size"] and not _has_places(network)
+        network.conversion["any_size"] = (
+            self.traced.meta["any_size"] and not _has_places(network) and options.train_thresholds != "neuron"
+        )
         return network
 
     def _balances(self, options: Options) -> dict[str, Balance]:

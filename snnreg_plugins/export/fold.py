@@ -14,14 +14,15 @@ from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic
 
 
-def fold_batch_norms(traced: fx.GraphModule, structure: Structure) -> None:
+def fold_batch_norms(traced: fx.GraphModule, structure: Structure, keep: bool = False) -> None:
     """Fold the batch norms of a traced network that follow a synaptic layer into its weights, in place.
 
     Pools may stand between. What is left is an affine map of channels, see :func:`gain_and_shift`.
 
     Args:
         traced: A network of :func:`~snnreg_plugins.export.trace.trace`, in which ``ShapeProp`` has left shapes.
-        structure: Into which layer each is folded: is decided here, or read.
+        structure: Into which layer each is folded, and whether it is kept for now: is decided here, or read.
+        keep: Whether to keep those that have nothing between them and their layer.
 
     Raises:
         ConversionError: If a batch norm has no statistics.
@@ -36,13 +37,17 @@ def fold_batch_norms(traced: fx.GraphModule, structure: Structure) -> None:
             raise refusal(node, "batch norm without running statistics", name, "use track_running_stats=True")
         gain, shift = gain_and_shift(norm)
         into = structure.decide(node.name, "folded into", partial(_layer_before, node, modules, gain))
-        if into is not None:
+        if into is not None and not structure.decide(node.name, "kept", partial(_is_kept, keep, norm=node, into=into)):
             scale_outputs(modules[into], gain, shift)
             node.replace_all_uses_with(node.args[0])
             node.args[0].meta["cut"] = node.args[0].meta.get("cut") or node.meta.get("cut")
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()
+
+
+def _is_kept(keep: bool, norm: Any, into: str) -> bool:
+    return keep and into == str(norm.args[0].target)
 
 
 def _layer_before(norm: Any, modules: dict[str, nn.Module], gain: Tensor) -> str | None:

@@ -22,6 +22,8 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
     "channel_potential": [partial(correct_potential, per_neuron=False)],
     "bias": [correct_bias],
 }
+#: How many thresholds of a layer are trained.
+TRAINED = ("none", "layer", "channel", "neuron")
 #: What ``threshold="auto"`` chooses.
 CHOSEN = ("threshold", "percent", "per_channel", "correction")
 
@@ -41,6 +43,8 @@ class ExportOptions(TypedDict, total=False):
         until: The last layer to convert; what follows stays a DNN.
         surrogate_slope: Slope of the surrogate gradient, in 1 / threshold.
         time_dim: Dimension of time in inputs; None if they are constant over the steps.
+        batch_norm: Whether batch norms are folded into weights, or kept to be trained.
+        train_thresholds: Whether thresholds are trained, and how many there are then.
     """
 
     threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
@@ -54,6 +58,8 @@ class ExportOptions(TypedDict, total=False):
     until: str | None
     surrogate_slope: float
     time_dim: int | None
+    batch_norm: Literal["fold", "keep"]
+    train_thresholds: Literal["none", "layer", "channel", "neuron"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Options:
     until: str | None = None
     surrogate_slope: float = 5.0
     time_dim: int | None = None
+    batch_norm: str = "fold"
+    train_thresholds: str = "none"
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -100,6 +108,8 @@ class Options:
             "until": as_name("until", self.until),
             "surrogate_slope": as_number("surrogate_slope", self.surrogate_slope, "(0, inf)"),
             "time_dim": checked_time_dim(self.time_dim),
+            "batch_norm": one_of("batch_norm", self.batch_norm, ("fold", "keep")),
+            "train_thresholds": one_of("train_thresholds", self.train_thresholds, TRAINED),
         }.items():
             object.__setattr__(self, name, value)
         if self.time_dim is not None:

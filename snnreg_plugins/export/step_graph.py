@@ -14,7 +14,7 @@ from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift
 from snnreg_plugins.export.forms import BATCH_NORMS
 from snnreg_plugins.export.names import Names
-from snnreg_plugins.spiking.layers import ChannelAffine
+from snnreg_plugins.spiking.layers import BatchNorm, ChannelAffine
 
 
 class StepGraph:
@@ -39,9 +39,9 @@ class StepGraph:
 
     # What the source computes itself
 
-    def compute_once(self, node: fx.Node) -> None:
-        """Compute a node of the source before the first step."""
-        self._take_over(node)
+    def compute_once(self, node: fx.Node, kept: bool = False) -> None:
+        """Compute a node of the source before the first step; ``kept`` is for a batch norm that is to be trained."""
+        self._take_over(node, kept)
         self.nodes[node] = self.once.node_copy(node, lambda source: self._get(source, self.nodes, self.once))
 
     def compute_at_the_end(self, node: fx.Node) -> None:
@@ -67,12 +67,13 @@ class StepGraph:
         """Tell whether the step computes a node as it is."""
         return node in self.nodes and self.nodes[node].graph is self.step
 
-    def _take_over(self, node: fx.Node) -> None:
+    def _take_over(self, node: fx.Node, kept: bool = False) -> None:
         """Copy a layer of the DNN."""
         if node.op != "call_module":
             return
-        module = self.modules[str(node.target)]
-        module = ChannelAffine(*gain_and_shift(module)) if isinstance(module, BATCH_NORMS) else module
+        module: Any = self.modules[str(node.target)]
+        if isinstance(module, BATCH_NORMS):
+            module = BatchNorm(module) if kept else ChannelAffine(*gain_and_shift(module))
         add_submodule(self.root, str(node.target), copy.deepcopy(module))
 
     def _get(self, source: fx.Node, nodes: dict[fx.Node, fx.Node], graph: fx.Graph) -> fx.Node:

@@ -32,6 +32,11 @@ class Dynamics(NamedTuple):
 Describe: TypeAlias = Callable[[nn.Module], Dynamics | None]
 
 
+def itself(neuron: nn.Module) -> nn.Module:
+    """Give the neuron: for those that keep their threshold in themselves."""
+    return neuron
+
+
 def release_nothing(_: nn.Module) -> None:
     """Release nothing: for neurons that keep no state in themselves."""
 
@@ -47,18 +52,19 @@ class Neurons:
             attribute. It shares no memory with them.
         describe: From a module to its dynamics; None unless it does just what ``make`` makes.
         release: What to call on every module after steps, to let go of states it kept.
+        holder: From a neuron to the module whose buffer its threshold is.
     """
 
     name: str
     make: Callable[[Tensor, Tensor, Tensor], nn.Module]
     describe: Describe
     release: Callable[[nn.Module], None] = release_nothing
+    holder: Callable[[nn.Module], nn.Module] = itself
 
     def describe_constant(self, module: nn.Module) -> Dynamics | None:
-        """Give the dynamics of a neuron whose threshold and beta are not trained; None for any other module."""
+        """Give the dynamics of a neuron whose beta is not trained; None for any other module."""
         dynamics = self.describe(module)
-        trained = dynamics is not None and (dynamics.threshold.requires_grad or dynamics.beta.requires_grad)
-        return None if trained else dynamics
+        return None if dynamics is not None and dynamics.beta.requires_grad else dynamics
 
 
 @dataclass(frozen=True)

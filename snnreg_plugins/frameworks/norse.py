@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from norse.torch.module.snn import SNNCell
@@ -91,4 +92,10 @@ def describe(module: nn.Module) -> Dynamics | None:
     return Dynamics(module.p.threshold, module.p.beta, module.p.surrogate.slope)
 
 
-NEURONS = Neurons("norse", make, describe)
+def holder(module: Any) -> nn.Module:
+    """Give the parameters of a :class:`SoftResetCell`."""
+    parameters: nn.Module = module.p
+    return parameters
+
+
+NEURONS = Neurons("norse", make, describe, holder=holder)

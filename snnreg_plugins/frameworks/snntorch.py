@@ -6,6 +6,7 @@ from typing import Any
 
 import snntorch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from snnreg_plugins.frameworks.base import Dynamics, Neurons
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
@@ -30,7 +31,7 @@ def make(threshold: Tensor, beta: Tensor, slope: Tensor) -> nn.Module:
 def describe(module: Any) -> Dynamics | None:
     """Give the dynamics of a ``Leaky`` that is as the export made it; None for any other module."""
     if (
-        type(module) is not snntorch.Leaky
+        parametrize.type_before_parametrizations(module) is not snntorch.Leaky
         or type(module.spike_grad) is not FastSigmoid
         # What resets is bound once; the value, which says so and is saved, may be set alone.
         or module.state_function.__name__ != "_base_sub"

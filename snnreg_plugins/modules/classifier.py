@@ -17,7 +17,7 @@ from typing_extensions import Unpack, override
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
 from snnreg_plugins._models import as_module
-from snnreg_plugins.export import Sharded, SpikingNetwork, to_snntorch
+from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
@@ -236,6 +236,16 @@ class SpikingClassifier(Classifier):
     def dnn(self) -> nn.Module:
         """The DNN that the network was, or will be, exported from."""
         return self._dnn[0] if isinstance(self.network, SpikingNetwork) else self.network
+
+    def export(self) -> SpikingNetwork:
+        """Give the spiking network as it is to be used: batch norms folded, thresholds fixed.
+
+        Raises:
+            RuntimeError: Before a run has exported it.
+        """
+        if not isinstance(self.network, SpikingNetwork):
+            raise RuntimeError("There is no spiking network yet: fit, validate or test the module first.")
+        return deploy(self.network)
 
     @override
     def on_validation_start(self) -> None:

@@ -326,6 +326,7 @@ class Description:
 
 _REMEDIES = {
     "max pooling of spikes": "Use average pooling in the model",
+    "BatchNorm": "Fold it by snnreg_plugins.deploy(network)",
     "MaxPool2d": "Use average pooling in the model",
     "MaxPool1d": "Use average pooling in the model",
     "pooling of unequal windows": "Use an average pooling whose windows are all of one size",

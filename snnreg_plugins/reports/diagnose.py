@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._models import as_module, device_of, dtype_of
+from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.reports.compare import Comparison, Events, comparisons, reads
 from snnreg_plugins.reports.diagnosis import Diagnosis, LayerDiagnosis, SharedSynapses
@@ -99,6 +99,7 @@ def diagnose(
         Tally(network, spikes=False, products=False) as tally,
         Hooks() as hooks,
         run_as(network, timesteps),
+        eval_and_back(network),
     ):
         for comparison in compared.values():
             comparison.watch(hooks)

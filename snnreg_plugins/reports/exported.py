@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from snnreg_plugins._models import part_of
-from snnreg_plugins.export import ConversionError, to_snntorch
+from snnreg_plugins.export import ConversionError, deploy, to_snntorch
 from snnreg_plugins.export.options import CHOSEN
 from snnreg_plugins.metrics.scores import Score, Task, loss_of_modules
 from snnreg_plugins.reports.diagnose import diagnose
@@ -91,13 +91,16 @@ def export_run(
     else:
         batches = islice(datamodule.train_dataloader(), calibration_batches)
         network = to_snntorch(whole, [unpack(batch)[0] for batch in batches], **options)
+    trained = network
+    if isinstance(network, SpikingNetwork) and not network.conversion.get("is_deployed", True):
+        network = deploy(network)
     written = _save(run, network)
     if isinstance(network, SpikingNetwork) and dnn is whole and options.get("threshold") == "auto":
         chosen = {name: network.conversion[name] for name in CHOSEN}
         print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
     data = [unpack(batch) for batch in _first(_only(datamodule.test_dataloader()), limit_batches)]
-    if isinstance(network, SpikingNetwork) and dnn is not whole and data:
-        require_around(whole, network, data[0][0])
+    if isinstance(trained, SpikingNetwork) and dnn is not whole and data:
+        require_around(whole, trained, data[0][0])
     how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
     result = report(dnn, network, data, **how, input_events=input_events, progress=True)
     written += _write(run, result)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snnreg_plugins._batches import Calibration, inputs_of
 from snnreg_plugins._checks import as_number
-from snnreg_plugins._models import device_of
+from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.spiking.layers import map_tensors
 from snnreg_plugins.watching.simulated import SimulatedNetwork
 
@@ -148,7 +148,7 @@ def exit_margins(network: SimulatedNetwork, calibration: Calibration, agreement:
         raise TypeError(f"Expected argument `network` to be a SpikingNetwork, but got {type(network).__name__}.")
     device = device_of(network)
     margins, agrees = [], []
-    with torch.no_grad():
+    with torch.no_grad(), eval_and_back(network):
         for batch in inputs_of(calibration, device):
             running = network(batch, per_step=True)
             margins.append(torch.stack([margin(scores) for scores in running]))

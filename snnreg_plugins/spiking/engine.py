@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from snnreg_plugins._models import eval_and_back
 from snnreg_plugins._torch import has_hooks_on_all, is_dispatch_mode_on, is_forward_ad, is_transformed
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS
 from snnreg_plugins.spiking.events import EventDriven
@@ -131,11 +132,23 @@ class LayerwiseCall:
         So the first call of a network runs in the same parts as any later one, and rounds alike.
         """
         generators = [self.like.device] if self.like.device.type == "cuda" else []
-        with unwatched(), torch.no_grad(), torch.random.fork_rng(generators):
+        with (
+            unwatched(),
+            torch.no_grad(),
+            torch.random.fork_rng(generators),
+            eval_and_back(self.encoder),  # for batch norms
+            eval_and_back(self.plan.body),
+        ):
             read = self.encoder(given.of(0) if isinstance(given, Frames) else given)
             self(self.begin(given), states, 1, 0)
         self.plan.reads_tensors = all(isinstance(part, Tensor) for part in read)
         self.plan.sizes[self.key] = self.largest
+
+    def prepare(self) -> None:
+        """Get all neurons ready, before what is computed twice: once for all that comes."""
+        for node, how, _ in self.plan.nodes:
+            if how == "neurons":
+                self.neurons(str(node.target))
 
     def end(self) -> None:
         """Keep nothing."""
@@ -204,7 +217,7 @@ class Chunk:
         overwrite = self.plan.may_overwrite(node.args[0])
 
         def run(currents: Tensor) -> tuple[Tensor, Tensor]:
-            if _needs_gradient(currents, state):
+            if _needs_gradient(currents, state, firing.dynamics.threshold):
                 return firing.with_gradient(currents, state, self.steps)
             return firing(currents, state, self.steps, overwrite), state
 

@@ -112,9 +112,33 @@ class Firing:
         """
         spikes: Tensor
         last: Tensor
-        sources = currents[:0].clone(), potential[:0].clone()  # no memory, but what they depend on
-        spikes, last = _Fire.apply(currents, potential, self, steps, *sources)
+        threshold = self.dynamics.threshold
+        sources = currents[:0].clone(), potential[:0].clone(), threshold  # no memory, but what they depend on
+        spikes, last = _Fire.apply(currents, potential, threshold, self, steps, *sources)
         return spikes, last
+
+    def of_threshold(self, of_currents: Tensor, of_last: Tensor, above: Tensor, potential: Tensor) -> Tensor:
+        r"""Give the gradient of the threshold, from that of the currents.
+
+        With g the gradient of :math:`v_t`, which is that of :math:`I_t`, and no gradient through the reset,
+
+        .. math:: \frac{\partial L}{\partial \lambda} = -\sum_t \left( g_t - \beta g_{t+1} \right)
+            - \sum_t [v_{t-1} > \lambda] \, g_t
+
+        where the first term is what came through the surrogate; :math:`\beta g_{T+1}` is the last potential's.
+
+        Args:
+            of_currents: g, ``(steps * B, ...)``.
+            of_last: Gradient of the last potential, ``(B, ...)``.
+            above: How far each :math:`v_t` was above the threshold.
+            potential: :math:`v_0`.
+        """
+        threshold, beta = self.dynamics.threshold, self.dynamics.beta
+        steps = len(of_currents) // len(of_last)
+        g, fired = by_step(of_currents, steps), by_step(above, steps)[:-1] > 0
+        through_surrogate = g[0] + (1 - beta) * g[1:].sum(0) - of_last
+        through_reset = (potential > threshold) * g[0] + (fired * g[1:]).sum(0)
+        return -(through_surrogate + through_reset).sum_to_size(threshold.shape)
 
     def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
         """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
@@ -183,36 +207,39 @@ class Firing:
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, currents: Tensor, potential: Tensor, firing: Firing, steps: int, *sources: Tensor
+        ctx: Any, currents: Tensor, potential: Tensor, threshold: Tensor, firing: Firing, steps: int, *sources: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.firing = firing
         ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
         last = potential.clone()
         spikes, above = firing.above(currents, last, steps, ctx.constant)
-        ctx.save_for_backward(above, *sources)
+        ctx.save_for_backward(above, potential if threshold.requires_grad else None, *sources)
         return spikes, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        above, *sources = ctx.saved_tensors
+        above, potential, *sources = ctx.saved_tensors
         of_spikes, of_last = grads
         with torch.no_grad():
             of_potential = of_last.clone()
             of_currents = ctx.firing.backward(above, of_spikes, of_potential)
+            found: tuple[Tensor, ...] = (of_currents, of_potential)
+            if potential is not None:
+                found += (ctx.firing.of_threshold(of_currents, of_last, above, potential),)
             if ctx.constant:
-                of_currents = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
+                found = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0), *found[1:]
         if torch.is_grad_enabled():
             # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
-            of_currents, of_potential = _Once.apply(of_currents, of_potential, *sources)
-        return of_currents, of_potential, None, None, None, None
+            found = _Once.apply(len(found), *found, *sources)
+        return (*found, *[None] * (3 - len(found)), None, None, None, None, None)
 
 
 class _Once(torch.autograd.Function):
     """Passes gradients on, which depend on further tensors in a way that nobody can differentiate."""
 
     @staticmethod
-    def forward(ctx: Any, of_currents: Tensor, of_potential: Tensor, *sources: Tensor) -> tuple[Tensor, Tensor]:
-        return of_currents.view_as(of_currents), of_potential.view_as(of_potential)
+    def forward(ctx: Any, count: int, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradient.view_as(gradient) for gradient in gradients[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -34,6 +34,26 @@ class ChannelAffine(nn.Module):
         return x * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    r"""Batch norm of the currents of a layer, of any number of dimensions, while a spiking network is trained.
+
+    In training its statistics are those of all samples and time steps of a call, in eval mode the running ones:
+
+    .. math:: y_c = \gamma_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} + \beta_c
+
+    Args:
+        norm: The batch norm of the DNN, whose weights and statistics it starts with.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine)
+        self.load_state_dict(norm.state_dict())
+        self.to(norm.running_mean)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any number of dimensions, behind samples and channels."""
+
+
 class SumPool(nn.Module):
     """Sum over windows: what average pooling becomes, so that counts of spikes stay whole numbers.
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins._models import dtype_of
@@ -17,7 +17,7 @@ from snnreg_plugins.frameworks.base import Neurons
 from snnreg_plugins.spiking.early_exit import EarlyExit
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
 from snnreg_plugins.spiking.inputs import checked_time_dim, require_fitting, require_tensor, require_type
-from snnreg_plugins.spiking.layers import InitialState, for_summing, map_tensors, marked
+from snnreg_plugins.spiking.layers import BatchNorm, InitialState, for_summing, map_tensors, marked
 from snnreg_plugins.spiking.plan import Plan, all_modules
 from snnreg_plugins.spiking.recording import Recorder, Recording
 from snnreg_plugins.spiking.settings import NetworkSettings
@@ -100,9 +100,13 @@ class SpikingNetwork(NetworkSettings):
         self.timesteps = timesteps
         checked_time_dim(self.time_dim)
         self._states = states
-        # Listed once: the compiler cannot walk modules that a step has just written to.
-        self._modules_of_step = tuple(body.modules())
         self.neurons = neurons
+        self.parts_changed()
+
+    def parts_changed(self) -> None:
+        """Take note of other parts in the body."""
+        # Listed once: the compiler cannot walk modules that a step has just written to.
+        self._modules_of_step = tuple(self.body.modules())
         self._plan: Plan | None = None
 
     @property
@@ -197,7 +201,12 @@ class SpikingNetwork(NetworkSettings):
             tensor.requires_grad
             for tensor in chain((x,), self.parameters(), self.buffers())
         )
+        if isinstance(run, LayerwiseCall) and trained and self.checkpointing:
+            run.prepare()
         size = like.shape[0]  # not len(x): an exporter keeps this open
+        normalizing = self.training and self._is_normalizing()
+        if normalizing:
+            self._require_all_at_once(run)
         leaving = None
         if self.exit_margins is not None and not (trained or per_step):
             leaving = EarlyExit(self.exit_margins, self.timesteps, size, x.device)
@@ -210,6 +219,8 @@ class SpikingNetwork(NetworkSettings):
                 if self.checkpointing:
                     samples = min(samples, max(-(-size // _PARTS), run.least(self.timesteps)))
             samples += first + samples == size - 1  # leaves none alone
+            if normalizing:
+                samples, steps = size, (self.truncation or self.timesteps) if trained else self.timesteps
             simulate = partial(self._simulate, run, steps=steps, per_step=per_step, leaving=leaving)
             part = map_tensors(itemgetter(slice(first, first + samples)), given)
             if trained and self.checkpointing:
@@ -221,6 +232,21 @@ class SpikingNetwork(NetworkSettings):
             self._steps_taken = leaving.steps_taken
         mean = torch.cat(means, 1) if len(means) > 1 else means[0]
         return torch.stack([self._scores(step) for step in mean]) if per_step else self._scores(mean[0])
+
+    def _is_normalizing(self) -> bool:
+        parts = chain(all_modules(self.encoder), all_modules(self.body))
+        return any(isinstance(part, (BatchNorm, nn.SyncBatchNorm)) and part.training for part in parts)
+
+    def _require_all_at_once(self, run: LayerwiseCall | StepByStep) -> None:
+        """Raise a ValueError if the batch or its steps would come apart, of which batch norms take statistics."""
+        apart = "`checkpointing`" if self.checkpointing else None
+        if isinstance(run, StepByStep):
+            apart = "`exact`" if self.exact else "a compiler or a hook of another library, which wants single steps,"
+        if apart is not None:
+            raise ValueError(
+                "Expected all samples and steps at once, as batch norms in training take their statistics of them, but "
+                f"{apart} splits them up. Train without it, call eval(), or fold them with deploy()."
+            )
 
     def step(self, x: Tensor, state: NetworkState | None = None) -> tuple[Tensor, NetworkState]:
         r"""Take one time step: for a time loop of your own.
@@ -266,6 +292,8 @@ class SpikingNetwork(NetworkSettings):
     def _step(self, x: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
         require_fitting(x, None, self.timesteps, self.conversion)
         run = self._one_at_a_time()
+        if self.training and self._is_normalizing():
+            self._require_all_at_once(run)
         try:
             x = x if self.time_dim is None else Frames(x.unsqueeze(1), dtype_of(self)).of(0)
             read = run.encoded(x, CallSteps(1, state.steps, events=self.time_dim is not None))

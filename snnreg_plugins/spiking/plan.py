@@ -14,6 +14,7 @@ from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS, OneToOne
 from snnreg_plugins.spiking.coding import PoissonCoder
 from snnreg_plugins.spiking.layers import (
     AdaptiveSumPool,
+    BatchNorm,
     ChannelAffine,
     Current,
     InitialState,
@@ -22,16 +23,18 @@ from snnreg_plugins.spiking.layers import (
     SumPool,
 )
 
-# Modules that treat each sample alone, so that steps can be further samples.
+# Modules for which steps can be further samples: that treat each sample alone, or take statistics over all of them.
 _SAMPLEWISE = (
     *SYNAPTIC_LAYERS,
     AdaptiveSumPool,
+    BatchNorm,
     ChannelAffine,
     Current,
     SumOver,
     SumPool,
     nn.Flatten,
     nn.Identity,
+    nn.SyncBatchNorm,
     nn.Upsample,
 )
 _POINTWISE = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from snnreg_plugins import ExportReport, load_network
 from snnreg_plugins.modules import Classifier, SpikingClassifier
 from tests.callbacks.reference import free_port, leave, two_processes
 from tests.export.processes import exact_inputs, exact_network
@@ -290,3 +291,34 @@ def test_a_network_that_gives_more_than_scores():
         trainer.fit(module, *loaders)
     assert "val/loss" in trainer.callback_metrics
     assert "val/accuracy" not in trainer.callback_metrics
+
+
+def test_what_was_trained_is_exported_as_neurons_and_synapses(tmp_path):
+    """Batch norms and thresholds are trained, and are in no file of the result."""
+    torch.manual_seed(0)
+    dnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    data = LightningDataModule.from_datasets(
+        *[TensorDataset(torch.rand(20, 1, 8, 8), torch.arange(20) % 5)] * 2,
+        test_dataset=TensorDataset(torch.rand(20, 1, 8, 8), torch.arange(20) % 5),
+        batch_size=10,
+    )
+    options = dict(batch_norm="keep", train_thresholds="channel")
+    module = SpikingClassifier(dnn, timesteps=3, optimizer=lambda p: torch.optim.Adam(p, 0.1), **options)
+    with pytest.raises(RuntimeError, match="no spiking network yet"):
+        module.export()
+    report = ExportReport(output_dir=tmp_path / "report", steps=[3], html=False)
+    trainer = quiet(max_steps=3, callbacks=[report], enable_checkpointing=False)
+    trainer.fit(module, datamodule=data)
+    before, after = module.dnn(torch.zeros(1, 1, 8, 8)), module.network.eval()
+    thresholds = after.neurons.describe(after.body.get_submodule("2")).threshold
+    assert len(set(thresholds.flatten().tolist())) == 4
+    final, x = module.export(), torch.rand(9, 1, 8, 8)
+    assert not any("1." in name or "parametrizations" in name for name in final.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(final(x), after(x))
+        assert torch.equal(load_network(tmp_path / "report" / "spiking.pt", dnn)(x), final(x))
+    trainer.save_checkpoint(tmp_path / "snn.ckpt")
+    again = SpikingClassifier.load_from_checkpoint(tmp_path / "snn.ckpt", network=dnn, weights_only=True, **options)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), after(x))
+    assert torch.equal(module.dnn(torch.zeros(1, 1, 8, 8)), before)
