@@ -285,6 +285,10 @@ def _named(name: str, activation: nn.Module, free: Names) -> dict[str, Populatio
 def _layer(node: fx.Node, layer: nn.Module, name: str) -> nn.Module:
     """Copy a layer that can be converted."""
     if not isinstance(layer, KEPT):
+        if "quantized" in type(layer).__module__:
+            raise refusal(
+                node, f"quantized {type(layer).__name__}", name, "pass the network as it was before quantization"
+            )
         raise refusal(node, type(layer).__name__, name)
     if len(node.args) + len(node.kwargs) > 1:
         raise refusal(node, "a call with more than the input", name, "give the layer its input alone")

@@ -34,8 +34,10 @@ _REMEDIES = {
 }  # fmt: skip
 _SUPPORTED = (
     "use Linear, Conv, ConvTranspose, ReLU, BatchNorm, average or max pooling, sums, concatenation, Flatten, Dropout "
-    "and Identity, or keep it as a DNN behind the spiking part, with `until`"
+    "and Identity, or "
 )
+_BEHIND = "keep it as a DNN behind the spiking part, with `until`"
+_IN_FRONT = "take it out of the network and apply it to the inputs: it stands in front of all neurons"
 
 
 class ConversionError(ValueError):
@@ -45,7 +47,8 @@ class ConversionError(ValueError):
 def refusal(node: fx.Node, what: str, name: str | None = None, remedy: str | None = None) -> ConversionError:
     """Say what cannot be converted, where it stands in the user's code, and what to do."""
     layer = f"layer {name!r}: " if name else ""
-    remedy = remedy or _REMEDIES.get(what, _SUPPORTED)
+    others = _SUPPORTED + (_BEHIND if node.meta.get("neural", True) else _IN_FRONT)
+    remedy = remedy or _REMEDIES.get(what, others)
     return ConversionError(f"Cannot convert {layer}{what}{where(node)}. To export this network, {remedy}.")
 
 

@@ -414,6 +414,18 @@ REFUSED = {
         lambda: GroupNormed(nn.BatchNorm1d(8, track_running_stats=False)),
         "layer 'norm': batch norm without running statistics", "use track_running_stats=True",
     ),
+    "quantized": (
+        lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))),
+        "layer '0': quantized Linear", "as it was before quantization",
+    ),
+    "in front": (
+        lambda: nn.Sequential(nn.Softshrink(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), "layer '0': Softshrink",
+        "apply it to the inputs",
+    ),
+    "between": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Softshrink(), nn.Linear(8, 3)), "layer '2': Softshrink",
+        "with `until`",
+    ),
     "LSTM": (lambda: small(lambda m, x: m.c(m.lstm(x)[0]), lstm=nn.LSTM(6, 8)), "layer 'lstm': LSTM", "use Linear"),
     "spiking already": (
         lambda: Wrapped(to_snntorch(nn.Sequential(nn.Linear(6, 3), nn.ReLU()), torch.rand(9, 6), timesteps=1)),
@@ -445,7 +457,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*", "ignore:.*track_running_stats", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.ao.*", "ignore:.*torch.jit.*", "ignore:.*track_running_stats", "ignore::DeprecationWarning"
+)
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name):
     model, *parts = REFUSED[name]
