@@ -148,6 +148,7 @@ class Statistics:
         self.device, self._given = device, see
         self.places = {str(node.target): where(node) for node in network.graph.nodes}
         self.histograms: dict[str, ActivationHistogram] = {}
+        self.shapes: dict[tuple[int, ...], None] = {}  # of a sample
         modules = dict(network.named_modules())
         neural = {
             str(node.target): node.meta["populations"]
@@ -178,11 +179,21 @@ class Statistics:
             seen.largest = max(seen.largest, float(given.max()))
             seen.smallest = min(seen.smallest, float(given.min()))
             seen.total, seen.active = seen.total + _exact_sum(magnitudes), seen.active + int(given.count_nonzero())
+            self.shapes[tuple(given.shape[1:])] = None
             missing = samples - sum(map(len, kept))
             if missing > 0:
+                self.require_one_size("a simulation of all samples at once (auto, corrections, leak)")
                 kept.append(batch[:missing])
         seen.histograms = {name: (len(each.counts), each.range) for name, each in self.histograms.items()}
         return seen
+
+    def require_one_size(self, why: str) -> None:
+        """Raise a ValueError if inputs are of several sizes."""
+        if len(self.shapes) > 1:
+            shapes = " and ".join(str(("B", *shape)).replace("'", "") for shape in list(self.shapes)[:2])
+            raise ValueError(
+                f"Expected argument `calibration` to hold inputs of one size, for {why}, but got shapes {shapes}."
+            )
 
     def _reduce(self, seen: list[dict[str, tuple[int, float]]], processes: Processes) -> None:
         """Add up the histograms of all processes, one of which may have seen none of the layers."""

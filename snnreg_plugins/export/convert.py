@@ -144,6 +144,8 @@ class _Converter:
         network.conversion["any_size"] = (
             self.traced.meta["any_size"] and not _has_places(network) and options.train_thresholds != "neuron"
         )
+        if not network.conversion["any_size"]:
+            self.statistics.require_one_size("a network that depends on it")
         return network
 
     def _balances(self, options: Options) -> dict[str, Balance]:

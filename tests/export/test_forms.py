@@ -277,6 +277,20 @@ def test_another_size_is_refused_where_the_first_is_in_the_network(name, options
         network(torch.rand(5, 1, 12, 12))
 
 
+def test_calibration_of_several_sizes_serves_what_takes_any():
+    net, sizes = Fully().eval(), [torch.rand(20, 1, 12, 12), torch.rand(20, 1, 10, 16)]
+    network = to_snntorch(net, sizes, timesteps=T, threshold="max")
+    with torch.no_grad():
+        for x in sizes:
+            assert (network(x) - net(x)).abs().max() < 0.15 * net(x).std()
+    shapes = r"shapes \(B, 1, 12, 12\) and \(B, 1, 10, 16\)"
+    with pytest.raises(ValueError, match=f"one size, for a simulation .* {shapes}"):
+        to_snntorch(net, sizes, timesteps=4, correction="potential")
+    one = nn.Sequential(net.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.out)
+    with pytest.raises(ValueError, match=f"one size, for a network that depends on it, but got {shapes}"):
+        to_snntorch(one, sizes, timesteps=4)
+
+
 def test_a_branch_on_the_size_fits_one_size():
     class Branches(Fully):
         def forward(self, x):
