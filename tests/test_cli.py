@@ -82,7 +82,7 @@ def test_there_are_all_recipes():
 
 
 # Others differ from these in the penalty, and in size.
-QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune", "fashion_mnist_lenet_l1", "fashion_mnist_lenet_qcfs")
+QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune")
 
 
 @pytest.mark.parametrize(

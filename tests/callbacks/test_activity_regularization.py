@@ -75,7 +75,7 @@ def run(row, weighting, by_hand, strength=STRENGTH):
 
 # Compiling takes seconds, and how positions weigh is decided before it.
 BOTH = [
-    pytest.param(row, weighting, marks=[pytest.mark.slow] * (row.startswith("compiled,") and weighting == "fan_out"))
+    pytest.param(row, weighting, marks=[pytest.mark.slow] * (row.startswith("compiled") and weighting == "fan_out"))
     for row in ROWS
     for weighting in ("uniform", "fan_out")
 ]

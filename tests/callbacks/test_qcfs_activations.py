@@ -143,7 +143,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("row", OPTIONS)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[pytest.mark.slow] if "compile" in OPTIONS[row] else []) for row in OPTIONS]
+)
 def test_trains_alike_in_every_mode(row):
     row = OPTIONS[row]
     expected = ByHandModule(net_by_hand(4, 2), **row.get("module", {}))

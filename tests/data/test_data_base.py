@@ -205,6 +205,7 @@ def test_two_ddp_processes_see_different_images_and_all_of_them():
     assert runner.state.finished
 
 
+@pytest.mark.slow
 def test_optional_packages_are_imported_only_when_data_is_read():
     # Lightning's torchmetrics imports some of them by itself, so let it, and then forbid them.
     code = """

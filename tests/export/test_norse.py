@@ -60,18 +60,9 @@ def test_every_architecture_equals_that_of_snntorch(name):
     assert torch.equal(scores, expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "to"),
-    [
-        ("LeakyReLU", to_norse),
-        pytest.param("LeakyReLU", to_snntorch, marks=pytest.mark.slow),
-        *[
-            pytest.param(name, to, marks=pytest.mark.slow)
-            for name in ("two blocks", "a maximum of a sum")
-            for to in (to_norse, to_snntorch)
-        ],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LeakyReLU", "two blocks", "a maximum of a sum"])
+@pytest.mark.parametrize("to", [to_norse, to_snntorch])
 def test_a_network_compiles_in_one_graph(name, to):
     model, x = test_architectures.NETS[name](), test_architectures.inputs()
     network = to(model, x, timesteps=4)

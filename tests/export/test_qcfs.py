@@ -229,6 +229,7 @@ def test_keeps_one_tensor_for_the_backward_pass():
     assert sorted(tensor.numel() for tensor in kept) == [1, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiles_in_one_graph_before_and_after_the_switch(dtype):
     torch.manual_seed(0)

@@ -32,7 +32,15 @@ def test_the_dnn_sees_the_mean_over_the_steps():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"threshold": "auto"}, {"correction": "potential"}, {"beta": 0.9}, {"threshold": "spike_norm"}]
+    "options",
+    [
+        {},
+        {"correction": "potential"},
+        *[
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"threshold": "auto"}, {"beta": 0.9}, {"threshold": "spike_norm"})
+        ],
+    ],
 )
 def test_ways_to_hold_the_same_data(options):
     net, _, x = make("lenet_functional", torch.float32)

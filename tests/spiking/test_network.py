@@ -178,6 +178,7 @@ def test_can_be_compiled():
     assert torch.equal(compiled(x[:7]), network(x[:7]))
 
 
+@pytest.mark.slow
 def test_two_processes_with_batches_of_different_size(tmp_path):
     network, x = exported("lenet_modules", torch.float64)
     torch.multiprocessing.spawn(train_in_process, (network, x, str(tmp_path)), nprocs=2)
