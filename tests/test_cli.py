@@ -159,6 +159,7 @@ def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     assert f"threshold='auto' chose threshold={chosen['threshold']!r}, percent={chosen['percent']}" in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_quantized_activations_exports(command, stand_ins, capsys):
     config = ["--config", "recipes/fashion_mnist_lenet_qcfs.yaml"]
     command("fit", *config, *MOMENT)
@@ -358,6 +359,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("subcommand", ["fit", "test", "export"])
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(damage, subcommand, command, tmp_path):
@@ -480,6 +482,7 @@ MINE = ["--config", "recipe.yaml"]
 TUNED = [*MINE, "--config", "finetune.yaml"]
 
 
+@pytest.mark.slow
 def test_a_users_module_is_trained_exported_and_fine_tuned(project, capsys):
     watching = ["--trainer.callbacks+=SpikingValidation", "--callback.SpikingValidation.until=net.2"]
     project("fit", *MINE, "--callback.ExportReport.until=net.2", *watching)
@@ -553,6 +556,7 @@ def test_a_users_network_that_spikes_is_measured_with_its_own_steps(project):
         assert f"`{option.partition('=')[0]}` not to be given where the network of the checkpoint spikes" in said
 
 
+@pytest.mark.slow
 def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(project):
     """Without a logger they are written to the current folder."""
     fit = ["fit", "--trainer.max_steps=1", "--callback.ExportReport.steps=[1]"]
