@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is handed on
     from snnreg_plugins.callbacks import ActivityRegularization as ActivityRegularization
     from snnreg_plugins.callbacks import CompressedActivations as CompressedActivations
+    from snnreg_plugins.callbacks import Distillation as Distillation
     from snnreg_plugins.callbacks import ExportReport as ExportReport
     from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
     from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
@@ -38,6 +39,7 @@ _NAMES = {
     "callbacks": (
         "ActivityRegularization",
         "CompressedActivations",
+        "Distillation",
         "ExportReport",
         "QCFSActivations",
         "SpikingValidation",

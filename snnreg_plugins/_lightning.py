@@ -20,6 +20,17 @@ def loss_scale(trainer: Trainer) -> float:
     return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
+def runs_a_step(module: nn.Module) -> bool:
+    """Tell, in a hook before its forward, whether a LightningModule is called to run one of its steps.
+
+    Wrappers such as DDP call it so. Without it, what a training step returns is taken for the network's output.
+    """
+    from lightning.pytorch.strategies.strategy import _ForwardRedirection
+
+    code = getattr(vars(module).get("forward"), "__code__", None)
+    return code is not None and code in _ForwardRedirection.__call__.__code__.co_consts
+
+
 def is_synced(metric: Metric) -> bool:
     """Tell whether a metric's state holds the sums over all processes by now, as it does within ``compute()``.
 

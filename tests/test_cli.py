@@ -13,11 +13,11 @@ import yaml
 from lightning.pytorch import Trainer, seed_everything
 
 from snnreg_plugins import cli, to_norse, to_snntorch
+from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.cli.commands import ExportTrainer
 from snnreg_plugins.data import CIFAR10, MNIST, Digits, FashionMNIST
 from snnreg_plugins.export.files import load_network
 from snnreg_plugins.modules import Classifier, LeNet
-from snnreg_plugins.modules.weights import load_weights, read_weights
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MOMENT = [

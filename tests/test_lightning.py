@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import lightning
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from torchmetrics import MeanMetric, MetricTracker
 
 from snnreg_plugins import _lightning
@@ -39,6 +40,22 @@ def test_what_the_loss_is_multiplied_by():
         assert _lightning.loss_scale(trainer(precision="bf16-mixed")) == 1
         half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
         assert _lightning.loss_scale(trainer(plugins=[half])) == 2**10
+
+
+def test_whether_a_module_runs_a_step_as_its_forward():
+    class Module(LightningModule):
+        def training_step(self, batch):
+            return self(batch)
+
+        def forward(self, batch):
+            return batch
+
+    seen, module = [], Module()
+    module.register_forward_pre_hook(lambda module, args: seen.append(_lightning.runs_a_step(module)))
+    with there("runs_a_step"):
+        for _ in range(2):  # the first leaves something behind
+            _ForwardRedirection()(torch.nn.Sequential(module), module, "training_step", 1)
+        assert seen == [True, False] * 2
 
 
 def test_what_torchmetrics_knows_of_processes():

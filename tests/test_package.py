@@ -20,6 +20,7 @@ PACKAGE = ROOT / "snnreg_plugins"
 FLOORS = [
     {"_text", "_checks", "_imports", "_torch", "_lightning"},
     {"_files", "_batches", "_models"},
+    {"_weights"},
     {"_pictures", "functional", "data"},
     {"frameworks"},
     {"watching"},

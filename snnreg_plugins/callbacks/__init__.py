@@ -2,6 +2,7 @@
 
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.compressed_activations import CompressedActivations
+from snnreg_plugins.callbacks.distillation import Distillation
 from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
@@ -10,6 +11,7 @@ from snnreg_plugins.training.compression import compressed_activations
 __all__ = [
     "ActivityRegularization",
     "CompressedActivations",
+    "Distillation",
     "ExportReport",
     "QCFSActivations",
     "SpikingValidation",

@@ -8,16 +8,13 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_integer, as_names, as_number, as_percent, one_of
-from snnreg_plugins._lightning import loss_scale
+from snnreg_plugins._checks import as_names, as_number, as_percent, one_of
+from snnreg_plugins.callbacks.added_loss import AddedLossCallback
 from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate
 from snnreg_plugins.functional.synapses import SynapticLayer
 from snnreg_plugins.training.penalty import ActivityPenalty
@@ -25,7 +22,7 @@ from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.layers import synaptic_layers
 
 
-class ActivityRegularization(Callback):
+class ActivityRegularization(AddedLossCallback):
     r"""Add a penalty on activity to the training loss of an unchanged LightningModule.
 
     The activity is what the synaptic layers (Linear, Conv, ConvTranspose) read: there it costs operations, in the
@@ -109,6 +106,7 @@ class ActivityRegularization(Callback):
         percent: float = 99.9,
         momentum: float = 0.9,
     ) -> None:
+        super().__init__(start_epoch, warmup_epochs)
         if not callable(penalty):
             one_of("penalty", penalty, PENALTIES)
         self.penalty = penalty
@@ -119,15 +117,12 @@ class ActivityRegularization(Callback):
         )
         self.weighting = one_of("weighting", weighting, ("uniform", "fan_out"))
         self.layers = as_names("layers", layers)
-        self.start_epoch = as_integer("start_epoch", start_epoch, at_least=0)
-        self.warmup_epochs = as_integer("warmup_epochs", warmup_epochs, at_least=0)
         self.percent = as_percent("percent", percent)
         self.momentum = as_number("momentum", momentum, "[0, 1)")
 
         self._function = PENALTIES[penalty] if isinstance(penalty, str) else penalty
         self._thresholds = RunningThresholds(self.percent, self.momentum)
         self._penalty: ActivityPenalty | None = None  # while a fit runs
-        self._told_of_past = False  # that a backward pass went past Lightning
         self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
         self._means: dict[str, Tensor] = {}  # of the last epoch
 
@@ -162,10 +157,9 @@ class ActivityRegularization(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in setup, which comes before configure_model.
-        _refuse(trainer.strategy)
+        super().on_fit_start(trainer, pl_module)
         values = self._thresholds.values
         self._thresholds.values = {name: value.to(pl_module.device) for name, value in values.items()}
-        self._told_of_past = False
         layers = self._choose(synaptic_layers(pl_module))
         self._penalty = ActivityPenalty(
             self._function,
@@ -177,35 +171,17 @@ class ActivityRegularization(Callback):
         self._unwatched = {name for name, _ in layers.values()}
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS) and optimizer.param_groups[0]["line_search_fn"]:
-                raise MisconfigurationException(
-                    "ActivityRegularization cannot serve LBFGS with line_search_fn='strong_wolfe': the search compares "
-                    "losses, and the penalty is not in them. Use line_search_fn=None or another optimizer."
-                )
-        if 0 <= (trainer.max_epochs or -1) <= self.start_epoch:
-            rank_zero_warn(
-                f"ActivityRegularization will never act: start_epoch is {self.start_epoch}, and epochs 0 to "
-                f"{trainer.max_epochs} - 1 are trained."
-            )
-
-    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not before: only now it is settled what is trained. Later, too, as networks may be trained from later on.
         if self._unwatched and (found := self._unwatched - self._of_losses(pl_module)):
             self._running.watch(found)
             self._unwatched -= found
-        # Not at the start of the epoch, which a run that is resumed within one does not see.
-        epochs = trainer.current_epoch - self.start_epoch + 1
-        self._running.start_batch(factor=min(1.0, max(0.0, epochs / (self.warmup_epochs + 1))))
+        self._running.start_batch(self._factor(trainer))
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._penalty is not None:  # else a backward pass in validation
-            # The loss comes divided by the accumulated batches and multiplied by the scaler; so must the penalty.
-            accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._penalty.start_backward(loss, scale=loss_scale(trainer) / accumulated)
+            self._penalty.start_backward(loss, self._scale(trainer, pl_module))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,19 +193,7 @@ class ActivityRegularization(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         penalty = self._running
-        if penalty.missed_backward:
-            raise MisconfigurationException(
-                "ActivityRegularization saw a backward pass that did not go through Lightning, and could not add the "
-                "penalty. Call self.manual_backward(loss) instead of loss.backward()."
-            )
-        if penalty.went_past and not self._told_of_past:
-            self._told_of_past = True
-            rank_zero_warn(
-                "ActivityRegularization saw a backward pass that gave gradients to parameters and did not go through "
-                "Lightning, beside others that did: they hold no penalty. If an optimizer is to use them, call "
-                "self.manual_backward(loss) instead of loss.backward(); if they are thrown away, as by an attack, "
-                "torch.autograd.grad takes those alone that are wanted."
-            )
+        self._judge_backward(penalty.missed_backward, penalty.went_past)
         if penalty.active and penalty.ran_backward and penalty.sightings.looking:
             penalty.sightings.refuse_what_cannot_act(self._by_name(penalty), _name(self.penalty))
             # By hand, the optimizers may take turns.
@@ -345,14 +309,3 @@ def _matching(layers: dict[str, Any], pattern: str, argument: str) -> set[str]:
             f"{pattern!r} matches none of {list(layers)}."
         )
     return names
-
-
-def _refuse(strategy: Strategy) -> None:
-    if isinstance(strategy, DeepSpeedStrategy):
-        raise MisconfigurationException(
-            "ActivityRegularization cannot serve DeepSpeed, which scales the loss where no callback sees it. Use "
-            "strategy='ddp'."
-        )
-    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
-        name = type(strategy).__name__
-        rank_zero_warn(f"ActivityRegularization has not been checked for exact gradients under {name}.")

@@ -20,13 +20,13 @@ from typing_extensions import Unpack, override
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._models import part_of
+from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks import ExportReport, QCFSActivations
 from snnreg_plugins.cli.overrides import overridden, split_overrides
 from snnreg_plugins.cli.recipes import require_filled_in, require_readable
 from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
-from snnreg_plugins.modules.weights import load_weights, read_weights
 from snnreg_plugins.reports.own import exported_within
 from snnreg_plugins.reports.run import Run, write_page
 from snnreg_plugins.watching.layers import spikes_already

@@ -1,6 +1,7 @@
 """Pure arithmetic: tensors in, tensors out. Imports torch only."""
 
 from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
+from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, mean_square, prefix_means
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
@@ -51,17 +52,21 @@ __all__ = [
     "hoyer_square",
     "is_integer_valued",
     "is_synaptic",
+    "kl_of_logits",
     "l1",
     "l2",
+    "l2_of_logits",
     "lemaire_break_even_rate",
     "lemaire_dense_energy",
     "lemaire_energy",
     "local",
     "maximum",
+    "mean_square",
     "mmse",
     "operations",
     "pack_bits",
     "percentile",
+    "prefix_means",
     "quantize",
     "ram_access",
     "transformed_l1",

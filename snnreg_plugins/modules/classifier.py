@@ -17,12 +17,12 @@ from typing_extensions import Unpack, override
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
 from snnreg_plugins._models import as_module
+from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 from snnreg_plugins.metrics.scores import Loss, Score, choose_score, loss_of_modules
-from snnreg_plugins.modules.weights import load_weights, read_weights
 from snnreg_plugins.reports.own import scores_of
 
 # In a checkpoint: what the spiking network is beside its weights.

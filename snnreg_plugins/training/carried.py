@@ -76,6 +76,10 @@ class Carrier:
             self._amounts[call.group] = self._amounts.get(call.group, 0.0) + call.amount
         return graph
 
+    def is_in(self, graph: Graph) -> bool:
+        """Tell whether a backward pass reaches any call, also one whose penalty an earlier one brought."""
+        return any(getattr(node, "carrier", None) is self for node in graph.python_nodes)
+
     def _reached(self, graph: Graph) -> list[Call]:
         calls: list[Call] = []
         for node in graph.python_nodes:
@@ -202,17 +206,21 @@ class Logged:
 
 
 class Carry(torch.autograd.Function):
-    """Identity on an activity that gives a penalty its gradient when the activity gets its own."""
+    """Identity on an activity that gives a penalty its gradient when the activity gets its own.
+
+    Where a call gives several tensors, it is one on all of them: a gradient of any of them brings the penalty.
+    """
 
     @staticmethod
-    def forward(ctx: Any, activity: Tensor, value: Tensor, carrier: Carrier, call: Call) -> Tensor:
+    def forward(ctx: Any, activity: Tensor, value: Tensor, carrier: Carrier, call: Call, *others: Tensor) -> Any:
         ctx.carrier, ctx.call = carrier, call
-        return activity.view_as(activity)
+        views = tuple(tensor.view_as(tensor) for tensor in (activity, *others))
+        return views if others else views[0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         slope = torch.full_like(ctx.call.value, ctx.carrier.carried_slope(ctx.call, ctx.next_functions[0][0]))
-        return grads[0], slope, None, None
+        return grads[0], slope, None, None, *grads[1:]
 
 
 def _is_collected(node: Node | None) -> bool:

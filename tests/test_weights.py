@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.modules import Classifier
-from snnreg_plugins.modules.weights import load_weights, read_weights
 
 
 def network(outputs=4):
