@@ -12,7 +12,7 @@ from torch.jit import ScriptModule
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_flag, as_name, as_names, as_number, one_of, shown
-from snnreg_plugins._models import as_module, part_of
+from snnreg_plugins._models import as_module, dtype_of, part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.added_loss import AddedLossCallback
@@ -87,7 +87,7 @@ class Distillation(AddedLossCallback):
         >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
-    added = "distillation"
+    added = "distillation loss"
 
     def __init__(
         self,
@@ -184,8 +184,7 @@ class Distillation(AddedLossCallback):
         teacher = None
         if self.aims.needs_teacher:
             teacher = Teacher(self._teacher_of(pl_module), list(self.aims.layers.values()), ask)
-            trainer.precision_plugin.convert_module(teacher.network)
-            teacher.network.to(pl_module.device)
+            teacher.network.to(device=pl_module.device, dtype=dtype_of(pl_module))
         layers = part_of(pl_module, self.student, "student")
         self._distilled = Distilled(students, layers, teacher, self.aims, self.readout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from snnreg_plugins import Distillation
-from tests.callbacks.reference import fit
+from snnreg_plugins import ActivityRegularization, Distillation, SynapticOperations
+from tests.callbacks.reference import fit, free_port, leave, loader, two_processes
 from tests.helpers import kl_by_hand
 
 ALPHA, TAU = 0.6, 2.5
@@ -279,3 +280,167 @@ def test_gradient_equals_distillation_by_hand(row):
     actual = run(row, by_hand=False)
     assert (without - expected).abs().max() > 1e-3  # the lesson matters
     torch.testing.assert_close(actual, expected, rtol=0, atol=row.get("tolerance", 1e-12))
+
+
+def _ddp_worker(rank, port, loop, by_hand, file):
+    callbacks = [] if by_hand else [Distillation(teacher(), alpha=ALPHA, temperature=TAU)]
+    options = dict(devices=2, strategy=two_processes(rank, port), accumulate_grad_batches=2)
+    result, _ = fit(loop(teacher() if by_hand else None), callbacks, torch.float64, **options)
+    if rank == 0:
+        torch.save(result, file)
+    leave()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [Loop, CallsChild])
+def test_gradient_equals_distillation_by_hand_in_two_processes(loop, tmp_path):
+    results = []
+    for by_hand in (True, False):
+        file = tmp_path / f"{by_hand}.pt"
+        torch.multiprocessing.spawn(_ddp_worker, (free_port(), loop, by_hand, file), nprocs=2, join=True)
+        results.append(torch.load(file, weights_only=True))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_penalties_are_not_lessened(compiled, order):
+    """The penalty is added to the loss itself in compiled regions."""
+
+    class Wide(Loop):
+        def forward(self, x):
+            return self.net[3](self.net[:3](x))
+
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            z = self(x)
+            h = self.net[:3](x)
+            penalty = 0.5 * h.abs().mean() if self.by_hand else 0.0
+            return self.mixed(F.cross_entropy(z, y), [(x, z)]) + penalty
+
+    expected, _ = fit(Wide(teacher()), [], torch.float64)
+    module = Loop(net=network())
+    if compiled:
+        module.net.compile(backend="eager")
+    callbacks = [ActivityRegularization("l1", 0.5), Distillation(teacher(), alpha=ALPHA, temperature=TAU)]
+    actual, _ = fit(module, callbacks[:: 1 - 2 * order], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_two_teachers():
+    guides = [teacher(), network(seed=9)]
+
+    class Both(Loop):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            z = self(x)
+            with torch.no_grad():
+                first, second = guides[0].eval()(x), guides[1](x)
+            rest = 0.7 * 0.8 * F.cross_entropy(z, y)
+            return rest + 0.3 * kl_by_hand(z, first, 3.0) + 0.2 * (z - second).square().mean()
+
+    expected, _ = fit(Both(), [], torch.float64)
+    callbacks = [Distillation(guides[0], alpha=0.3), Distillation(guides[1], loss="l2", alpha=0.2)]
+    actual, trainer = fit(Loop(), callbacks, torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    assert {"distillation/logits", "distillation_2/logits"} <= set(trainer.callback_metrics)
+
+
+def test_logged_are_the_parts_and_what_is_added():
+    guide, module = network(seed=5), Loop()
+    x = next(iter(loader(torch.float64)))[0]
+    with torch.no_grad():
+        z = module(x)
+        lesson = float(kl_by_hand(z, guide(x), TAU))
+        apart = float((module.net[:3](x) - guide[:3](x)).square().mean())
+    options = dict(layers={"net.2": "2"}, layer_strength=0.1, logit_strength=0.2, warmup_epochs=1)
+    callback = Distillation(guide, alpha=ALPHA, temperature=TAU, **options)
+    _, trainer = fit(module, [callback], torch.float64, limit_train_batches=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    small = float(z.square().mean())
+    assert logged == pytest.approx(
+        {
+            "distillation/logits": lesson,
+            "distillation/layers/net.2": apart,
+            "distillation/mean_square": small,
+            "distillation/total": 0.5 * (ALPHA * lesson + 0.1 * apart + 0.2 * small),
+        }
+    )
+
+
+def test_value_of_the_loss_stays():
+    _, trainer = fit(Manual(), [Distillation(teacher())], torch.float64, limit_train_batches=1)
+    x, y = next(iter(loader(torch.float64)))
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(F.cross_entropy(network()(x), y)))
+
+
+def test_teacher_is_left_alone_and_nobody_sees_it(tmp_path):
+    guide = teacher()
+    before = copy.deepcopy(guide.state_dict())
+    module = Loop()
+    seen = SynapticOperations(module)
+    fit(module, [Distillation(guide)], torch.float64, limit_train_batches=1, limit_val_batches=0)
+    with_teacher = seen.total("dense_macs")
+    seen.close()
+    alone = Loop()
+    with SynapticOperations(alone) as count:
+        fit(alone, [], torch.float64, limit_train_batches=1, limit_val_batches=0)
+    assert with_teacher == count.total("dense_macs")
+    assert guide.training
+    assert all(parameter.requires_grad for parameter in guide.parameters())
+    assert all(torch.equal(before[name], value) for name, value in guide.state_dict().items())
+    assert not any("14" in str(value.shape) for value in module.state_dict().values())
+
+
+def test_resumed_training_goes_on_bit_by_bit(tmp_path):
+    options = dict(warmup_epochs=3)
+    whole, _ = fit(Loop(), [Distillation(teacher(), **options)], torch.float64, max_epochs=4)
+    _, trainer = fit(Loop(), [Distillation(teacher(), **options)], torch.float64, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    assert not any("Distillation" in key for key in torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"])
+    path = tmp_path / "half.ckpt"
+    resumed, _ = fit(Loop(), [Distillation(teacher(), **options)], torch.float64, max_epochs=4, ckpt_path=path)
+    assert torch.equal(resumed, whole)
+
+
+@pytest.mark.parametrize("trained_as", ["module", "network"])
+def test_teacher_from_a_checkpoint(trained_as, tmp_path):
+    path = tmp_path / "teacher.ckpt"
+    if trained_as == "module":
+        trainer = fit(Loop(net=teacher()), [], torch.float64, limit_train_batches=0)[1]
+        trainer.save_checkpoint(path)
+    else:
+        torch.save(teacher().state_dict(), path)
+    empty = teacher()
+    nn.init.zeros_(empty[-1].weight)
+    expected, _ = fit(Loop(), [Distillation(teacher())], torch.float64)
+    actual, _ = fit(Loop(), [Distillation(empty, checkpoint=str(path))], torch.float64)
+    assert torch.equal(actual, expected)
+
+
+def test_a_callback_serves_several_fits():
+    callback = Distillation(teacher(), alpha=ALPHA, temperature=TAU)
+    fit(Loop(net=network(seed=7)), [callback], torch.float64)
+    actual, _ = fit(Loop(), [callback], torch.float64)
+    assert torch.equal(actual, fit(Loop(), [Distillation(teacher(), alpha=ALPHA, temperature=TAU)], torch.float64)[0])
+
+
+def test_random_teachers_draw_nobody_elses_numbers():
+    class Draws(nn.Module):
+        def forward(self, x):
+            return torch.rand(len(x), 3, dtype=x.dtype)
+
+    class Noisy(Loop):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.drawn.append(torch.rand(1).item())
+            return loss
+
+    drawn = []
+    for callbacks in ([], [Distillation(Draws())]):
+        module = Noisy()
+        module.drawn = []
+        torch.manual_seed(3)
+        fit(module, callbacks, torch.float64)
+        drawn.append(module.drawn)
+    assert drawn[0] == drawn[1]
