@@ -75,7 +75,7 @@ class Teacher:
     """
 
     def __init__(self, network: nn.Module, layers: list[str], ask: Callable[..., Any]) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).eval()
         self.layers = LayerMeans(self.network, layers, "teacher")
         self._ask = ask
 

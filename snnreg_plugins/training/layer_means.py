@@ -82,7 +82,7 @@ class LayerMeans:
         elif held is not None:
             total, steps = by_step(values, held.steps).sum(0), held.steps
         else:
-            total, steps = values, 1
+            total, steps = values.clone(), 1  # what comes next may be in place
         sums, counts = self._sums.setdefault(name, []), self._steps.setdefault(name, [])
         if not sums or (held is not None and held.first_step == 0):  # another part of the batch
             sums.append(total)

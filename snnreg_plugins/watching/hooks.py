@@ -51,8 +51,8 @@ def uncompiled(method: Method) -> Method:
 
 
 _WATCHED = (
-    "The metrics of snnreg_plugins count in Python, so a model that they watch cannot be compiled with "
-    "fullgraph=True: leave that out, or call close() on the metric."
+    "The metrics of snnreg_plugins, and Distillation, look on in Python, so a model that they watch cannot be compiled "
+    "with fullgraph=True: leave that out, or call close() on the metric."
 )
 
 

@@ -368,6 +368,22 @@ def test_logged_are_the_parts_and_what_is_added():
     )
 
 
+def test_layers_are_matched_before_what_is_done_in_place():
+    def inplace(seed):
+        return nn.Sequential(*network(seed=seed)[:2], nn.ReLU(inplace=True), network(seed=seed)[3])
+
+    class Matches(Loop):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            h = self.net[:2](x)
+            apart = (h - network(seed=5)[:2](x).detach()).square().mean()
+            return F.cross_entropy(self.net[3](F.relu(h)), y) + apart
+
+    expected, _ = fit(Matches(), [], torch.float64)
+    actual, _ = fit(Loop(net=inplace(0)), [Distillation(inplace(5), loss=None, layers={"net.1": "1"})], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 def test_value_of_the_loss_stays():
     _, trainer = fit(Manual(), [Distillation(teacher())], torch.float64, limit_train_batches=1)
     x, y = next(iter(loader(torch.float64)))
@@ -416,6 +432,14 @@ def test_teacher_from_a_checkpoint(trained_as, tmp_path):
     expected, _ = fit(Loop(), [Distillation(teacher())], torch.float64)
     actual, _ = fit(Loop(), [Distillation(empty, checkpoint=str(path))], torch.float64)
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("other", [Loop, lambda net: torch.jit.trace(net.eval(), torch.rand(1, 1, 8, 8).double())])
+def test_teachers_of_other_kinds(other):
+    guide = other(net=teacher()) if other is Loop else other(teacher())
+    expected, _ = fit(Loop(), [Distillation(teacher())], torch.float64)
+    assert torch.equal(fit(Loop(), [Distillation(guide)], torch.float64)[0], expected)
 
 
 def test_a_callback_serves_several_fits():
