@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from snnreg_plugins._torch import checkpoint_in_forward, is_in_backward
+from snnreg_plugins._torch import checkpoint_in_forward
 from snnreg_plugins.spiking.layers import by_step, for_summing
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
@@ -62,7 +62,7 @@ class LayerMeans:
 
     @uncompiled
     def _gave(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self._is_listening or is_in_backward():
+        if not self._is_listening:
             return
         if not torch.is_grad_enabled() and checkpoint_in_forward() is not None and self._whose == "student":
             raise MisconfigurationException(

@@ -152,6 +152,14 @@ class TwoLosses(Manual):
         self.manual_backward(self.other(x).square().mean())
 
 
+class OneLossTwice(Manual):
+    def step(self, x, y):
+        z = self(x)
+        loss = F.cross_entropy(z, y)
+        self.manual_backward(self.mixed(loss, [(x, z)]), retain_graph=True)
+        self.manual_backward(self.mixed(loss, []))
+
+
 class AllFirst(Manual):
     """Two forward passes, then the backward passes in the other order."""
 
@@ -195,7 +203,7 @@ class DictOutput(nn.Module):
 
     def forward(self, images):
         z = self.net(images)
-        return {"features": z * 2, "logits": z, "name": "a"}
+        return {"logits": z, "features": z * 2, "name": "a"}
 
 
 class UsesDict(Loop):
@@ -224,6 +232,7 @@ ROWS = {
     "attacks": dict(loop=Attacks),
     "manual": dict(loop=Manual),
     "two losses": dict(loop=TwoLosses, options=dict(student="net")),
+    "one loss twice": dict(loop=OneLossTwice),
     "all forwards first": dict(loop=AllFirst),
     "outputs in a dict": dict(loop=UsesDict, callback=ReadsDict, wrap=DictOutput, options=dict(student="net")),
     "accumulate 2": dict(trainer=dict(accumulate_grad_batches=2)),
@@ -327,6 +336,19 @@ def test_penalties_are_not_lessened(compiled, order):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+def test_the_teacher_is_asked_once_where_the_student_is_computed_again():
+    class Counts(Distillation):
+        asked = 0
+
+        def teach(self, teacher, x):
+            self.asked += 1
+            return teacher(x)
+
+    callback = Counts(teacher(), student="net")
+    fit(WithinCheckpoint(), [callback], torch.float64, limit_train_batches=2)
+    assert callback.asked == 2
+
+
 def test_two_teachers():
     guides = [teacher(), network(seed=9)]
 
@@ -390,12 +412,23 @@ def test_value_of_the_loss_stays():
     assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(F.cross_entropy(network()(x), y)))
 
 
+class Bare(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.weights = nn.ParameterList([net[2].weight, net[4].weight])
+
+    def forward(self, x):
+        return F.relu(x.flatten(1) @ self.weights[0].T) @ self.weights[1].T
+
+
 def test_teacher_is_left_alone_and_nobody_sees_it(tmp_path):
     guide = teacher()
     before = copy.deepcopy(guide.state_dict())
     module = Loop()
     seen = SynapticOperations(module)
-    fit(module, [Distillation(guide)], torch.float64, limit_train_batches=1, limit_val_batches=0)
+    # Its products, which no layer makes, are those that a look at all operations finds.
+    bare = Bare(guide)
+    fit(module, [Distillation(bare, student="net")], torch.float64, limit_train_batches=1, limit_val_batches=0)
     with_teacher = seen.total("dense_macs")
     seen.close()
     alone = Loop()

@@ -125,7 +125,9 @@ def rates_by_hand(net, x, names):
 
 
 @pytest.mark.parametrize("export", [to_snntorch, to_norse])
-@pytest.mark.parametrize("setting", [{}, {"checkpointing": True}, {"truncation": 2}, {"per_channel": True}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"checkpointing": True, "exact": True}, {"truncation": 2}, {"per_channel": True}]
+)
 def test_spike_rates_match_activations(export, setting):
     def net():
         made = spiking(export, **{name: value for name, value in setting.items() if name == "per_channel"})
