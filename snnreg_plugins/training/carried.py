@@ -155,6 +155,10 @@ class Graph:
         """Tell whether the backward pass reaches what made a tensor."""
         return tensor is not None and tensor.grad_fn in self._nodes
 
+    def shares_with(self, other: Graph) -> bool:
+        """Tell whether both reach the same result of an operation, and not only the same parameters."""
+        return any(node in other._nodes for node in self._nodes if leaf_of(node) is None)
+
     def leaves(self) -> list[Tensor]:
         """List the leaves that it collects the gradients of."""
         return [leaf for leaf in map(leaf_of, self._nodes) if leaf is not None]

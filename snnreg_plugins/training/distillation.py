@@ -20,7 +20,7 @@ from snnreg_plugins._models import dtype_of
 from snnreg_plugins._torch import checkpoint_in_forward, is_in_backward, is_transformed, without_modes
 from snnreg_plugins.functional.distillation import LogitLoss, kl_of_logits, l2_of_logits, mean_square, prefix_means
 from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged
+from snnreg_plugins.training.carried import Call, Carrier, Carry, Graph, Logged
 from snnreg_plugins.training.layer_means import LayerMeans
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks, uncompiled
 from snnreg_plugins.watching.layers import spikes_already
@@ -85,6 +85,11 @@ class Teacher:
         try:
             with torch.no_grad():
                 outputs = self._ask(self.network, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"The teacher {type(self.network).__name__} could not be asked what the student was: {error}. Override "
+                "Distillation.teach(teacher, *args, **kwargs) to call it with something else."
+            ) from error
         finally:
             self.layers.end()
         return outputs, self.layers.means()
@@ -157,6 +162,7 @@ class Distilled:
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
         self._calls: list[_Call | None] = []  # under way
+        self._earlier: list[Graph] = []  # of spiking students, in this batch, as long as is looked
         self._lessened: RemovableHandle | None = None  # the user's loss, in a backward pass
         self._layers = LayerMeans(layers, list(aims.layers), "student")
         self._hooks = Hooks(many_steps=True)
@@ -169,12 +175,13 @@ class Distilled:
         self._factor = factor
         self.active = factor > 0
         self.ran_backward = False
-        self._calls = []
+        self._calls, self._earlier = [], []
         self._carrier.start_batch()
 
     def end_batch(self) -> None:
         """Let the forward passes to come, as those of validation, be."""
         self.active = False
+        self._earlier = []
 
     # A call of the student.
 
@@ -248,6 +255,7 @@ class Distilled:
                 f"Distillation cannot serve {name} within a transform of torch.func (grad, vmap, jacrev). Use "
                 "torch.autograd.grad there."
             )
+        self._require_all_steps(name, module, next(iter(ways.values())))
         # Hooks that do nothing, on top of those of a checkpoint around, which must not see these tensors.
         with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor), without_modes():
             parts = list(self._parts(name, module, self._asked(module, *given), output))
@@ -259,6 +267,19 @@ class Distilled:
             tensors = carried if isinstance(carried, tuple) else (carried,)
         # Copies, as views of a function's result cannot be changed in place.
         return _replaced(returned, {key: tensor.clone() for key, tensor in zip(keys, tensors, strict=True)})
+
+    def _require_all_steps(self, name: str, module: nn.Module, output: Tensor) -> None:
+        """Refuse a network that is stepped through time from outside, whose outputs are no logits yet."""
+        if not self.found.looking or isinstance(module, SpikingNetwork) or not spikes_already(module):
+            return
+        graph = Graph(output)
+        if any(graph.shares_with(earlier) for earlier in self._earlier):
+            raise MisconfigurationException(
+                f"Distillation takes each call of {name} for logits, but it goes on from the states that an earlier "
+                "call left, as where it is called once a time step. Name a module whose forward runs all steps, by "
+                "the argument `student`; of one that returns the outputs of all, (T, B, K), give time_dim=0."
+            )
+        self._earlier.append(graph)
 
     def _parts(
         self, name: str, module: nn.Module, given: tuple[Any, Any], output: Any

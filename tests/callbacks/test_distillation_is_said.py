@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import snntorch
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -42,6 +43,11 @@ class Tuples(nn.Module):
         return self.net(x), x
 
 
+class Conditioned(Tuples):
+    def forward(self, x, y):
+        return y, self.net(x)
+
+
 class Held:
     def __init__(self, z):
         self.z = z
@@ -55,6 +61,27 @@ class Holding(Tuples):
 class ReadsFirst(Distillation):
     def readout(self, outputs):
         return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+class Stepped(nn.Module):
+    """Takes a time step a call, with its state in itself, or given and returned."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(64, 3).double(), snntorch.Leaky(0.9, init_hidden=hidden, output=hidden)
+
+    def forward(self, x, state=None):
+        return self.lif(self.fc(x.flatten(1)), *[] if self.lif.init_hidden else [state])
+
+
+class SecondOf(Distillation):
+    def readout(self, outputs):
+        return outputs[1] if isinstance(outputs, tuple) else outputs
+
+
+class ReadsPotentials(SecondOf):
+    def teach(self, teacher, x, state=None):
+        return teacher(x)
 
 
 def parts(module, x):
@@ -184,6 +211,12 @@ ROWS = {
         "does not call 'net'",
         None,
     ),
+    "more arguments": (
+        lambda: Step(lambda m, x, y: F.cross_entropy(m.net(x, y)[1], y), Conditioned()),
+        lambda: SecondOf(teacher(), student="net"),
+        r"teacher Sequential could not be asked .* Override Distillation.teach\(teacher",
+        lambda: ReadsPotentials(teacher(), student="net"),
+    ),
     "a teacher of nan": (lambda: Step(ENTROPY), lambda: Distillation(nan()), "The teacher gives nan", None),
     "past Lightning": (
         lambda: Step(past, manual=True),
@@ -209,7 +242,7 @@ ROWS = {
 @pytest.mark.parametrize("row", ROWS)
 def test_what_cannot_be_is_said(row):
     module, callback, said, remedy = ROWS[row]
-    with pytest.raises((MisconfigurationException, ValueError, FileNotFoundError), match=said):
+    with pytest.raises((MisconfigurationException, ValueError, TypeError, FileNotFoundError), match=said):
         fit(module(), [callback()], torch.float64)
     if remedy is not None:
         fit(module(), [remedy()], torch.float64)
@@ -223,6 +256,35 @@ def test_a_layer_within_a_reentrant_checkpoint_is_refused():
 
     with pytest.raises(MisconfigurationException, match="layer 'net.2' within a reentrant checkpoint"):
         fit(Inside(), [Distillation(network(seed=2), layers={"net.2": "2"})], torch.float64)
+
+
+class AllSteps(nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.cell, self.hidden = Stepped(hidden), hidden
+
+    def forward(self, x):
+        if self.hidden:
+            self.cell.lif.reset_mem()
+            return torch.stack([self.cell(x)[1] for _ in range(3)])
+        potential, potentials = self.cell.lif.init_leaky(), []
+        for _ in range(3):
+            _, potential = self.cell(x, potential)
+            potentials.append(potential)
+        return torch.stack(potentials)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_network_that_is_stepped_from_outside_is_refused(hidden):
+    module = lambda: Step(lambda m, x, y: F.cross_entropy(m.net(x).mean(0), y), AllSteps(hidden))  # noqa: E731
+    with pytest.raises(MisconfigurationException, match="'net.cell' for logits, but it goes on from the states"):
+        fit(module(), [ReadsPotentials(teacher(), student="net.cell")], torch.float64)
+    fit(module(), [ReadsPotentials(teacher(), student="net", time_dim=0)], torch.float64)
+
+
+def test_spiking_networks_may_be_called_on_several_batches():
+    module = Step(lambda m, x, y: F.cross_entropy(m.net(x).mean(0) + m.net(2 * x).mean(0), y), AllSteps(True))
+    fit(module, [Distillation(teacher(), student="net", time_dim=0)], torch.float64)
 
 
 def test_a_teacher_that_is_trained_is_refused():
