@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is handed on
+    from snnreg_plugins.callbacks import ActivityBudget as ActivityBudget
     from snnreg_plugins.callbacks import ActivityRegularization as ActivityRegularization
     from snnreg_plugins.callbacks import CompressedActivations as CompressedActivations
     from snnreg_plugins.callbacks import Distillation as Distillation
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 # Loaded when asked for: Lightning and torchmetrics import whatever of torchvision and matplotlib is installed.
 _NAMES = {
     "callbacks": (
+        "ActivityBudget",
         "ActivityRegularization",
         "CompressedActivations",
         "Distillation",

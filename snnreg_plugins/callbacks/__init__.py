@@ -1,5 +1,6 @@
 """Lightning callbacks; one class a file."""
 
+from snnreg_plugins.callbacks.activity_budget import ActivityBudget
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.compressed_activations import CompressedActivations
 from snnreg_plugins.callbacks.distillation import Distillation
@@ -9,6 +10,7 @@ from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 from snnreg_plugins.training.compression import compressed_activations
 
 __all__ = [
+    "ActivityBudget",
     "ActivityRegularization",
     "CompressedActivations",
     "Distillation",

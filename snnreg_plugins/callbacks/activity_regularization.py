@@ -176,6 +176,7 @@ class ActivityRegularization(AddedLossCallback):
         if self._unwatched and (found := self._unwatched - self._of_losses(pl_module)):
             self._running.watch(found)
             self._unwatched -= found
+        # Not at the start of the epoch, which a run that is resumed within one does not see.
         self._running.start_batch(self._factor(trainer))
 
     @override
@@ -210,7 +211,7 @@ class ActivityRegularization(AddedLossCallback):
             self._say_what_is_missing(self._running)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         together = [callback for callback in callbacks if isinstance(callback, ActivityRegularization)]
-        if self is together[-1]:
+        if together and self is together[-1]:
             pl_module.log_dict(_logged([(_name(one.penalty), one._means) for one in together]), sync_dist=True)
 
     @override

@@ -216,8 +216,23 @@ class OwnMeasurement:
         logged |= {f"snn/sops/{name}": by_layer[name]["sops"] / samples for name in multiply}
         return logged | {f"snn/spike_rate/{name}": rate for name, rate in rates.items()}
 
+    def dense_macs_of_a_step(self) -> int:
+        """Dense MACs of the first time step of all samples of this process, in which each layer is called."""
+        dense = self.tally.quantities.index("dense_macs")
+        table = self.tally.table()
+        return sum(steps[0] for (_, column), steps in table.items() if column == dense and steps)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return device_of(self.tally.model)
+
+    def stop(self) -> None:
+        """Look on no longer; the calls seen stay, too."""
+        self._looking.close()
+
     def close(self) -> None:
-        """Look on no longer; what was seen stays."""
+        """Look on no longer; what was counted stays."""
         self._looking.close()
         self.calls = None
 

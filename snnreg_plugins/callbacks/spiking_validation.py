@@ -24,7 +24,7 @@ from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snnt
 from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.energy import energy_table
-from snnreg_plugins.metrics.scores import Task
+from snnreg_plugins.metrics.scores import Score, Task
 from snnreg_plugins.watching.layers import spikes_already
 
 if TYPE_CHECKING:
@@ -278,7 +278,11 @@ class SpikingValidation(MeasuringCallback):
         if run.score is None and self._first.score is not None:
             run.score = self._first.score.fresh()
         scores = None if run.score is None else self._scores(calls, y, "validation_step")
-        run.add(len(y) if isinstance(y, Tensor) and y.dim() else x.shape[int(self._time_dim == 0)], scores, y)
+        run.add(self._samples(x, y), scores, y)
+
+    def _samples(self, x: Tensor, y: Any) -> int:
+        """Number of samples in a batch."""
+        return len(y) if isinstance(y, Tensor) and y.dim() else x.shape[int(self._time_dim == 0)]
 
     def _warn_missed(self, name: str, what: str) -> None:
         rank_zero_warn(f"SpikingValidation does not count all: {name!r} ({what}).")
@@ -340,11 +344,17 @@ class SpikingValidation(MeasuringCallback):
             run.close()
             if run.spikes is not None:
                 self._log_figures(trainer, values, run.spikes.rates())
-            shown = {} if run.score is None else {name: values.pop(name) for name in [f"snn/{run.score.name}"]}
-            pl_module.log_dict(_named(shown, loader, loaders), prog_bar=True, sync_dist=True, add_dataloader_idx=False)
-            pl_module.log_dict(_named(values, loader, loaders), sync_dist=True, add_dataloader_idx=False)
+            self._show(pl_module, run.score, values, loader, loaders)
         self._runs = {}
         self._has_value = True
+
+    def _show(
+        self, pl_module: LightningModule, score: Score | None, values: dict[str, Any], loader: int, loaders: int
+    ) -> None:
+        """Log the figures of a loader."""
+        shown = {} if score is None else {name: values.pop(name) for name in [f"snn/{score.name}"]}
+        pl_module.log_dict(_named(shown, loader, loaders), prog_bar=True, sync_dist=True, add_dataloader_idx=False)
+        pl_module.log_dict(_named(values, loader, loaders), sync_dist=True, add_dataloader_idx=False)
 
     def _log_figures(self, trainer: Trainer, values: dict[str, Any], rates: dict[str, Tensor]) -> None:
         at = f"epoch {trainer.current_epoch}"

@@ -206,6 +206,11 @@ class ActivityPenalty:
         self._carrier.end()
 
     @property
+    def calls(self) -> list[Call]:
+        """The calls that the backward pass brings the penalty of, until :meth:`end_backward`."""
+        return self._carrier.calls
+
+    @property
     def missed_backward(self) -> bool:
         """Whether there was a backward pass in this batch that :meth:`start_backward` was not told of."""
         return self._carrier.ran_without_scale and not self.ran_backward

@@ -1,0 +1,190 @@
+"""A budget in place of a strength: what may be spent, and the best network that spends no more."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from snnreg_plugins._checks import as_number, shown
+from snnreg_plugins._text import in_joules, in_percent, in_short
+from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted of a spiking network, per sample.
+
+    Args:
+        sops: Synaptic operations.
+        macs: Effective MACs: those of the analog first layer.
+        dense_macs: Dense MACs of the DNN; of a network that spikes already, of one time step.
+    """
+
+    sops: float
+    macs: float
+    dense_macs: float
+
+
+class Budget:
+    r"""What a spiking network may spend on a sample: SOPs, a share of the dense MACs, or an energy.
+
+    Whatever it is given in, it leaves a number of SOPs, the one thing that a penalty can change:
+
+    .. math:: B = \text{sops} \qquad B = \text{share} \cdot \text{MACs}_\text{dense} \qquad
+        B = \frac{10^{12} \, \text{joules} - \text{MACs} \cdot e_{MAC}}{e_{AC}}
+
+    Args:
+        sops: SOPs/sample.
+        share: SOPs as a share of the DNN's dense MACs.
+        joules: Energy in J/sample, MACs of the analog first layer included.
+        table: Energy per operation, as for :func:`~snnreg_plugins.functional.energy`.
+
+    Raises:
+        ValueError: If not exactly one of the three is given, or it is not above 0.
+
+    Example:
+        >>> counts = Counts(sops=5e4, macs=1e4, dense_macs=2e5)
+        >>> Budget(share=0.2).limit(counts), Budget(share=0.2).slack(counts)
+        (40000.0, -0.25)
+        >>> round(Budget(joules=100e-9).limit(counts)), Budget(joules=91e-9).slack(counts)
+        (60000, 0.0)
+    """
+
+    def __init__(
+        self,
+        sops: float | None = None,
+        share: float | None = None,
+        joules: float | None = None,
+        table: str | EnergyTable = "horowitz_fp32",
+    ) -> None:
+        given = {"sops": sops, "share": share, "joules": joules}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "Expected one of the arguments `sops`, `share` and `joules`, which is the budget, but got "
+                f"{' and '.join(f'`{name}`' for name in given) or 'none'}."
+            )
+        ((self.unit, value),) = given.items()
+        self.amount = as_number(self.unit, value, "(0, inf)")
+        self.table = energy_table(table)
+        if self.unit == "joules" and not self.table.ac:
+            raise ValueError(
+                f"Expected argument `table` to have a price for SOPs, which a budget of energy is to limit, but got "
+                f"one of 0: {self.table.source}."
+            )
+
+    def spent(self, counts: Counts) -> float:
+        """Give what a network spends, in the unit of the budget."""
+        if self.unit == "joules":
+            return float(energy(counts.sops, counts.macs, self.table))
+        return counts.sops / counts.dense_macs if self.unit == "share" else counts.sops
+
+    def slack(self, counts: Counts) -> float:
+        """Give the share of the budget that is left; below 0 where more is spent."""
+        return 1 - self.spent(counts) / self.amount
+
+    def limit(self, counts: Counts) -> float:
+        """Give the SOPs/sample that the budget leaves to a network.
+
+        Raises:
+            ValueError: If it leaves none.
+        """
+        if self.unit == "sops":
+            return self.amount
+        if self.unit == "share":
+            if not counts.dense_macs:
+                raise ValueError(f"Expected argument `share` to be of dense MACs, but there are none ({counts}).")
+            return self.amount * counts.dense_macs
+        fixed = energy(0.0, counts.macs, self.table)
+        if fixed >= self.amount:
+            raise ValueError(
+                f"Expected argument `joules` to be above {fixed:.3g}, which {in_short(counts.macs)} MACs of layers "
+                "with real-valued input cost, the first one among them, before any spike; but got "
+                f"{shown(self.amount)}. "
+                "Raise it, make the first layer smaller, or limit the SOPs alone by `sops`."
+            )
+        return (self.amount - fixed) / (1e-12 * self.table.ac)
+
+    def is_met(self, counts: Counts, tolerance: float) -> bool:
+        """Tell whether no more is spent than a share above the budget."""
+        return self.slack(counts) >= -tolerance
+
+    def told(self, counts: Counts) -> str:
+        """Tell in words what is spent of what."""
+        spent = self.spent(counts)
+        over = spent / self.amount - 1
+        if self.unit == "joules":
+            pair = f"{in_joules(spent)} of {in_joules(self.amount)}"
+        elif self.unit == "share":
+            pair = f"{in_percent(spent)} of {in_percent(self.amount)} of the dense MACs"
+        else:
+            pair = f"{in_short(spent)} of {in_short(self.amount)} SOPs/sample"
+        return f"{pair} ({100 * over:+.1f} %)"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Weights of a network that meets its budget, and what is known of it.
+
+    Args:
+        epoch: When it was validated.
+        counts: What it spends.
+        score: What it scores; None if nothing is scored.
+        weights: A copy of its state, on the CPU.
+    """
+
+    epoch: int
+    counts: Counts
+    score: float | None
+    weights: dict[str, Any]
+
+
+class Keeper:
+    """Keeps the weights of the best network that meets its budget.
+
+    Of several it is one that uses the budget, within the tolerance, before one that spends less; then the one with the
+    best score, and of equal ones the latest.
+
+    Args:
+        budget: What may be spent.
+        tolerance: By which share more may be spent.
+
+    Example:
+        >>> keeper = Keeper(Budget(sops=100.0), tolerance=0.03)
+        >>> layer = nn.Linear(2, 3)
+        >>> for epoch, (sops, score) in enumerate([(120, 0.9), (50, 0.8), (98, 0.7), (102, 0.75), (101, 0.6)]):
+        ...     keeper.see(epoch, Counts(sops, 0, 500), score, 1, layer)
+        >>> keeper.kept.epoch, keeper.kept.score
+        (3, 0.75)
+    """
+
+    def __init__(self, budget: Budget, tolerance: float) -> None:
+        self.budget, self.tolerance = budget, tolerance
+        self.kept: Kept | None = None
+        self._rank: tuple[bool, float] | None = None
+
+    def see(self, epoch: int, counts: Counts, score: float | None, sign: int, module: nn.Module) -> None:
+        """Take a validation.
+
+        Args:
+            epoch: Its epoch.
+            counts: What the network spends.
+            score: What it scores.
+            sign: 1 if a higher score is better, -1 if a lower one, 0 if neither.
+            module: Who holds the weights.
+        """
+        if not self.budget.is_met(counts, self.tolerance):
+            return
+        rank = self.budget.slack(counts) <= self.tolerance, sign * (score or 0.0)
+        if self._rank is None or rank >= self._rank:
+            self._rank = rank
+            weights = {name: _copied(value) for name, value in module.state_dict().items()}
+            self.kept = Kept(epoch, counts, score, weights)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
