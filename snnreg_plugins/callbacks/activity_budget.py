@@ -32,10 +32,10 @@ class ActivityBudget(SpikingValidation):
     In place of :class:`~snnreg_plugins.ActivityRegularization` with a strength that one has to find. A penalty by
     fan-out is steered so that the count C of the spiking network comes to the budget B: its strength is the price of a
     constraint, which rises while :math:`C > B` and falls while :math:`C < B` (dual ascent; see
-    :class:`~snnreg_plugins.training.dual_ascent.DualAscent`). C is estimated in each training batch, and set right by what
-    is counted exactly at each validation, in the network that is exported there; in a network that spikes already and
-    is fine-tuned, in that network. The budget comes down over a first part of the training, the ``ramp``, from what the
-    network costs at the start. Where the network stays below it by itself, there is no penalty.
+    :class:`~snnreg_plugins.training.dual_ascent.DualAscent`). C is estimated in each training batch, and set right by
+    what is counted exactly at each validation, in the network that is exported there; in a network that spikes already
+    and is fine-tuned, in that network. The budget comes down over a first part of the training, the ``ramp``, from what
+    the network costs at the start. Where the network stays below it by itself, there is no penalty.
 
     This is a :class:`SpikingValidation`, too, and logs all of its figures, unless there is another one beside it; with
     the same options both count the same. Logged at each validation, of the first loader where there are several:
