@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -179,6 +180,8 @@ class Origins:
         with _torch.without_modes():
             amount = magnitude_of(torch.as_tensor(scale))
             several = amount is None and bool(torch.as_tensor(scale).any())
+        if divided and amount == math.inf:
+            return Multiple(1.0, True)  # zeros
         if amount is not None:
             return how.times(1 / amount if divided else amount)
         if several:  # one for each channel, say

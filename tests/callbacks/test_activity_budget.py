@@ -26,6 +26,7 @@ from snnreg_plugins.data import Digits
 from snnreg_plugins.modules import Classifier, LeNet, SpikingClassifier
 from snnreg_plugins.training.dual_ascent import Controller
 from tests.callbacks.reference import free_port, leave, two_processes
+from tests.callbacks.test_spiking_already import Rates
 from tests.callbacks.test_spiking_validation import QUIET, Module, data, fit
 
 T = 4
@@ -113,6 +114,15 @@ def test_the_strength_follows_the_excess():
     assert seen.metrics[-1]["budget/price"] == pytest.approx(budget.controller.shadow_price)
 
 
+def test_the_unit_of_the_price_is_the_loss_as_the_module_gives_it():
+    units = []
+    for options in ({}, dict(accumulate_grad_batches=2)):
+        seen = Seen()
+        fit([ActivityBudget(sops=60, timesteps=T), seen], max_epochs=1, **options)
+        units.append(seen.controllers[0]["loss"])
+    assert units[0] == pytest.approx(units[1]) > 0.5
+
+
 def test_spikes_of_training_are_counted_exactly():
     seen = Seen()
     module = Spiking()
@@ -127,6 +137,29 @@ def test_spikes_of_training_are_counted_exactly():
     assert first["mean"] == pytest.approx(float(sops.compute()), rel=1e-6)
     assert first["ratio"] == pytest.approx(1.0, rel=1e-6)
     assert first["counts"]["dense_macs"] == 9 * 4 * 36 + 4 * 36 * 8 + 8 * 3
+
+
+@pytest.mark.parametrize("penalty", ["expected_rate", "l1"])
+def test_a_network_of_the_users_own_is_counted_as_if_it_had_no_penalty(penalty):
+    class Own(Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Rates()
+
+        def forward(self, x):
+            return self.net(x.flatten(1)[:, :5])
+
+    seen, module = Seen(), Own()
+    x, y = data(64).tensors
+    loader = DataLoader(list(zip(x, y, strict=True)), batch_size=64)
+    with torch.no_grad(), SynapticOperations(module.net) as sops:
+        module(x)
+    budget = ActivityBudget(sops=100, network="net", penalty=penalty)
+    Trainer(**(QUIET | dict(max_epochs=1)), callbacks=[budget, seen]).fit(module, loader, loader)
+    counts = seen.controllers[0]["counts"]
+    assert counts["sops"] == float(sops.compute()) > 0
+    assert counts["macs"] == float(sops.total("effective_macs"))
+    assert counts["dense_macs"] == 5 * 12 + 12 * 3
 
 
 def test_dense_macs_of_a_dnn_and_of_its_spiking_network_are_the_same():

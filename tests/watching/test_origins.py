@@ -57,6 +57,7 @@ IDIOMS = {
     "number_first": lambda net, s: (0.3 * s, s),
     "negative": lambda net, s: (s * -0.3, s),
     "divided": lambda net, s: (s / 3.1, s),
+    "divided_by_infinity": lambda net, s: (s + 0 * (s / torch.tensor(float("inf"))), s),
     "in_place": lambda net, s: (s.clone().mul_(0.3), s),
     "in_place_twice": lambda net, s: (s.clone().mul_(0.3).div_(7), s),
     "buffer": lambda net, s: (s * net.scale, s),
