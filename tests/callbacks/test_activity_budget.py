@@ -124,9 +124,11 @@ def test_the_unit_of_the_price_is_the_loss_as_the_module_gives_it():
     assert units[1] == pytest.approx(units[0])
 
 
-def test_spikes_of_training_are_counted_exactly():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_spikes_of_training_are_counted_exactly(checkpointing):
     seen = Seen()
     module = Spiking()
+    module.net.checkpointing = checkpointing
     budget = ActivityBudget(sops=1e4)
     x, y = data(64).tensors
     loader = DataLoader(list(zip(x, y, strict=True)), batch_size=64)

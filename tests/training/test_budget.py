@@ -141,6 +141,22 @@ def test_a_controller_brings_a_cost_to_its_budget(part, steps):
     assert plant.cost() == pytest.approx(part * 4e4, rel=0.03)
 
 
+def test_the_excess_looks_ahead():
+    controller = Controller(Budget(sops=1e4), ramp=0.0)
+    controller.counted(Counts(4e4, 0.0, 1e5))
+    for value in (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15):
+        controller.meter.add(64.0, torch.tensor(value))
+        controller.end_batch(1, progress=0.0)
+    assert controller.excess == pytest.approx(math.log(controller.meter.cost / 9900))  # all in one window
+    controller.meter.window = 4
+    for value in (0.14, 0.12, 0.1, 0.1):
+        controller.meter.add(64.0, torch.tensor(value))
+        controller.end_batch(1, progress=0.0)
+    ahead = 8 * controller.meter.trend
+    assert ahead < -0.1
+    assert controller.excess == pytest.approx(math.log(controller.meter.cost / 9900) + ahead)
+
+
 def test_a_controller_leaves_a_network_alone_that_is_below_its_budget():
     controller = Controller(Budget(sops=5e4), ramp=1 / 3)
     plant = Plant(controller, 4e4, 400)
