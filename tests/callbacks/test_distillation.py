@@ -406,6 +406,25 @@ def test_layers_are_matched_before_what_is_done_in_place():
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+def test_layers_of_a_compiled_network_are_matched():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x * 1.0)
+
+    results = []
+    for compiled in (False, True):
+        net = Own()
+        if compiled:
+            net.compile(backend="eager")
+        callback = Distillation(network(seed=5), student="net", layers={"net.2": "2"})
+        results.append(fit(Loop(net=net), [callback], torch.float64)[0])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+
+
 def test_value_of_the_loss_stays():
     _, trainer = fit(Manual(), [Distillation(teacher())], torch.float64, limit_train_batches=1)
     x, y = next(iter(loader(torch.float64)))
