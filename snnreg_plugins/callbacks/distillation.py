@@ -40,11 +40,11 @@ class Distillation(AddedLossCallback):
 
     The gradient is exactly that of this sum written by hand: with gradient accumulation, mixed precision (bf16, fp16
     with loss scaling), manual optimization, several losses and forward passes, activation checkpointing, DDP, and
-    ``torch.compile`` (which breaks its graph at the student and at ``layers``, so not with ``fullgraph=True``). What is added counts once for each call of the student:
-    for the first loss to go backward that depends on it; of several calls that one loss depends on, the mean over all
-    their samples. The value of the loss that the module returns and logs stays the user's own. Refused are reentrant
-    checkpointing around the student or one of ``layers``, and a network of spiking neurons that is stepped from
-    outside, a time step a call: name a module that runs all steps.
+    ``torch.compile`` (which breaks its graph at the student and at ``layers``, so not with ``fullgraph=True``). What is
+    added counts once for each call of the student: for the first loss to go backward that depends on it; of several
+    calls that one loss depends on, the mean over all their samples. The value of the loss that the module returns and
+    logs stays the user's own. Refused are reentrant checkpointing around the student or one of ``layers``, and a
+    network of spiking neurons that is stepped from outside, a time step a call: name a module that runs all steps.
 
     The teacher is a frozen copy in eval mode, made when a fit starts: it is trained, saved, counted and penalized by
     nobody, and draws no random numbers of others. Give the same one when you resume.
