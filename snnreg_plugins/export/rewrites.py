@@ -35,7 +35,7 @@ def write_out(graph: fx.Graph) -> None:
             node.meta["refusal"] = error
             continue
         if result is not node:
-            result.meta["cut"] = node.meta.get("cut", False)
+            result.meta["cut"] |= node.meta.get("cut", False)
             node.replace_all_uses_with(result)
             graph.erase_node(node)
 

@@ -155,6 +155,11 @@ def ends_in_log_softmax(self, x):
 
 
 @form
+def ends_in_softmax_of_a_maximum(self, x):
+    return F.softmax(self.conv2(F.relu(self.conv(x))).flatten(2).max(2)[0], dim=1)
+
+
+@form
 def ends_in_sigmoid(self, x):
     return torch.sigmoid(self.out(self.pooled(x)))
 
