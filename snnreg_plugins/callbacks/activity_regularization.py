@@ -215,13 +215,6 @@ class ActivityRegularization(AddedLossCallback):
             pl_module.log_dict(_logged([(_name(one.penalty), one._means) for one in together]), sync_dist=True)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._remove()
-
     def _remove(self) -> None:
         if self._penalty is not None:
             self._penalty.remove()

@@ -49,6 +49,18 @@ class AddedLossCallback(Callback):
                 f"{trainer.max_epochs} - 1 are trained."
             )
 
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        """Look on no longer; a fit may have ended before it began."""
+        raise NotImplementedError
+
     def _factor(self, trainer: Trainer) -> float:
         """How much of what is added counts in this epoch.
 

@@ -221,13 +221,6 @@ class Distillation(AddedLossCallback):
         pl_module.log_dict({f"{self._name}/{part or 'total'}": mean for part, mean in means.items()}, sync_dist=True)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._remove()
-
     def _remove(self) -> None:
         if self._distilled is not None:
             self._distilled.remove()
