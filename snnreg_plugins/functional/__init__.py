@@ -2,6 +2,7 @@
 
 from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
 from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, mean_square, prefix_means
+from snnreg_plugins.functional.draws import DISTRIBUTIONS, draw
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
@@ -33,6 +34,7 @@ from snnreg_plugins.functional.synapses import (
 from snnreg_plugins.functional.thresholds import local, maximum, mmse, percentile
 
 __all__ = [
+    "DISTRIBUTIONS",
     "ENERGY_TABLES",
     "LEMAIRE_SOURCE",
     "PENALTIES",
@@ -44,6 +46,7 @@ __all__ = [
     "count_events",
     "dense_macs",
     "dequantize",
+    "draw",
     "energy",
     "energy_table",
     "expected_rate",
