@@ -1,6 +1,7 @@
 """LightningModules and small reference networks."""
 
-from snnreg_plugins.modules.classifier import Classifier, SpikingClassifier
+from snnreg_plugins.modules.classifier import Classifier
 from snnreg_plugins.modules.networks import VGG, LeNet
+from snnreg_plugins.modules.spiking_classifier import SpikingClassifier
 
 __all__ = ["VGG", "Classifier", "LeNet", "SpikingClassifier"]
