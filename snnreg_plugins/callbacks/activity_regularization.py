@@ -78,9 +78,9 @@ class ActivityRegularization(AddedLossCallback):
         warmup_epochs: Epochs over which the strength rises linearly to its full value.
         percent: For ``"expected_rate"``: the percentile of activity that is the threshold λ, as in threshold
             balancing. λ is kept for each layer as a running mean of the batches' percentiles. Where a layer sees a
-            batch in several calls, as in time steps, or in parts as in a network with ``checkpointing``, its percentile
-            is the mean of theirs, and that of the first call is λ until the first batch ends: training is then another
-            one by that much.
+            batch in several calls, as in a loop over time steps, or in parts as in a network with ``checkpointing``,
+            its percentile is the mean of theirs, and that of the first call is λ until the first batch ends: training
+            is then another one by that much.
         momentum: For ``"expected_rate"``: share of the old λ in the running mean.
 
     Raises:

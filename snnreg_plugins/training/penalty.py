@@ -56,7 +56,7 @@ class ActivityPenalty:
         self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
-        self._hooks = Hooks()
+        self._hooks = Hooks(many_steps=True)
 
     def watch(self, names: set[str]) -> None:
         """Regularize these layers from now on."""

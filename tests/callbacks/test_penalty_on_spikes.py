@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from snnreg_plugins import ActivityRegularization, SynapticOperations, to_snntorch
 from snnreg_plugins.functional import PENALTIES
+from snnreg_plugins.watching.hooks import Hooks
 from tests.callbacks.reference import fit, loader
 
 
@@ -42,14 +43,15 @@ class Spiking(LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        reads, handles = {}, []
-        for layer in self.net.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)) and self.strength:
-                keep = lambda layer, args: reads.setdefault(layer, []).append(args[0])  # noqa: E731
-                handles.append(layer.register_forward_pre_hook(keep))
-        loss = F.cross_entropy(self.net(x), y)
-        for handle in handles:
-            handle.remove()
+        reads = {}
+
+        def keep(layer, args):
+            reads.setdefault(layer, []).append(args[0])
+
+        layers = [layer for layer in self.net.modules() if isinstance(layer, (nn.Linear, nn.Conv2d)) and self.strength]
+        at_once = any(isinstance(layer, nn.BatchNorm1d) for layer in self.net.modules())  # else step by step
+        with Hooks([(layer, keep) for layer in layers], many_steps=at_once):
+            loss = F.cross_entropy(self.net(x), y)
         for steps in reads.values():
             if steps[0].requires_grad:  # else the image
                 loss = loss + self.strength * sum(self.formula(s, self.level(s, steps[0])) for s in steps) / len(steps)
@@ -90,10 +92,13 @@ def networks():
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 3)
     )
     x, _ = next(iter(loader()))
-    return {"snnTorch": Leaky().double(), "exported": to_snntorch(dnn.double(), x.double(), timesteps=4)}
+    exported = to_snntorch(dnn.double(), x.double(), timesteps=4)
+    normalized = nn.Sequential(dnn[0], nn.BatchNorm2d(4), *dnn[1:]).double().eval()
+    kept = to_snntorch(normalized, x.double(), timesteps=4, batch_norm="keep", train_thresholds="channel")
+    return {"snnTorch": Leaky().double(), "exported": exported, "kept": kept}
 
 
-@pytest.mark.parametrize("network", ["snnTorch", "exported"])
+@pytest.mark.parametrize("network", ["snnTorch", "exported", "kept"])
 @every_penalty
 def test_gradient_equals_the_formula_by_hand(penalty, network):
     net = networks()[network]
