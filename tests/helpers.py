@@ -59,6 +59,21 @@ def soft_reset_neuron(currents, threshold, v0, beta=1.0):
     return spikes
 
 
+def adaptive_neuron(currents, tau_m, tau_adp, threshold, adaptation, spike):
+    """Adaptive leaky integrate and fire over a list of currents, one per step; ``spike`` fires, with its surrogate."""
+    alpha, rho = torch.exp(-1 / tau_m), torch.exp(-1 / tau_adp)
+    z, v, b = (torch.zeros_like(currents[0]) for _ in range(3))
+    spikes, potentials = [], []
+    for current in currents:
+        b = rho * b + (1 - rho) * z
+        theta = threshold + adaptation * b
+        v = alpha * v + (1 - alpha) * current - theta * z.detach()
+        z = spike(v - theta)
+        spikes.append(z)
+        potentials.append(v)
+    return spikes, potentials
+
+
 def brute_force_operations(layer, x):
     """SOPs, effective and dense MACs of all samples in x, position by position with Python's integers."""
     dims = _sample_dims(layer, x)

@@ -23,7 +23,7 @@ FLOORS = [
     {"_weights"},
     {"_pictures", "functional", "data"},
     {"frameworks"},
-    {"watching"},
+    {"watching", "neurons"},
     {"metrics", "spiking"},
     {"export"},
     {"nir", "training"},

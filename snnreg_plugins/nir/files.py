@@ -12,11 +12,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from snnreg_plugins._checks import as_integers, one_of
 from snnreg_plugins._files import atomic
 from snnreg_plugins._imports import needed
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.registry import exported_to
+from snnreg_plugins.neurons import AdaptiveNeuron
 from snnreg_plugins.nir.describe import FORMAT, Description
 from snnreg_plugins.nir.fields import ELEMENTS
 from snnreg_plugins.nir.hdf5 import import_h5py, opened
@@ -57,7 +60,7 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
     Raises:
         ConversionError: If NIR cannot express a layer: max pooling of spikes, concatenation, transposed or
             3d convolution, padding other than by zeros, pools of unequal windows, a head that does not spike, a
-            reshape that is no flattening. Names the layer and what to do.
+            reshape that is no flattening, thresholds that adapt. Names the layer and what to do.
         ValueError: If ``input_shape`` is missing, or does not fit the network.
         ImportError: If nir or h5py is missing.
 
@@ -75,6 +78,7 @@ def to_nir(network: SpikingNetwork, path: str | os.PathLike[str], *, input_shape
     import_h5py()
     with needed("A NIR file", "nir and h5py", "snnreg_plugins[nir]"):
         import nir
+    _refuse_adaptive(network)
     require_network(network)
     graph: Any = Description(network, _input_shape(network, input_shape)).graph
     nodes = {}
@@ -131,6 +135,17 @@ def from_nir(path: str | os.PathLike[str], target: str = "snntorch") -> SpikingN
         4
     """
     return _read(path, one_of("target", target, exported_to()))
+
+
+def _refuse_adaptive(network: Any) -> None:
+    """Refuse neurons that no export makes, and no node of NIR does as."""
+    parts = network.named_modules() if isinstance(network, nn.Module) else ()
+    for name, module in parts:
+        if isinstance(module, AdaptiveNeuron):
+            raise ConversionError(
+                f"NIR cannot express layer {name!r}: {type(module).__name__} has a threshold that adapts, which no "
+                "node of NIR has. Keep the network by its state_dict(): torch.save(network.state_dict(), path)."
+            )
 
 
 def _input_shape(network: SpikingNetwork, given: Sequence[int] | None) -> tuple[int, ...]:
