@@ -2,9 +2,9 @@
 
 from snnreg_plugins.export.api import to_norse, to_snntorch
 from snnreg_plugins.export.deployment import deploy
+from snnreg_plugins.export.margins import exit_margins
 from snnreg_plugins.export.processes import Sharded
 from snnreg_plugins.export.refusals import ConversionError
-from snnreg_plugins.spiking.early_exit import exit_margins
 from snnreg_plugins.spiking.network import SpikingNetwork
 
 __all__ = ["ConversionError", "Sharded", "SpikingNetwork", "deploy", "exit_margins", "to_norse", "to_snntorch"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._batches import mean_frame
 from snnreg_plugins._models import dtype_of
+from snnreg_plugins.export.counted import run_and_count
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.spiking.network import SpikingNetwork
 
@@ -69,8 +70,6 @@ def choose(
         samples: Samples of calibration data, ``(B, ...)``, or ``(B, T, ...)`` where they have time; one half to adjust
             on, and one that is held out.
     """
-    from snnreg_plugins.metrics import SynapticOperations  # which knows more than an export needs
-
     half = max(1, len(samples) // 2)
     adjusted, held_out = samples[:half], samples[half:] if len(samples) > 1 else samples
     parts = torch.split(held_out, _BATCH)
@@ -80,10 +79,8 @@ def choose(
     for candidate in candidates(options):
         tried = replace(options, **candidate)
         network = convert(tried, adjusted).eval()
-        # Of this process alone: others run the same samples, or none.
-        with SynapticOperations(network, sync_on_compute=False) as operations:
-            outputs = torch.cat([network(part, time_dim=held) for part in parts])
-            found.append(Tried(tried, agreement(outputs, scores), float(operations.total("sops"))))
+        counted = run_and_count(network, parts, held)
+        found.append(Tried(tried, agreement(counted.outputs, scores), counted.sops))
     return cheapest(found).options
 
 

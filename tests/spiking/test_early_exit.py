@@ -136,7 +136,7 @@ def test_found_margins_keep_the_class(agreement):
 
 
 def test_least_margin_against_all_candidates():
-    from snnreg_plugins.spiking.early_exit import _least
+    from snnreg_plugins.export.margins import _least
 
     torch.manual_seed(0)
     for _ in range(50):
