@@ -74,6 +74,24 @@ def adaptive_neuron(currents, tau_m, tau_adp, threshold, adaptation, spike):
     return spikes, potentials
 
 
+def plain_scores(outputs, readout, decay=1.0):
+    """What is read out of outputs (T, B, ...) after all of their steps, value by value."""
+    result = torch.zeros_like(outputs[0])
+    for place in torch.cartesian_prod(*map(torch.arange, result.shape)).tolist():
+        over_time = [float(output[tuple(place)]) for output in outputs]
+        potential = 0.0
+        for value in over_time:
+            potential = decay * potential + value
+        result[tuple(place)] = {
+            "mean": sum(over_time) / len(over_time),
+            "last": over_time[-1],
+            "max": max(over_time),
+            "potential": potential,
+            "spike_count": sum(over_time),
+        }[readout]
+    return result
+
+
 def brute_force_operations(layer, x):
     """SOPs, effective and dense MACs of all samples in x, position by position with Python's integers."""
     dims = _sample_dims(layer, x)

@@ -21,6 +21,7 @@ from snnreg_plugins.functional.penalties import (
     l2,
     transformed_l1,
 )
+from snnreg_plugins.functional.readout import READOUTS, outputs_of, per_step_loss, running_scores
 from snnreg_plugins.functional.synapses import (
     SYNAPTIC_LAYERS,
     OneToOne,
@@ -38,6 +39,7 @@ __all__ = [
     "ENERGY_TABLES",
     "LEMAIRE_SOURCE",
     "PENALTIES",
+    "READOUTS",
     "SYNAPTIC_LAYERS",
     "EnergyTable",
     "LemaireEnergy",
@@ -67,11 +69,14 @@ __all__ = [
     "mean_square",
     "mmse",
     "operations",
+    "outputs_of",
     "pack_bits",
+    "per_step_loss",
     "percentile",
     "prefix_means",
     "quantize",
     "ram_access",
+    "running_scores",
     "transformed_l1",
     "unpack_bits",
     "whole_codes",

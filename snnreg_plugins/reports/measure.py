@@ -149,7 +149,7 @@ def report(
                 layer_report(name, layer, Counts.of(of_snn, [name], at), samples, prices)
                 for name, layer in spiking.items()
             ),
-            LayerReport("readout", "sum", updates=float(summed * at)),
+            _readout_report(network.readout, summed * at),
             *(layer_report(name, layer, counts, samples, prices) for name, layer, counts in behind.layers(at)),
         ),
         table=name,
@@ -184,6 +184,12 @@ def _require_spiking(dnn: nn.Module | None, network: Any) -> None:
             f"Expected argument `dnn` to be None for a network that was exported from none, but got "
             f"{type(dnn).__name__} beside {type(network).__name__}. Report on that as report(None, network, data)."
         )
+
+
+def _readout_report(readout: str, additions: int) -> LayerReport:
+    """Give the row of the readout; it adds up nothing, where outputs are only compared, or one of them is taken."""
+    kind = {"mean": "sum", "spike_count": "spike count"}.get(readout, readout)
+    return LayerReport("readout", kind, updates=None if readout in ("last", "max") else float(additions))
 
 
 class _Scores:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snnreg_plugins._models import dtype_of
 from snnreg_plugins.frameworks.base import Neurons
+from snnreg_plugins.functional.readout import score_after, with_step
 from snnreg_plugins.spiking.early_exit import EarlyExit
 from snnreg_plugins.spiking.engine import LayerwiseCall, can_hold_steps
 from snnreg_plugins.spiking.inputs import checked_time_dim, require_fitting, require_tensor, require_type
@@ -37,7 +38,8 @@ class SpikingNetwork(NetworkSettings):
 
     .. math:: \text{scores}_T = \frac{1}{T} \sum_{t=1}^{T} y_t
 
-    which is on the output scale of the DNN that the network was exported from. Every call starts from fresh
+    which is on the output scale of the DNN that the network was exported from (or what another ``readout`` makes of
+    them). Every call starts from fresh
     states, so calls are independent of each other, bit for bit, and of the batch size, but for rounding. Made by
     :func:`~snnreg_plugins.to_snntorch`.
 
@@ -68,8 +70,8 @@ class SpikingNetwork(NetworkSettings):
             less) at a time again there: a fraction of the memory, for the time of one more forward pass. The same
             gradients but for the order of sums over samples. May be set.
 
-    ``timesteps``, ``time_dim``, ``truncation`` and ``exit_margins`` may be set, too; another name, which nothing would
-    read, is refused.
+    ``timesteps``, ``time_dim``, ``truncation``, ``exit_margins`` and ``readout`` may be set, too; another name, which
+    nothing would read, is refused.
 
     Example:
         >>> from torch import nn
@@ -101,6 +103,8 @@ class SpikingNetwork(NetworkSettings):
         checked_time_dim(self.time_dim)
         self._states = states
         self.neurons = neurons
+        for name in {"readout", "readout_decay"} & self.conversion.keys():
+            setattr(self, name, self.conversion[name])  # checks what a file says
         self.parts_changed()
 
     def parts_changed(self) -> None:
@@ -221,7 +225,10 @@ class SpikingNetwork(NetworkSettings):
             samples += first + samples == size - 1  # leaves none alone
             if normalizing:
                 samples, steps = size, (self.truncation or self.timesteps) if trained else self.timesteps
-            simulate = partial(self._simulate, run, steps=steps, per_step=per_step, leaving=leaving)
+            # Of this call: a part that is computed again for the backward pass is, however that was set since then.
+            simulate = partial(
+                self._simulate, run, timesteps=self.timesteps, steps=steps, per_step=per_step, leaving=leaving
+            )
             part = map_tensors(itemgetter(slice(first, first + samples)), given)
             if trained and self.checkpointing:
                 means.append(checkpoint(simulate, part, use_reentrant=False))
@@ -361,32 +368,42 @@ class SpikingNetwork(NetworkSettings):
         return (None,) * self._states
 
     def _simulate(
-        self, run: LayerwiseCall | StepByStep, given: Any, steps: int, per_step: bool, leaving: EarlyExit | None
+        self,
+        run: LayerwiseCall | StepByStep,
+        given: Any,
+        timesteps: int,
+        steps: int,
+        per_step: bool,
+        leaving: EarlyExit | None,
     ) -> Tensor:
-        """Give the mean of the outputs, ``(1, B, ...)``; with ``per_step`` that of the steps so far, ``(T, B, ...)``.
+        """Give what is read out of the outputs, ``(1, B, ...)``; with ``per_step`` after every step, ``(T, B, ...)``.
 
         Args:
             run: How to run steps.
             given: Input, or the :class:`Frames` of it.
+            timesteps: T.
             steps: Steps to run at once; no gradient flows from one such number of steps to those before.
             per_step: Which means to give.
             leaving: Which samples run; None for all.
         """
         means: list[Tensor] = []
         states: Any = self._no_states()
-        total: Any = 0
+        readout, decay = self.readout, self.readout_decay
+        worth = None if readout != "spike_count" or not self._worth else self.body.get_buffer(self._worth)
+        total: Any = None
         at_once = isinstance(run, LayerwiseCall) and run.like.device.type == "cpu"
         try:
             constants = run.begin(given)
             if leaving is not None and not isinstance(constants, Frames):
                 leaving.require_samples(constants)
-            for first in range(0, self.timesteps, steps):
+            for first in range(0, timesteps, steps):
                 states = map_tensors(Tensor.detach, states)
-                outputs, states = run(constants, states, min(steps, self.timesteps - first), first)
+                outputs, states = run(constants, states, min(steps, timesteps - first), first)
                 for step, output in enumerate(outputs, start=first + 1):
-                    total = total + for_summing(output)
-                    if per_step or leaving is not None or step == self.timesteps:
-                        means.append((total / step).to(output.dtype))
+                    spikes = output if worth is None else output / worth
+                    total = with_step(readout, total, for_summing(spikes), decay)
+                    if per_step or leaving is not None or step == timesteps:
+                        means.append(score_after(readout, total, step).to(output.dtype))
                 if leaving is not None:
                     mean = marked(means.pop().unsqueeze(0), states, at_once).squeeze(0)
                     constants, states, total = leaving.leave(mean, step, (constants, states, total))

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
-from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._checks import as_flag, as_integer, as_number, one_of
+from snnreg_plugins.frameworks.base import Neurons
+from snnreg_plugins.functional.readout import READOUTS
 from snnreg_plugins.spiking.early_exit import checked_margins
 from snnreg_plugins.spiking.inputs import checked_time_dim
+from snnreg_plugins.spiking.structure import worth_of_outputs
 from snnreg_plugins.watching.simulated import SimulatedNetwork
 
 #: What may be set.
-SETTINGS = ("checkpointing", "exact", "exit_margins", "time_dim", "timesteps", "truncation")
+SETTINGS = (
+    "checkpointing", "exact", "exit_margins", "readout", "readout_decay", "time_dim", "timesteps", "truncation"
+)  # fmt: skip
 # What else there is, set once.
 _PARTS = ("body", "conversion", "encoder", "head", "neurons")
 
@@ -24,12 +29,15 @@ class NetworkSettings(SimulatedNetwork):
 
     exact: bool = False
     checkpointing: bool = False
+    body: fx.GraphModule
+    neurons: Neurons
     head: nn.Module | None
     conversion: dict[str, Any]
     _is_open = False  # to further attributes
     _timesteps: int
     _truncation: int | None = None
     _exit_margins: tuple[float, ...] | None = None
+    _worth = ""  # name of what output spikes are multiplied by
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let a class of the user's have attributes of its own."""
@@ -85,6 +93,47 @@ class NetworkSettings(SimulatedNetwork):
     @time_dim.setter
     def time_dim(self, value: int | None) -> None:
         self.conversion["time_dim"] = checked_time_dim(value)
+
+    @property
+    def readout(self) -> str:
+        r"""How scores are read out of the outputs :math:`y_t` of the steps.
+
+        ``"mean"`` of the steps so far, which is on the DNN's output scale; the ``"last"`` one; the ``"max"``; the
+        ``"potential"`` of a membrane that integrates them, :math:`U_t = \beta U_{t-1} + y_t` with β the
+        ``readout_decay``; or ``"spike_count"``, the number of spikes of a last layer of neurons. It is saved with the
+        network, and early exit, reports and metrics go by it.
+
+        Raises:
+            ValueError: If it is none of these; if spikes are to be counted that the last layer does not give; if a part
+                of the DNN comes behind the spikes, which reads their mean.
+        """
+        return str(self.conversion.get("readout", "mean"))
+
+    @readout.setter
+    def readout(self, value: str) -> None:
+        readout = one_of("readout", value, READOUTS)
+        if readout != "mean" and self.head is not None:
+            raise ValueError(
+                f"Expected argument `readout` to be 'mean' for a network that has a part of the DNN behind its spikes "
+                f"(`until`), which reads their mean, but got {readout!r}. Export the whole DNN, without `until`."
+            )
+        worth = worth_of_outputs(self.body, self.neurons.describe) if readout == "spike_count" else None
+        if readout == "spike_count" and worth is None:
+            raise ValueError(
+                "Expected a network whose last layer spikes for readout='spike_count', but this one gives currents. "
+                "Use 'mean' or 'potential'; or train and export a DNN that ends with nn.ReLU()."
+            )
+        self._worth = worth or ""
+        self.conversion["readout"] = readout
+
+    @property
+    def readout_decay(self) -> float:
+        """β of the readout ``"potential"``; 1 sums up."""
+        return float(self.conversion.get("readout_decay", 1.0))
+
+    @readout_decay.setter
+    def readout_decay(self, value: float) -> None:
+        self.conversion["readout_decay"] = as_number("readout_decay", value, "(0, 1]")
 
     @property
     def exit_margins(self) -> tuple[float, ...] | None:

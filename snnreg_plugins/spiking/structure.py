@@ -25,6 +25,34 @@ def events_in(body: fx.GraphModule, describe: Describe) -> Known:
         body: The time step.
         describe: From a neuron to its dynamics; None for one whose output is not known.
     """
+    _, read, emitted = _followed(body, describe)
+    readers, sources_of = (frozenset(it for it, known in found.items() if known) for found in (read, emitted))
+    return Known(readers, sources_of)
+
+
+def worth_of_outputs(body: fx.GraphModule, describe: Describe) -> str | None:
+    """Find what the spikes are worth that a time step gives.
+
+    Args:
+        body: The time step.
+        describe: As for :func:`events_in`.
+
+    Returns:
+        Name of the tensor in the body that they are multiplied by, empty if by none; None if it gives no spikes.
+    """
+    holds, _, _ = _followed(body, describe)
+    output = next(node for node in body.graph.nodes if node.op == "output").args[0][0]
+    if output in holds:
+        return ""
+    if output.target is operator.mul and output.args[0] in holds and output.args[1].op == "get_attr":
+        return str(output.args[1].target)
+    return None
+
+
+def _followed(
+    body: fx.GraphModule, describe: Describe
+) -> tuple[set[fx.Node], dict[nn.Module, bool], dict[nn.Module, bool]]:
+    """Give the nodes that hold events, and for layers whether they read them, for neurons whether they emit them."""
     modules = dict(body.named_modules(remove_duplicate=False))
     read: dict[nn.Module, bool] = {}  # a layer may be called at several places
     emitted: dict[nn.Module, bool] = {}
@@ -51,8 +79,7 @@ def events_in(body: fx.GraphModule, describe: Describe) -> Known:
             continue
         if whole:
             holds.add(node)
-    readers, sources_of = (frozenset(it for it, known in found.items() if known) for found in (read, emitted))
-    return Known(readers, sources_of)
+    return holds, read, emitted
 
 
 def _tensors_of(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
