@@ -81,7 +81,7 @@ class _ImageData(LightningDataModule):
         count = len(labels)
         if self.validation_size >= count:
             raise ValueError(
-                f"Expected argument `validation_size` to be less than the {count} training images of "
+                f"Expected argument `validation_size` to be less than the {count} training samples of "
                 f"{type(self).__name__}, but got {self.validation_size}."
             )
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
