@@ -88,8 +88,8 @@ def _one_series(channels: list[str], where: str) -> Tensor:
 class JapaneseVowels(_ImageData):
     """Spoken vowels: 270 training and 370 test utterances of 9 speakers, who are the classes. Nothing is downloaded.
 
-    Batches are ``(series, labels)``: float32 (B, T, 12), twelve coefficients of a linear prediction of the voice in each
-    of 7 to 29 steps, and int64 (B,). Rows behind the end of a series are NaN, which :class:`RecurrentNetwork
+    Batches are ``(series, labels)``: float32 (B, T, 12), twelve coefficients of a linear prediction of the voice in
+    each of 7 to 29 steps, and int64 (B,). Rows behind the end of a series are NaN, which :class:`RecurrentNetwork
     <snnreg_plugins.modules.RecurrentNetwork>` takes for no steps, and which make the scores of others NaN. Of the
     270 training series ``validation_size`` are held out, every class in its share.
 

@@ -18,14 +18,14 @@ from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
 from snnreg_plugins.export.options import ExportOptions, Options
-from snnreg_plugins.metrics import SpikeRate, SynapticOperations
 from snnreg_plugins.modules.classifier import Classifier
+from snnreg_plugins.modules.costs import LoggedCosts
 
 # In a checkpoint: what the spiking network is beside its weights.
 _SPIKING = "spiking_network"
 
 
-class SpikingClassifier(Classifier):
+class SpikingClassifier(LoggedCosts, Classifier):
     """Fine-tune with surrogate gradients the spiking network that a DNN is exported to.
 
     At the start of a run the DNN's weights are read from ``checkpoint``, its thresholds are balanced on the training
@@ -148,31 +148,6 @@ class SpikingClassifier(Classifier):
         if not isinstance(self.network, SpikingNetwork):
             raise RuntimeError("There is no spiking network yet: fit, validate or test the module first.")
         return deploy(self.network)
-
-    @override
-    def on_validation_start(self) -> None:
-        self._watch()
-
-    @override
-    def on_test_start(self) -> None:
-        self._watch()
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_cost("val")
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_cost("test")
-
-    def _watch(self) -> None:
-        metrics = {"sops": SynapticOperations(self.network), "spike_rate": SpikeRate(self.network)}
-        self._cost = {name: metric.to(self.device) for name, metric in metrics.items()}
-
-    def _log_cost(self, stage: str) -> None:
-        for name, metric in self._cost.items():
-            self.log(f"{stage}/{name}", metric.compute().float(), prog_bar=True)
-            metric.close()
 
     def _calibration(self) -> Iterator[Tensor]:
         """First batches of the training data; of several processes, the share that this one is to calibrate on."""
