@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.callbacks import ExportReport as ExportReport
     from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
     from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
+    from snnreg_plugins.callbacks import TableSparsity as TableSparsity
     from snnreg_plugins.export import ConversionError as ConversionError
     from snnreg_plugins.export import Sharded as Sharded
     from snnreg_plugins.export import SpikingNetwork as SpikingNetwork
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.reports.measure import report as report
     from snnreg_plugins.reports.raster import record as record
     from snnreg_plugins.reports.run import write_page as write_page
+    from snnreg_plugins.spiking.encoder import TableEncoder as TableEncoder
     from snnreg_plugins.training.compression import compressed_activations as compressed_activations
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ _NAMES = {
         "ExportReport",
         "QCFSActivations",
         "SpikingValidation",
+        "TableSparsity",
     ),
     "export": (
         "ConversionError",
@@ -74,6 +77,7 @@ _NAMES = {
     "reports.measure": ("report",),
     "reports.raster": ("record",),
     "reports.run": ("write_page",),
+    "spiking.encoder": ("TableEncoder",),
     "training.compression": ("compressed_activations",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

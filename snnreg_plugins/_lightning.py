@@ -20,6 +20,15 @@ def loss_scale(trainer: Trainer) -> float:
     return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
+def scale_of_gradients(trainer: Trainer, optimizer: Any) -> float:
+    """Give what gradients are multiplied by in ``on_before_optimizer_step``; 1 where Lightning unscaled them.
+
+    Fused optimizers unscale them on their own, in their step. Without it, what is added to their gradients
+    there counts for nothing.
+    """
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
+
 def runs_a_step(module: nn.Module) -> bool:
     """Tell, in a hook before its forward, whether a LightningModule is called to run one of its steps.
 

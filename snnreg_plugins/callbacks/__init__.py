@@ -7,6 +7,7 @@ from snnreg_plugins.callbacks.distillation import Distillation
 from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
+from snnreg_plugins.callbacks.table_sparsity import TableSparsity
 from snnreg_plugins.training.compression import compressed_activations
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "ExportReport",
     "QCFSActivations",
     "SpikingValidation",
+    "TableSparsity",
     "compressed_activations",
 ]

@@ -3,6 +3,7 @@
 from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
 from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, mean_square, prefix_means
 from snnreg_plugins.functional.draws import DISTRIBUTIONS, draw
+from snnreg_plugins.functional.encoding import midrise, normalized_rows, rounded_pattern
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
@@ -67,7 +68,9 @@ __all__ = [
     "local",
     "maximum",
     "mean_square",
+    "midrise",
     "mmse",
+    "normalized_rows",
     "operations",
     "outputs_of",
     "pack_bits",
@@ -76,6 +79,7 @@ __all__ = [
     "prefix_means",
     "quantize",
     "ram_access",
+    "rounded_pattern",
     "running_scores",
     "transformed_l1",
     "unpack_bits",
