@@ -86,7 +86,8 @@ ENTRIES = {
     profile: (lambda _, **k: profile(DNN, X, **k), {"timesteps": "integer?"}),
     SynapticOperations: (lambda _, **k: SynapticOperations(DNN, **k).close(), {"batch_dim": "integer"}),
     Energy: (lambda _, **k: Energy(DNN, **k).close(), {"dense": "flag", "batch_dim": "integer"}),
-    compressed_activations: (lambda _, **k: compressed_activations(**k).__enter__(), {"min_numel": "integer"}),
+    compressed_activations: (lambda _, **k: compressed_activations(**k).__enter__(), {
+        "min_numel": "integer", "seed": "integer?"}),
     ActivityRegularization: (lambda _, **k: ActivityRegularization(**k), {
         "strength": "number", "start_epoch": "integer", "warmup_epochs": "integer", "momentum": "number"}),
     QCFSActivations: (lambda _, **k: QCFSActivations(**k), {"levels": "integer", "calibration_batches": "integer"}),

@@ -1,6 +1,14 @@
 """Pure arithmetic: tensors in, tensors out. Imports torch only."""
 
-from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
+from snnreg_plugins.functional.bits import (
+    dequantize,
+    dequantize_packed,
+    pack_bits,
+    quantize,
+    quantize_at_random,
+    unpack_bits,
+    whole_codes,
+)
 from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, mean_square, prefix_means
 from snnreg_plugins.functional.draws import DISTRIBUTIONS, draw
 from snnreg_plugins.functional.encoding import midrise, normalized_rows, rounded_pattern
@@ -49,6 +57,7 @@ __all__ = [
     "count_events",
     "dense_macs",
     "dequantize",
+    "dequantize_packed",
     "draw",
     "energy",
     "energy_table",
@@ -78,6 +87,7 @@ __all__ = [
     "percentile",
     "prefix_means",
     "quantize",
+    "quantize_at_random",
     "ram_access",
     "rounded_pattern",
     "running_scores",

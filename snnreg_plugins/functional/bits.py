@@ -1,4 +1,4 @@
-r"""Tensors in few bits: spikes and counts exactly, anything else in 8 bits with a bound on the error.
+r"""Tensors in few bits: spikes and counts exactly, anything else with a bound on the error, or without one on average.
 
 All work on flat tensors, in one dtype of torch, on any device.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from snnreg_plugins._checks import one_of
 
 BLOCK = 1024  # elements that share a range in `quantize`
+GROUP = 256  # and in `quantize_at_random`: the narrower the range, the less noise
 
 # Of the same size as a float type, so that bit patterns can be compared: == takes -0.0 for 0.0.
 _PATTERNS = {
@@ -146,14 +147,11 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         >>> codes.tolist(), low.item(), round(step.item(), 5)
         ([-128, -64, 127], 0.0, 0.00392)
     """
-    blocks = _blocks(x if x.dtype == torch.float64 else x.float())
-    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    step = (high - low) / 255
-    if not bool(step.isfinite().all()):
+    scaled = _scaled(x, BLOCK, 255)
+    if scaled is None:
         return None
-    step = torch.where(step > 0, step, 1.0)
-    codes = ((blocks - low) / step).round_().sub_(128).to(torch.int8)
-    return codes.flatten()[: len(x)], low, step
+    values, low, step = scaled
+    return values.round_().sub_(128).to(torch.int8).flatten()[: len(x)], low, step
 
 
 def dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
@@ -178,8 +176,78 @@ def dequantize(codes: Tensor, low: Tensor, step: Tensor, dtype: torch.dtype) -> 
         >>> dequantize(codes, low, step, torch.float32)
         tensor([0.0000, 0.2980, 1.0000])
     """
-    values = _blocks(codes).to(low.dtype).add_(128).mul_(step).add_(low)
+    values = _blocks(codes, BLOCK).to(low.dtype).add_(128).mul_(step).add_(low)
     return values.flatten()[: len(codes)].to(dtype)
+
+
+def quantize_at_random(
+    x: Tensor, bits: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    r"""Round each element up or down to one of :math:`2^b` values, at random so that the mean is right.
+
+    .. math:: c_i = \left\lfloor \frac{x_i - l}{s} + r_i \right\rfloor \qquad l = \min x \qquad
+        s = \frac{\max x - \min x}{2^b - 1}
+
+    with :math:`r_i` uniform in [0, 1), and minimum and maximum those of the element's group of 256. Then
+
+    .. math:: \mathrm{E}[l + s \, c_i] = x_i \qquad \mathrm{Var}[l + s \, c_i] \le \frac{s^2}{4}
+
+    Args:
+        x: Shape ``(N,)``, floating, N at least 1.
+        bits: b, 4 or 2.
+        generator: Of r, on the device of ``x``; that of torch if None.
+
+    Returns:
+        The codes c, packed by :func:`pack_bits`, and l and s of each group (shape ``(⌈N / 256⌉, 1)``, in the dtype of
+        ``x``, float32 for half precision). None if a group's range is not finite.
+
+    Raises:
+        ValueError: If ``bits`` is neither 4 nor 2.
+
+    Example:
+        >>> packed, low, step = quantize_at_random(torch.tensor([0.0, 1.0, 3.0, 2.0]), bits=2)
+        >>> unpack_bits(packed, bits=2, numel=4).tolist(), low.item(), step.item()
+        ([0, 1, 3, 2], 0.0, 1.0)
+    """
+    highest = 2 ** one_of("bits", bits, (4, 2)) - 1
+    scaled = _scaled(x, GROUP, highest)
+    if scaled is None:
+        return None
+    values, low, step = scaled
+    draws = torch.rand(values.shape, generator=generator, dtype=values.dtype, device=values.device)
+    # Rounding of the sum may reach one more than the highest.
+    codes = values.add_(draws).floor_().clamp_(max=highest).to(torch.uint8)
+    return pack_bits(codes.flatten()[: len(x)], bits), low, step
+
+
+def dequantize_packed(packed: Tensor, low: Tensor, step: Tensor, bits: int, numel: int, dtype: torch.dtype) -> Tensor:
+    r"""Give the values that the codes of :func:`quantize_at_random` stand for.
+
+    .. math:: x'_i = l + s \, c_i
+
+    A group's least and greatest elements come back as they were, but for rounding.
+
+    Args:
+        packed: The packed codes.
+        low: l, shape ``(⌈N / 256⌉, 1)``.
+        step: s, of the same shape.
+        bits: b, 4 or 2.
+        numel: N.
+        dtype: Of the result.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If ``packed`` does not hold ``numel`` codes.
+
+    Example:
+        >>> x = torch.tensor([0.5, 1.0, 2.0, 1.5])
+        >>> dequantize_packed(*quantize_at_random(x, bits=2), bits=2, numel=4, dtype=x.dtype)
+        tensor([0.5000, 1.0000, 2.0000, 1.5000])
+    """
+    values = _blocks(unpack_bits(packed, bits, numel), GROUP).to(low.dtype).mul_(step).add_(low)
+    return values.flatten()[:numel].to(dtype)
 
 
 def _check(packed: Tensor, name: str, bits: int) -> None:
@@ -250,7 +318,18 @@ def _to_int8(x: Tensor) -> Tensor:
     return x.to(torch.int8) if x.dtype in (torch.float32, torch.float64) else x.float().to(torch.int8)
 
 
-def _blocks(x: Tensor) -> Tensor:
+def _scaled(x: Tensor, size: int, highest: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Scale each block to the range from 0 to ``highest``; with its least element, and the unit. None if not finite."""
+    blocks = _blocks(x if x.dtype == torch.float64 else x.float(), size)
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    step = (high - low) / highest
+    if not bool(step.isfinite().all()):
+        return None
+    step = torch.where(step > 0, step, 1.0)
+    return (blocks - low).div_(step), low, step
+
+
+def _blocks(x: Tensor, size: int) -> Tensor:
     """Rows of a block each, the last filled up with its last element."""
-    short = -len(x) % BLOCK
-    return (torch.cat((x, x[-1:].expand(short))) if short else x).view(-1, BLOCK)
+    short = -len(x) % size
+    return (torch.cat((x, x[-1:].expand(short))) if short else x).view(-1, size)

@@ -14,9 +14,19 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 
 from snnreg_plugins._checks import as_integer, one_of
 from snnreg_plugins._torch import hold_address, is_of_leaf, storage_address, version_of, view_base
-from snnreg_plugins.functional.bits import dequantize, pack_bits, quantize, unpack_bits, whole_codes
+from snnreg_plugins.functional.bits import (
+    dequantize,
+    dequantize_packed,
+    pack_bits,
+    quantize,
+    quantize_at_random,
+    unpack_bits,
+    whole_codes,
+)
 
-BITS: tuple[Literal[32, 16, 8], ...] = (32, 16, 8)
+Bits = Literal[32, 16, 8, 4, 2]
+BITS: tuple[Bits, ...] = (32, 16, 8, 4, 2)
+RANDOM: tuple[Bits, ...] = (4, 2)  # rounded at random
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 
@@ -46,7 +56,7 @@ class Savings:
 
 @contextmanager
 def compressed_activations(
-    bits: Literal[32, 16, 8] = 32, min_numel: int = 1024, module: nn.Module | None = None
+    bits: Bits = 32, min_numel: int = 1024, module: nn.Module | None = None, seed: int | None = None
 ) -> Iterator[Savings]:
     """Keep in few bits what operations within the ``with`` save for the backward pass.
 
@@ -54,9 +64,11 @@ def compressed_activations(
     inside or outside.
 
     Args:
-        bits: Of floating tensors that are not whole numbers: 32, 16 or 8.
+        bits: Of floating tensors that are not whole numbers: 32, 16, 8, 4 or 2.
         min_numel: Tensors of fewer elements stay as they are.
         module: Its parameters and buffers stay as they are. Without one, trained parameters still do.
+        seed: Of the rounding at 4 and 2 bits, another one in each step, and in each process; None draws one number
+            from torch's own generator at the start, and nothing within.
 
     Yields:
         The bytes that are kept, counted up to now.
@@ -75,7 +87,12 @@ def compressed_activations(
         >>> torch.equal(weight.grad, spikes.sum(0).expand(4, -1))
         True
     """
-    packer = Packer(one_of("bits", bits, BITS), as_integer("min_numel", min_numel), module)
+    bits, min_numel = one_of("bits", bits, BITS), as_integer("min_numel", min_numel)
+    if seed is not None:
+        seed = as_integer("seed", seed, at_least=0)
+    elif bits in RANDOM:
+        seed = int(torch.randint(2**32, ()))
+    packer = Packer(bits, min_numel, module, seed or 0)
     with saved_tensors_hooks(packer.pack, unpack):
         yield packer.savings
 
@@ -110,9 +127,13 @@ _Packed = tuple[_Entry, tuple[tuple[int, ...], tuple[int, ...]] | None]
 class Packer:
     """Packs tensors within one forward pass."""
 
-    def __init__(self, bits: int, min_numel: int, module: nn.Module | None) -> None:
+    def __init__(self, bits: int, min_numel: int, module: nn.Module | None, seed: int = 0) -> None:
         self.bits, self.min_numel = bits, min_numel
         self.savings = Savings()
+        self._seed = seed
+        # Of our own: a draw in the midst of a forward pass from that of torch would change what dropout draws, and
+        # differ from it where a checkpointed region is computed again.
+        self._generators: dict[torch.device, torch.Generator] = {}
         # Weak: a tensor lives as long as the graph that saved it.
         self._entries: WeakValueDictionary[tuple[Any, ...], _Entry] = WeakValueDictionary()
         owned = [] if module is None else [*module.parameters(), *module.buffers()]
@@ -163,7 +184,25 @@ class Packer:
         if self.bits == 8:
             quantized = quantize(flat)
             return None if quantized is None else _Entry(partial(dequantize, dtype=dtype), *quantized)
-        return None
+        return self._round_at_random(flat) if self.bits in RANDOM else None
+
+    def _round_at_random(self, flat: Tensor) -> _Entry | None:
+        """Keep which elements are 0 in one bit each, where they are many or a ReLU's, and the others in few."""
+        nonzero, least = flat != 0, flat.amin()
+        # The derivative of a ReLU is read from its saved result: what is above 0 has to stay there.
+        zeros, negative = torch.stack([len(flat) - nonzero.sum(), least < 0]).tolist()
+        apart = zeros > (len(flat) / self.bits if negative else 0)
+        values = flat[nonzero] if apart else flat
+        quantized = quantize_at_random(values, self.bits, self._generator(flat.device))
+        if quantized is None:
+            return None
+        restore = partial(_from_packed, self.bits, len(flat), len(values), flat.dtype)
+        return _Entry(restore, *quantized, *([pack_bits(nonzero.view(torch.uint8), 1)] if apart else []))
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
 
 
 def unpack(packed: _Packed) -> Tensor:
@@ -233,3 +272,19 @@ def _from_bits(bits: int, numel: int, dtype: torch.dtype, packed: Tensor, unit: 
         return codes.view(torch.bool)
     values = codes.to(dtype)
     return values if unit is None else values.mul_(unit)
+
+
+def _from_packed(
+    bits: int,
+    numel: int,
+    held: int,
+    dtype: torch.dtype,
+    packed: Tensor,
+    low: Tensor,
+    step: Tensor,
+    nonzero: Tensor | None = None,
+) -> Tensor:
+    values = dequantize_packed(packed, low, step, bits, held, dtype)
+    if nonzero is None:
+        return values
+    return values.new_zeros(numel).masked_scatter_(unpack_bits(nonzero, 1, numel).view(torch.bool), values)

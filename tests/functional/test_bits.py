@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snnreg_plugins.functional import bits as module
-from snnreg_plugins.functional import dequantize, pack_bits, quantize, unpack_bits, whole_codes
+from snnreg_plugins.functional import (
+    dequantize,
+    dequantize_packed,
+    pack_bits,
+    quantize,
+    quantize_at_random,
+    unpack_bits,
+    whole_codes,
+)
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 bounded = settings(max_examples=150, deadline=None, derandomize=True)
@@ -129,6 +137,23 @@ def test_what_has_no_finite_range_is_not_quantized(odd):
     assert quantize(torch.tensor([-3e38, 0.0, odd])) is None
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rounding_at_random_is_right_on_average(bits, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(300, dtype=torch.float64).to(dtype)  # more than a group, and an odd end
+    draws = 500
+    packed, low, step = zip(*(quantize_at_random(x, bits) for _ in range(draws)), strict=True)
+    wide = torch.float32 if dtype.itemsize < 8 else dtype
+    values = torch.stack([dequantize_packed(p, low[0], step[0], bits, 300, wide) for p in packed]).double()
+    groups = [x[:256], x[256:]]
+    steps = torch.cat([(g.double().max() - g.double().min()).expand(len(g)) for g in groups]) / (2**bits - 1)
+    assert float(((values - x.double()).abs() / steps).max()) < 1 + 1e-5  # to a neighbour
+    assert float(((values.mean(0) - x.double()).abs() / steps).max()) < 5 * 0.5 / draws**0.5
+    ends = torch.stack([values[:, :256].amax(1), values[:, :256].amin(1)])
+    assert torch.allclose(ends, torch.stack([x[:256].max(), x[:256].min()]).double().unsqueeze(1), rtol=1e-6)
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`bits`.*3"):
         pack_bits(torch.zeros(3, dtype=torch.uint8), 3)
@@ -140,3 +165,5 @@ def test_bad_arguments():
         unpack_bits(torch.zeros(1, dtype=torch.uint8), 1, 9)
     with pytest.raises(ValueError, match="`x`.*int64"):
         whole_codes(torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="`bits`.*8"):
+        quantize_at_random(torch.rand(3), bits=8)
