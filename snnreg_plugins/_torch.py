@@ -77,14 +77,17 @@ def is_forward_ad() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
-def is_dispatch_mode_on() -> bool:
+def is_dispatch_mode_on(beside: type | tuple[()] = ()) -> bool:
     """Tell whether a mode sees every operation, such as ``FlopCounterMode`` or one for fake tensors.
 
     Without it, compiled loops are not seen by it, and read the memory of fake tensors.
+
+    Args:
+        beside: A class of modes that do not count, if any.
     """
     from torch.utils import _python_dispatch
 
-    return _python_dispatch._get_current_dispatch_mode() is not None
+    return any(not isinstance(mode, beside) for mode in _python_dispatch._get_current_dispatch_mode_stack())
 
 
 def is_in_backward() -> bool:

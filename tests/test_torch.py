@@ -100,6 +100,7 @@ def test_modes_that_see_every_operation():
         assert not _torch.is_dispatch_mode_on()
         with FlopCounterMode(display=False):
             assert _torch.is_dispatch_mode_on()
+            assert not _torch.is_dispatch_mode_on(beside=_torch.dispatch_mode())
         assert not _torch.is_dispatch_mode_on()
 
 

@@ -18,6 +18,7 @@ from snnreg_plugins.spiking.layers import InitialState, by_step
 from snnreg_plugins.spiking.plan import Plan
 from snnreg_plugins.spiking.stepwise import Frames
 from snnreg_plugins.watching.hooks import is_watched, sees_many_steps, unwatched, watched_call
+from snnreg_plugins.watching.products import Products
 from snnreg_plugins.watching.steps import CallSteps, holding_steps
 
 # Elements that the largest tensor of a layer may have: few enough to stay in a cache, where there is one to stay in.
@@ -46,7 +47,7 @@ def can_hold_steps(parts: list[nn.Module], x: Any) -> bool:
         and x.numel() > 0
         and not x.is_meta
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not (is_transformed() or is_forward_ad() or is_dispatch_mode_on())
+        and not (is_transformed() or is_forward_ad() or is_dispatch_mode_on(beside=Products))
         and not has_hooks_on_all()
         and all(map(sees_many_steps, parts))
     )

@@ -12,6 +12,7 @@ from snnreg_plugins.watching.layers import only_decays
 from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.products import Products
 from snnreg_plugins.watching.recurrent import is_recurrent
+from snnreg_plugins.watching.steps import steps_of_call
 
 # Passes from the first on that are all looked at closely.
 _ALL_LOOKED_AT = 2
@@ -55,25 +56,30 @@ class Looks:
         # What is counted by what it reads and gives, and what is no synapse.
         self._left_alone = {module for module in index if is_recurrent(module) or only_decays(module)}
         self.input_events = input_events
-        self.products: Products | None = None  # while a pass is looked at
+        self._products: Products | None = None  # while a pass is looked at
         self.always = False  # to look at every pass
         self._begun: dict[tuple[int, bool], int] = {}  # passes by outermost module and its mode
         self._passes = 0  # of the module that began this one
+
+    @property
+    def products(self) -> Products | None:
+        """Who looks at the operations that run now."""
+        return None if steps_of_call() is not None else self._products
 
     def begin(self, module: nn.Module, given: Iterable[Tensor]) -> None:
         """Begin a pass with a call of this module, on these tensors."""
         key = self.index[module], module.training
         self._passes = self._begun[key] = self._begun.get(key, 0) + 1
         if self.always or is_due(self._passes):
-            self.products = Products(
+            self._products = Products(
                 self.model, self.index, self._found, self._missed, self.multiples, self.input_events, given
             )
-            self.products.__enter__()
+            self._products.__enter__()
 
     def end(self) -> None:
         """End the pass, in any way."""
-        if self.products is not None:
-            products, self.products = self.products, None
+        if self._products is not None:
+            products, self._products = self._products, None
             products.__exit__(None, None, None)
             if not self.always:
                 self.multiples.forget_hidden()

@@ -17,6 +17,7 @@ from snnreg_plugins.watching.inputs import InputEvents, is_binary
 from snnreg_plugins.watching.multiples import Multiples
 from snnreg_plugins.watching.origins import Origins
 from snnreg_plugins.watching.samples import Identity, identities, tensors_in
+from snnreg_plugins.watching.steps import steps_of_call
 
 
 def _operations(named: Mapping[str, Any]) -> dict[Any, Any]:
@@ -104,6 +105,8 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if steps_of_call() is not None:
+            return func(*args, **kwargs)
         if _is_composite(func):  # as they come in inference mode
             with self._again():
                 output = func.decompose(*args, **kwargs)
