@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -164,3 +165,74 @@ def kl_by_hand(student, teacher, temperature):
         p = (wanted / temperature).exp() / (wanted / temperature).exp().sum()
         total = total + (p * (p / q).log()).sum()
     return temperature**2 * total / len(student)
+
+
+def simulate_integers(layers, network, x, timesteps):
+    """Step an exported chain through time in numpy's int64; nothing but whole numbers is used.
+
+    Args:
+        layers: The DNN's, by name: what each does, but for weights.
+        network: Weights, thresholds and initial potentials are read from it.
+        x: Whole numbers.
+
+    Returns:
+        Spikes (T, B, ...) of every ReLU by name, and the last layer's currents (T, B, K).
+    """
+    part = {name.split(".", 1)[1]: module for name, module in network.named_modules() if "." in name}
+    held, spikes, sums, outputs = {}, {}, {}, []
+    for _ in range(timesteps):
+        value = _whole(x)
+        for name, layer in layers:
+            if isinstance(layer, nn.Linear):
+                value = value @ _whole(part[name].weight).T + _whole(part[name].bias)
+            elif isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                value = _convolve_integers(layer, _whole(part[name].weight), _whole(part[name].bias), value)
+            elif isinstance(layer, nn.ReLU):
+                threshold, potential = _whole(part[name].threshold), _whole(part[f"{name}_initial"].potential)
+                v = held.get(name, np.zeros_like(value) + potential)
+                held[name] = v + value - np.where(v > threshold, threshold, 0)
+                value = (held[name] > threshold).astype(np.int64)
+                spikes.setdefault(name, []).append(value)
+            elif isinstance(layer, nn.Flatten):
+                value = value.reshape(len(value), -1)
+            else:  # pools of windows side by side
+                size = layer.kernel_size
+                windows = value.reshape(*value.shape[:2], value.shape[2] // size, size, value.shape[3] // size, size)
+                if isinstance(layer, nn.AvgPool2d):
+                    value = windows.sum((3, 5))
+                else:
+                    before, sums[name] = sums.get(name, 0 * windows), sums.get(name, 0) + windows
+                    value = sums[name].max((3, 5)) - before.max((3, 5))
+        outputs.append(value)
+    return {name: np.stack(found) for name, found in spikes.items()}, np.stack(outputs)
+
+
+def _whole(values):
+    values = np.asarray(values.detach()).astype(np.float64)
+    assert (values == np.round(values)).all()
+    return values.astype(np.int64)
+
+
+def _convolve_integers(layer, weight, bias, x):
+    """Multiply and add, one input position after the other."""
+    (k, _), (s, _), (p, _), groups = layer.kernel_size, layer.stride, layer.padding, layer.groups
+    if isinstance(layer, nn.Conv2d):
+        x = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
+        out = np.zeros((len(x), len(weight), (x.shape[2] - k) // s + 1, (x.shape[3] - k) // s + 1), np.int64)
+        inputs, outputs = x.shape[1] // groups, len(weight) // groups
+        for o in range(len(weight)):
+            own = x[:, o // outputs * inputs :][:, :inputs]
+            for row in range(out.shape[2]):
+                for column in range(out.shape[3]):
+                    patch = own[:, :, row * s : row * s + k, column * s : column * s + k]
+                    out[:, o, row, column] = (patch * weight[o]).sum((1, 2, 3)) + bias[o]
+        return out
+    size, outputs = (x.shape[2] - 1) * s + k, weight.shape[1]
+    out = np.zeros((len(x), outputs * groups, size, size), np.int64) + bias.reshape(-1, 1, 1)
+    for i in range(x.shape[1]):
+        group = slice(i // (x.shape[1] // groups) * outputs, (i // (x.shape[1] // groups) + 1) * outputs)
+        for row in range(x.shape[2]):
+            for column in range(x.shape[3]):
+                place = out[:, group, row * s : row * s + k, column * s : column * s + k]
+                place += x[:, i, row, column].reshape(-1, 1, 1, 1) * weight[i]
+    return out[:, :, p : size - p, p : size - p]

@@ -31,6 +31,9 @@ def to_snntorch(
     time_dim: int | None = None,
     batch_norm: str = "fold",
     train_thresholds: str = "none",
+    weights: str = "float",
+    weight_bits: int | None = None,
+    train_weights: bool = False,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
 
@@ -97,6 +100,17 @@ def to_snntorch(
         train_thresholds: Whether thresholds are trained with the weights: ``"none"``, or one for each ``"layer"``,
             ``"channel"`` or ``"neuron"``. What is trained is their logarithm, so they stay above 0;
             :func:`~snnreg_plugins.deploy` fixes them in the end.
+        weights: ``"float"``, or few bits for each weight, in a unit of each output channel: ``"int8"``, integers, or
+            ``"power_of_two"``, of which a product is a shift; see :mod:`snnreg_plugins.functional.fewbits`. They are
+            rounded after balancing, and thresholds, potentials and biases are rounded to whole numbers of the same
+            units, so that with β = 1 all that spikes feed is exact in integers, for as many time steps as
+            ``network.conversion["exact_timesteps"]`` says. Real-valued input, and so what its currents do to the first
+            neurons, stays real; input of whole numbers, and coded input, is exact as well. A part of the DNN that does
+            not spike stays in floats.
+        weight_bits: Bits of a weight, its sign among them: 2 to 8 for ``"int8"`` (8 if None), 2 to 5 for
+            ``"power_of_two"`` (4 if None).
+        train_weights: Keep floats behind the weights of few bits, to train them by straight-through gradients until
+            :func:`~snnreg_plugins.deploy` rounds all; so it is too where batch norms are kept or thresholds trained.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
@@ -135,6 +149,9 @@ def to_snntorch(
         time_dim=time_dim,
         batch_norm=batch_norm,
         train_thresholds=train_thresholds,
+        weights=weights,
+        weight_bits=weight_bits,
+        train_weights=train_weights,
     )
     return convert(model, calibration, target_of("snntorch", beta, surrogate_slope), options)
 
@@ -157,6 +174,9 @@ def to_norse(
     time_dim: int | None = None,
     batch_norm: str = "fold",
     train_thresholds: str = "none",
+    weights: str = "float",
+    weight_bits: int | None = None,
+    train_weights: bool = False,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
@@ -183,6 +203,9 @@ def to_norse(
         time_dim: Dimension of time in the inputs, 0 or 1; None if they are constant.
         batch_norm: ``"fold"`` or ``"keep"``.
         train_thresholds: ``"none"``, ``"layer"``, ``"channel"`` or ``"neuron"``.
+        weights: ``"float"``, ``"int8"`` or ``"power_of_two"``.
+        weight_bits: Bits of a weight that is no float.
+        train_weights: Whether weights of few bits are trained.
 
     Returns:
         The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
@@ -214,5 +237,8 @@ def to_norse(
         time_dim=time_dim,
         batch_norm=batch_norm,
         train_thresholds=train_thresholds,
+        weights=weights,
+        weight_bits=weight_bits,
+        train_weights=train_weights,
     )
     return convert(model, calibration, target_of("norse", beta, surrogate_slope), options)

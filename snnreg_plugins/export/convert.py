@@ -17,6 +17,7 @@ from snnreg_plugins.export.choose import choose
 from snnreg_plugins.export.faithful import compared, two_of
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.input_code import code_for
+from snnreg_plugins.export.integers import bring_to_few_bits
 from snnreg_plugins.export.options import CORRECTIONS, Options, code_settings
 from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, channelwise, compensate_leak, spike_norm
@@ -136,7 +137,7 @@ class _Converter:
         conversion = options.remembered() | {
             "framework": self.target.name,
             "input_shape": list(self.like.shape[1:]),
-            "is_deployed": options.batch_norm == "fold" and options.train_thresholds == "none",
+            "is_deployed": options.is_final,
         }
         structure = Structure()
         structure.written = copy.deepcopy(self.folded.written)
@@ -146,6 +147,7 @@ class _Converter:
         )
         if not network.conversion["any_size"]:
             self.statistics.require_one_size("a network that depends on it")
+        bring_to_few_bits(network)
         return network
 
     def _balances(self, options: Options) -> dict[str, Balance]:

@@ -1,4 +1,4 @@
-"""The end of training: batch norms folded and thresholds fixed, as on a chip."""
+"""The end of training: batch norms folded, thresholds fixed and weights of few bits rounded, as on a chip."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.export.fold import gain_and_shift, scale_outputs
+from snnreg_plugins.export.integers import bring_to_few_bits, fix_synapses
 from snnreg_plugins.frameworks.trained import is_trained
 from snnreg_plugins.spiking.layers import BatchNorm
 from snnreg_plugins.spiking.network import SpikingNetwork, require_network
@@ -17,6 +18,9 @@ from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 def deploy(network: SpikingNetwork) -> SpikingNetwork:
     """Fold the batch norms that an export with ``batch_norm="keep"`` left in a network, and fix trained thresholds.
+
+    Weights of few bits become whole numbers, see ``weights`` of :func:`~snnreg_plugins.to_snntorch`; thresholds,
+    potentials and biases are rounded to the same units then, which those of a network in training are not.
 
     Args:
         network: The network; it is left as it is.
@@ -39,6 +43,9 @@ def deploy(network: SpikingNetwork) -> SpikingNetwork:
     """
     require_network(network)
     network = copy.deepcopy(network)
+    if network.conversion.get("is_deployed"):
+        return network
+    fix_synapses(network)
     _fold_batch_norms(network.encoder)
     _fold_batch_norms(network.body)
     neurons = network.neurons
@@ -52,6 +59,7 @@ def deploy(network: SpikingNetwork) -> SpikingNetwork:
     for decisions in network.conversion.get("structure", {}).values():
         decisions.update({"kept": False} if decisions.get("kept") else {})
     network.conversion["is_deployed"] = True
+    bring_to_few_bits(network)
     return network
 
 

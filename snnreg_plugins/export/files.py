@@ -18,6 +18,7 @@ from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import propagate_shapes
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.input_code import CODES
+from snnreg_plugins.export.integers import bring_to_few_bits
 from snnreg_plugins.export.options import Options, code_settings
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.trace import trace
@@ -193,8 +194,9 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
         KeyError: If ``conversion`` lacks something.
         ValueError: If ``tensors`` are not those of the network.
     """
-    # Files that were written before inputs could have a dimension of time do not say that they have none.
-    given = {field.name: {"time_dim": None, **conversion}[field.name] for field in fields(Options)}
+    # Files that were written before there were these options do not say that they were not chosen.
+    before = {"time_dim": None, "weights": "float", "weight_bits": None, "train_weights": False}
+    given = {field.name: {**before, **conversion}[field.name] for field in fields(Options)}
     # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
     structure = Structure(_plain(conversion["structure"], "structure"))
@@ -213,6 +215,7 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
         target = target_of(conversion["framework"], options.beta, options.surrogate_slope)
         kept = {name: value for name, value in conversion.items() if name != "structure"}
         network = build(traced, {}, target, options.timesteps, code, structure, kept)
+        bring_to_few_bits(network, is_new=False)
         _assign(network, tensors)
     return network
 

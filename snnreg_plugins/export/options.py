@@ -13,6 +13,7 @@ from snnreg_plugins._checks import as_flag, as_integer, as_name, as_number, as_p
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
 from snnreg_plugins.export.input_code import CODES, CodeSettings
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
+from snnreg_plugins.functional.fewbits import FEW_BITS, checked_bits
 from snnreg_plugins.spiking.inputs import checked_time_dim, require_uncoded
 
 #: Corrections of what thresholds leave, by name.
@@ -45,6 +46,9 @@ class ExportOptions(TypedDict, total=False):
         time_dim: Dimension of time in inputs; None if they are constant over the steps.
         batch_norm: Whether batch norms are folded into weights, or kept to be trained.
         train_thresholds: Whether thresholds are trained, and how many there are then.
+        weights: Whether weights are floats, small integers or powers of two.
+        weight_bits: Bits of a weight that is no float.
+        train_weights: Whether weights of few bits are trained.
     """
 
     threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
@@ -60,6 +64,9 @@ class ExportOptions(TypedDict, total=False):
     time_dim: int | None
     batch_norm: Literal["fold", "keep"]
     train_thresholds: Literal["none", "layer", "channel", "neuron"]
+    weights: Literal["float", "int8", "power_of_two"]
+    weight_bits: int | None
+    train_weights: bool
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,9 @@ class Options:
     time_dim: int | None = None
     batch_norm: str = "fold"
     train_thresholds: str = "none"
+    weights: str = "float"
+    weight_bits: int | None = None
+    train_weights: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -110,10 +120,26 @@ class Options:
             "time_dim": checked_time_dim(self.time_dim),
             "batch_norm": one_of("batch_norm", self.batch_norm, ("fold", "keep")),
             "train_thresholds": one_of("train_thresholds", self.train_thresholds, TRAINED),
+            "weights": one_of("weights", self.weights, ("float", *FEW_BITS)),
+            "train_weights": as_flag("train_weights", self.train_weights),
         }.items():
             object.__setattr__(self, name, value)
+        if self.weights != "float":
+            bits = checked_bits(self.weights, self.weight_bits, "weight_bits")
+            object.__setattr__(self, "weight_bits", bits)
+        elif self.weight_bits is not None or self.train_weights:
+            given = f"weight_bits={self.weight_bits}" if self.weight_bits is not None else "train_weights=True"
+            raise ValueError(
+                f"Expected argument `weights` to be one of {list(FEW_BITS)} with {given}, but got 'float', which has "
+                "no bits to choose and is trained as it is."
+            )
         if self.time_dim is not None:
             require_uncoded(self.coding)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing is left to be folded, fixed or rounded when training ends."""
+        return self.batch_norm == "fold" and self.train_thresholds == "none" and not self.train_weights
 
     def remembered(self) -> dict[str, Any]:
         """Give the options as plain data; a function by its name."""

@@ -13,6 +13,7 @@ from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, m
 from snnreg_plugins.functional.draws import DISTRIBUTIONS, draw
 from snnreg_plugins.functional.encoding import midrise, normalized_rows, rounded_pattern
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
+from snnreg_plugins.functional.fewbits import FEW_BITS, magnitudes, round_weights, straight_through, unit_of
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
     LemaireEnergy,
@@ -46,6 +47,7 @@ from snnreg_plugins.functional.thresholds import local, maximum, mmse, percentil
 __all__ = [
     "DISTRIBUTIONS",
     "ENERGY_TABLES",
+    "FEW_BITS",
     "LEMAIRE_SOURCE",
     "PENALTIES",
     "READOUTS",
@@ -75,6 +77,7 @@ __all__ = [
     "lemaire_dense_energy",
     "lemaire_energy",
     "local",
+    "magnitudes",
     "maximum",
     "mean_square",
     "midrise",
@@ -89,9 +92,12 @@ __all__ = [
     "quantize",
     "quantize_at_random",
     "ram_access",
+    "round_weights",
     "rounded_pattern",
     "running_scores",
+    "straight_through",
     "transformed_l1",
+    "unit_of",
     "unpack_bits",
     "whole_codes",
 ]

@@ -47,7 +47,7 @@ class SpikingClassifier(LoggedCosts, Classifier):
             a time; see :class:`~snnreg_plugins.SpikingNetwork`.
         loss: From outputs and targets to a loss; cross-entropy if None.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
-            :func:`~snnreg_plugins.to_snntorch`.
+            :func:`~snnreg_plugins.to_snntorch`. ``weights`` of few bits are trained, unless ``train_weights=False``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,6 +73,8 @@ class SpikingClassifier(LoggedCosts, Classifier):
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.truncation = None if truncation is None else as_integer("truncation", truncation)
         self.checkpointing = as_flag("checkpointing", checkpointing)
+        if options.get("weights", "float") != "float":
+            options.setdefault("train_weights", True)
         self.export_options: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
         Options(**self.export_options)  # checks them
 
@@ -140,7 +142,7 @@ class SpikingClassifier(LoggedCosts, Classifier):
         return self._dnn[0] if isinstance(self.network, SpikingNetwork) else self.network
 
     def export(self) -> SpikingNetwork:
-        """Give the spiking network as it is to be used: batch norms folded, thresholds fixed.
+        """Give the spiking network as it is to be used: batch norms folded, thresholds fixed, few bits rounded.
 
         Raises:
             RuntimeError: Before a run has exported it.
