@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer
     from torch import nn
     from torchmetrics import Metric
 
@@ -27,6 +27,72 @@ def scale_of_gradients(trainer: Trainer, optimizer: Any) -> float:
     there counts for nothing.
     """
     return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
+
+def goes_on_from(trainer: Trainer) -> Any:
+    """Give, in ``setup``, the checkpoint that will be read before a run; None if none will, or only when it has begun.
+
+    Without it, a run that goes on from a checkpoint needs once more what it had started from.
+    """
+    from lightning.pytorch import Trainer
+
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is Trainer._run.__code__:
+            return None if trainer.strategy.restore_checkpoint_after_setup else frame.f_locals["ckpt_path"]
+        frame = frame.f_back
+    return None
+
+
+def averaging(trainer: Trainer) -> list[Callback]:
+    """List the callbacks that average weights: Lightning's SWA, and its WeightAveraging, where it has that.
+
+    Without it, their averages are mixed up with weights of other layers, and budgets are met by weights that are none.
+    """
+    from lightning.pytorch import callbacks
+
+    classes: list[Any] = [callbacks.StochasticWeightAveraging]
+    classes += [kind] if (kind := getattr(callbacks, "WeightAveraging", None)) is not None else []
+    known: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in known if isinstance(callback, tuple(classes))]
+
+
+def averaged_by(callback: Callback) -> nn.Module | None:
+    """Give the module that holds the averages of a callback of :func:`averaging`; None if it has none now.
+
+    Without it, weights that are loaded when a training ends are overwritten by the averages.
+    """
+    average: Any = callback._average_model  # type: ignore[attr-defined]
+    found: nn.Module | None = getattr(average, "module", average)
+    return found
+
+
+def average_anew(module: LightningModule) -> None:
+    """Have callbacks that average weights start with a module as it is now, other than when they copied it, in setup.
+
+    Without it, they average weights of the layers that were there before, with those that are there now.
+    """
+    trainer = module._trainer
+    if trainer is None:
+        return
+    for callback in averaging(trainer):
+        if averaged_by(callback) is not None:
+            callback.setup(trainer, module, stage=trainer.state.fn)  # type: ignore[arg-type]
+            averages = getattr(callback, "n_averaged", None)
+            if averages is not None:
+                averages.zero_()
+
+
+def put_before(trainer: Trainer, callback: Callback, others: list[Callback]) -> None:
+    """Have a callback's hooks run before those of others, in its setup.
+
+    Without it, the order in which callbacks are given decides what they see of each other.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    first = min(map(callbacks.index, others), default=len(callbacks))
+    if first < callbacks.index(callback):
+        callbacks.remove(callback)
+        callbacks.insert(first, callback)
 
 
 def runs_a_step(module: nn.Module) -> bool:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import lightning
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies.strategy import _ForwardRedirection
+from lightning.pytorch.trainer.states import TrainerFn
 from torchmetrics import MeanMetric, MetricTracker
 
 from snnreg_plugins import _lightning
@@ -83,3 +85,47 @@ def test_what_a_tracker_is_about_to_copy():
         tracker.increment()
         assert told == [[], [tracker[1]]]
         assert _lightning.tracked_before() is None
+
+
+def test_what_a_run_goes_on_from(tmp_path):
+    class Module(BoringModel):
+        def setup(self, stage):
+            self.goes_on_from = _lightning.goes_on_from(self.trainer)
+
+    with there("goes_on_from"):
+        assert _lightning.goes_on_from(trainer()) is None
+        module, run = Module(), trainer(max_steps=1, limit_val_batches=0)
+        run.fit(module)
+        assert module.goes_on_from is None
+        run.save_checkpoint(tmp_path / "a.ckpt")
+        trainer(max_steps=1, limit_val_batches=0).fit(module, ckpt_path=str(tmp_path / "a.ckpt"))
+        assert module.goes_on_from == str(tmp_path / "a.ckpt")
+
+
+AVERAGING = [kind for name in ("StochasticWeightAveraging", "WeightAveraging") if (kind := getattr(callbacks, name, 0))]
+
+
+@pytest.mark.parametrize("kind", AVERAGING)
+def test_averages_of_weights(kind):
+    settings = {"swa_lrs": 0.1} if kind is callbacks.StochasticWeightAveraging else {}
+    average, other = kind(**settings), callbacks.EarlyStopping("x")
+    run, module = trainer(callbacks=[other, average]), BoringModel()
+    with there("averaging"):
+        assert _lightning.averaging(run) == [average]
+    run.state.fn = TrainerFn.FITTING
+    run.strategy.connect(module)
+    module.trainer = run
+    with there("averaged_by"):
+        assert _lightning.averaged_by(average) is None
+        average.setup(run, module, "fit")
+        assert isinstance(_lightning.averaged_by(average), BoringModel)
+    with there("average_anew"):
+        module.layer = torch.nn.Linear(3, 4)
+        _lightning.average_anew(module)
+        assert _lightning.averaged_by(average).layer.weight.shape == (4, 3)
+        _lightning.average_anew(BoringModel())  # of no Trainer
+    with there("put_before"):
+        _lightning.put_before(run, average, [other])
+        assert run.callbacks[:2] == [average, other]
+        _lightning.put_before(run, average, [other])
+        assert run.callbacks[:2] == [average, other]

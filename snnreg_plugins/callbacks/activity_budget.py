@@ -16,8 +16,9 @@ from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_names, as_number, one_of
-from snnreg_plugins._lightning import loss_scale
+from snnreg_plugins._lightning import averaging, loss_scale, put_before
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
+from snnreg_plugins.callbacks.averages import load_for_good, require_validated_averages
 from snnreg_plugins.callbacks.measurement import Measurement, OwnMeasurement
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 from snnreg_plugins.export.options import ExportOptions
@@ -81,7 +82,8 @@ class ActivityBudget(SpikingValidation):
         ValueError: If an argument is out of range, or not exactly one budget is given; in the first training batch, if
             the budget is below what the analog first layer costs alone; and as :class:`SpikingValidation`.
         MisconfigurationException: On start of training, if there is no validation, or the Trainer has neither
-            ``max_epochs`` nor ``max_steps``; and as :class:`~snnreg_plugins.ActivityRegularization`.
+            ``max_epochs`` nor ``max_steps``, or averages weights that no validation sees; and as
+            :class:`~snnreg_plugins.ActivityRegularization`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -171,6 +173,7 @@ class ActivityBudget(SpikingValidation):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # the control of an earlier fit ends here; a checkpoint's is read after this
             self._steer_anew()
+        put_before(trainer, self, averaging(trainer))  # that the weights which were counted are still there
 
     # Training.
 
@@ -178,6 +181,7 @@ class ActivityBudget(SpikingValidation):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         _require_an_end_and_validation(trainer)
+        require_validated_averages("ActivityBudget", trainer, pl_module)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         others = [it for it in callbacks if isinstance(it, SpikingValidation) and it is not self]
         if any(isinstance(it, ActivityBudget) for it in others):
@@ -273,7 +277,7 @@ class ActivityBudget(SpikingValidation):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep_best and self.kept is not None:
-            pl_module.load_state_dict(self.kept.weights)
+            load_for_good(trainer, pl_module, self.kept.weights)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._say_whether_it_is_met()
 

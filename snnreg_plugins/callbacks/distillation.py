@@ -12,6 +12,7 @@ from torch.jit import ScriptModule
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_flag, as_name, as_names, as_number, one_of, shown
+from snnreg_plugins._lightning import put_before
 from snnreg_plugins._models import as_module, dtype_of, part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
@@ -163,10 +164,7 @@ class Distillation(AddedLossCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # In compiled regions, penalties are added to the loss itself: they are not to be lessened with the user's.
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        later = [index for index, one in enumerate(callbacks) if isinstance(one, ActivityRegularization)]
-        if later and later[0] < callbacks.index(self):
-            callbacks.remove(self)
-            callbacks.insert(later[0], self)
+        put_before(trainer, self, [one for one in callbacks if isinstance(one, ActivityRegularization)])
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_integer, as_names, as_number, as_percent
+from snnreg_plugins._lightning import average_anew
 from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.training.quantized import average_observed, exchange_relus, quantized
 
@@ -103,7 +104,9 @@ class QCFSActivations(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.swap(pl_module)
+        before = len(quantized(pl_module))
+        if len(self.swap(pl_module)) > before:
+            average_anew(pl_module)
         if stage == "fit":
             self._batches = 0  # of an earlier run; a checkpoint's number is read later
 
@@ -128,6 +131,7 @@ class QCFSActivations(Callback):
             for module in self._waiting:
                 module.activate()
             self._waiting = []
+            average_anew(pl_module)  # thresholds were none before
 
     @override
     def on_train_batch_end(

@@ -103,7 +103,8 @@ class QCFS(ActivityLayer):
         self.levels = levels
         self.percent = percent
         self.threshold = nn.Parameter(torch.tensor(float(threshold)))
-        self.register_buffer("active", torch.tensor(False))
+        # A number, as averages of weights cannot be taken of bool.
+        self.register_buffer("active", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("observed", torch.tensor(0.0))  # 0: nothing yet, or a silent layer
         self._quantizes = False  # as `active`: reading that from a GPU at every call would wait for it
 
@@ -127,7 +128,7 @@ class QCFS(ActivityLayer):
             raise ValueError(f"Expected activity to be finite, but its percentile is {float(self.observed)}.")
         if self.observed > 0:
             self.threshold.copy_(self.observed.clamp_min(SMALLEST))
-        self.active.fill_(True)
+        self.active.fill_(1)
         self._quantizes = True
 
     @torch.no_grad()

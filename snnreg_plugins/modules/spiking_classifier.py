@@ -14,6 +14,7 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._batches import inputs_of
 from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._lightning import average_anew, goes_on_from
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
@@ -30,8 +31,9 @@ class SpikingClassifier(LoggedCosts, Classifier):
 
     At the start of a run the DNN's weights are read from ``checkpoint``, its thresholds are balanced on the training
     data, and it is exported to snnTorch neurons; :attr:`network` is then the
-    :class:`~snnreg_plugins.SpikingNetwork`, and :attr:`dnn` what it was exported from. Validation and test log
-    ``val/sops`` (per sample) and ``val/spike_rate`` (spikes/neuron/step) too, or ``test/...``.
+    :class:`~snnreg_plugins.SpikingNetwork`, and :attr:`dnn` what it was exported from. A run that goes on from a
+    checkpoint of this module finds all of that in there. Validation and test log ``val/sops`` (per sample) and
+    ``val/spike_rate`` (spikes/neuron/step) too, or ``test/...``.
 
     Args:
         network: The DNN, untrained; its weights come from the checkpoint.
@@ -83,6 +85,8 @@ class SpikingClassifier(LoggedCosts, Classifier):
         if isinstance(self.network, SpikingNetwork):
             return
         self._configure()
+        if goes_on_from(self.trainer) is not None:
+            return  # the network is in that file
         if self.checkpoint is not None:
             load_weights(self.network, read_weights(self.checkpoint, "checkpoint")[1], self.checkpoint)
         dnn = self.network
@@ -99,6 +103,7 @@ class SpikingClassifier(LoggedCosts, Classifier):
         network.truncation, network.checkpointing = self.truncation, self.checkpointing
         self._dnn = (dnn,)  # in a tuple: its weights are not trained
         self.network = network
+        average_anew(self)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,11 +18,12 @@ from snnreg_plugins import (
     ActivityRegularization,
     CompressedActivations,
     Distillation,
+    QCFSActivations,
     SpikingValidation,
     SynapticOperations,
     to_snntorch,
 )
-from snnreg_plugins.modules import SpikingClassifier
+from snnreg_plugins.modules import Classifier, SpikingClassifier
 
 KEPT = dict(batch_norm="keep", train_thresholds="channel")
 X, Y = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 5
@@ -75,17 +78,17 @@ MODULES = {
 }
 
 
-def trainer(*callbacks, **options):
+def trainer(*given, **options):
     options = {"max_epochs": 2, "enable_checkpointing": False, **options}
     return Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=list(callbacks), **options,
+        callbacks=list(given), **options,
     )  # fmt: skip
 
 
-def fit(module, *callbacks, **options):
+def fit(module, *given, **options):
     torch.manual_seed(0)
-    run = trainer(*callbacks, **options)
+    run = trainer(*given, **options)
     run.fit(module, datamodule=Data())
     return run
 
@@ -120,3 +123,119 @@ def test_a_budget_counts_the_first_batch_as_it_is_trained():
         before(X[:8])
     fit(module, budget, max_steps=1, limit_val_batches=1, check_val_every_n_epoch=2)
     assert budget.controller.counts.sops == pytest.approx(float(operations.compute()))
+
+
+# Averages of weights.
+
+
+class Recorder(Callback):
+    """The weights after every step, and before every epoch."""
+
+    def __init__(self):
+        self.steps, self.epochs = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append([p.detach().clone() for p in pl_module.parameters()])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.steps.append([p.detach().clone() for p in pl_module.parameters()])
+
+
+def mean_of(weights):
+    return [torch.stack(each).mean(0) for each in zip(*weights, strict=True)]
+
+
+def ema_of(weights, decay):
+    average = weights[0]
+    for step in weights[1:]:
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, step, strict=True)]
+    return average
+
+
+AVERAGES = {
+    "mean": lambda: callbacks.WeightAveraging(),
+    "ema": lambda: callbacks.EMAWeightAveraging(decay=0.5),
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+}
+since_26 = pytest.mark.skipif(not hasattr(callbacks, "WeightAveraging"), reason="needs lightning 2.6")
+
+
+@since_26
+@pytest.mark.parametrize("average", AVERAGES)
+@pytest.mark.parametrize("module", ["folded", "kept"])
+def test_weights_are_averaged(module, average):
+    """Those of the spiking network, though callbacks copy the module before it is exported."""
+    trained, recorder = MODULES[module](), Recorder()
+    fit(trained, recorder, AVERAGES[average]())
+    # SWA of batch norms has a further epoch, and does not train in it.
+    steps, epochs = recorder.steps[:6], recorder.epochs[:2]
+    expected = {"mean": mean_of(steps), "ema": ema_of(steps, 0.5), "swa": mean_of(epochs)}[average]
+    for found, weight in zip(trained.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, weight)
+    assert not torch.equal(next(trained.parameters()), steps[-1][0])
+    if (module, average) == ("kept", "swa"):
+        again = copy.deepcopy(trained.network).train()
+        norms = [part for part in again.modules() if isinstance(part, nn.BatchNorm1d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for x in X.split(8):
+            again(x)
+        assert norms
+        for name, value in again.state_dict().items():
+            torch.testing.assert_close(trained.network.state_dict()[name], value)
+
+
+@since_26
+@pytest.mark.parametrize("first", [True, False])
+def test_a_budget_keeps_the_averages_that_it_counted(tmp_path, first):
+    module, budget = Own(**KEPT), ActivityBudget(share=0.5, timesteps=3, tolerance=0.5)
+    order = [callbacks.EMAWeightAveraging(decay=0.9), budget]
+    run = fit(module, *(order if first else order[::-1]), max_epochs=4)
+    assert budget.kept is not None
+    with SynapticOperations(module.network.eval()) as operations, torch.no_grad():
+        module.network(X)
+    assert budget.kept.counts.sops == pytest.approx(float(operations.compute()))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in module.state_dict().items():
+        assert torch.equal(budget.kept.weights[name], value), name
+        assert torch.equal(saved[name], value), name
+
+
+def test_a_budget_refuses_averages_that_nobody_counts():
+    with pytest.raises(MisconfigurationException, match="cannot serve StochasticWeightAveraging of a module without"):
+        fit(Own(), ActivityBudget(share=0.5, timesteps=3), AVERAGES["swa"]())
+    fit(Own(**KEPT), ActivityBudget(share=5.0, timesteps=3), AVERAGES["swa"]())
+
+
+@since_26
+@pytest.mark.parametrize("first", [True, False])
+def test_averages_of_quantized_activations_start_when_these_do(first):
+    """Their thresholds were none before."""
+    module, recorder, activations = Classifier(dnn()), Recorder(), QCFSActivations(calibration_batches=2)
+    order = [callbacks.WeightAveraging(), activations]
+    fit(module, recorder, *(order if first else order[::-1]))
+    for found, weight in zip(module.parameters(), mean_of(recorder.steps[2:]), strict=True):
+        torch.testing.assert_close(found, weight)
+    assert all(bool(module.network[index].active) for index in (2, 6))
+
+
+# Runs that go on.
+
+
+def test_a_run_goes_on_from_its_file_alone(tmp_path):
+    """Neither the DNN's file nor calibration is needed again."""
+    torch.save(dnn().state_dict(), tmp_path / "dnn.pt")
+    given = dict(checkpoint=str(tmp_path / "dnn.pt"), **KEPT)
+    whole = classifier(**given)
+    fit(whole, max_epochs=3)
+    run = fit(classifier(**given), max_epochs=2)
+    run.save_checkpoint(tmp_path / "snn.ckpt")
+    (tmp_path / "dnn.pt").unlink()
+    module = classifier(**given)
+    module._calibration = None  # which is not to be called
+    again = trainer(max_epochs=3)
+    again.fit(module, datamodule=Data(), ckpt_path=tmp_path / "snn.ckpt", weights_only=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
