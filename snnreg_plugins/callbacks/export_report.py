@@ -18,7 +18,7 @@ from torch import nn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
-from snnreg_plugins._checks import as_flag, as_integer
+from snnreg_plugins._checks import as_flag, as_integer, shown
 from snnreg_plugins._models import device_of
 from snnreg_plugins.callbacks.measurement import Calls
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
@@ -30,6 +30,10 @@ from snnreg_plugins.reports.measure import require_steps
 from snnreg_plugins.reports.own import exported_within, require_around
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.run import Run
+from snnreg_plugins.watching.layers import spikes_already
+
+# Time steps of an export, if nobody said.
+_TIMESTEPS = 8
 
 
 class ExportReport(MeasuringCallback):
@@ -44,7 +48,7 @@ class ExportReport(MeasuringCallback):
     A network that spikes already is reported on as it is, with no DNN beside it (but that of a
     :class:`~snnreg_plugins.modules.SpikingClassifier`): an exported one that was fine-tuned, at all ``steps``; the
     user's own, at the time steps that its forward takes. :meth:`readout` says what its scores are. There is no file for
-    the user's own; the options of the export play no role.
+    the user's own. ``timesteps`` and the options of the export are refused, then.
 
     Batches are ``(input, label)``; override :meth:`unpack` for others. Written to ``output_dir``:
 
@@ -60,7 +64,7 @@ class ExportReport(MeasuringCallback):
 
     Args:
         output_dir: Folder to write to; it is made.
-        timesteps: Time steps T of the written network.
+        timesteps: Time steps T of the written network, 8 if None.
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
@@ -78,7 +82,8 @@ class ExportReport(MeasuringCallback):
 
     Raises:
         TypeError: If ``output_dir`` names no folder, or ``metric`` is none.
-        ValueError: If an argument is out of range; on start of a fit, if there is no data module or no test data.
+        ValueError: If an argument is out of range; on start of a fit, if there is no data module or no test data, or
+            an option is given for a network that spikes already.
         OSError: On start of a fit, if ``output_dir`` cannot be written to.
         ConversionError: In the first training batch, if the network cannot be exported.
 
@@ -90,7 +95,7 @@ class ExportReport(MeasuringCallback):
     def __init__(
         self,
         output_dir: str = "exported",
-        timesteps: int = 8,
+        timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
         table: str = "horowitz_fp32",
@@ -103,8 +108,8 @@ class ExportReport(MeasuringCallback):
     ) -> None:
         if not isinstance(output_dir, (str, os.PathLike)) or not os.fspath(output_dir):
             raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
-        timesteps = as_integer("timesteps", timesteps)
-        steps = [1, 2, 4, 8, 16, 32, timesteps] if steps is None else steps
+        given: dict[str, Any] = {"timesteps": _TIMESTEPS if timesteps is None else as_integer("timesteps", timesteps)}
+        steps = [1, 2, 4, 8, 16, 32, given["timesteps"]] if steps is None else steps
         if not energy_table(table).prices_macs:
             raise ValueError(
                 f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
@@ -116,7 +121,9 @@ class ExportReport(MeasuringCallback):
         self.diagnose = as_flag("diagnose", diagnose)
         self.input_events = None if input_events is None else as_flag("input_events", input_events)
         self.html = as_flag("html", html)
-        given: dict[str, Any] = {"timesteps": timesteps, **options}
+        # Of no use for a network that spikes already.
+        self._of_an_export: dict[str, Any] = {**({} if timesteps is None else given), **options}
+        given |= options
         Options(**given)  # checks them
         super().__init__(metric, network, given)
 
@@ -134,7 +141,13 @@ class ExportReport(MeasuringCallback):
             )
         if trainer.limit_test_batches == 0:
             raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
-        self._network(pl_module)
+        network = self._network(pl_module)
+        if self._of_an_export and spikes_already(network):
+            name, value = next(iter(self._of_an_export.items()))
+            raise ValueError(
+                f"Expected argument `{name}` of ExportReport not to be given for {type(network).__name__}, which "
+                f"spikes already, but got {shown(value)}. Give it to the SpikingClassifier or the export that made it."
+            )
         Run(self.output_dir).claim(self.diagnose, self.html)
 
     @override
@@ -159,6 +172,11 @@ class ExportReport(MeasuringCallback):
             return
         command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
         recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
+        if not trainer.global_step:
+            rank_zero_warn(
+                "ExportReport exports a network that was not trained: no optimizer took a step. With max_epochs=0 that "
+                "is what was asked for; of a network that was trained before, its weights have to be loaded."
+            )
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory() if trial else nullcontext(self.output_dir) as place:
             run = Run(place)

@@ -26,8 +26,8 @@ def with_step(readout: str, before: Tensor | None, output: Tensor, decay: float 
     """
     if before is None or readout == "last":
         return output
-    if readout == "max":
-        return torch.maximum(before, output)
+    if readout == "max":  # of equal ones the first, to which the gradient goes
+        return torch.where((output <= before) | before.isnan(), before, output)
     return (decay * before if readout == "potential" else before) + output
 
 
@@ -49,7 +49,7 @@ def running_scores(outputs: Tensor, readout: str = "mean", decay: float = 1.0) -
 
     - ``"mean"``: :math:`\frac{1}{T} \sum_t o_t`;
     - ``"last"``: :math:`o_T`;
-    - ``"max"``: :math:`\max_t o_t`;
+    - ``"max"``: :math:`\max_t o_t`, whose gradient goes to the first step that has it;
     - ``"potential"``: :math:`U_T` of a membrane that integrates them, :math:`U_t = \beta U_{t-1} + o_t`;
     - ``"spike_count"``: :math:`\sum_t o_t`, of outputs that are spikes.
 

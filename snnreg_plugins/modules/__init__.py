@@ -2,6 +2,7 @@
 
 from snnreg_plugins.modules.classifier import Classifier
 from snnreg_plugins.modules.networks import VGG, LeNet
+from snnreg_plugins.modules.population import PopulationCode
 from snnreg_plugins.modules.spiking_classifier import SpikingClassifier
 
-__all__ = ["VGG", "Classifier", "LeNet", "SpikingClassifier"]
+__all__ = ["VGG", "Classifier", "LeNet", "PopulationCode", "SpikingClassifier"]

@@ -36,6 +36,9 @@ class Classifier(LightningModule):
         torch.Size([5, 3])
     """
 
+    # How to have the network give scores.
+    _remedy = "Wrap `network` in a module"
+
     def __init__(
         self,
         network: nn.Module,
@@ -81,12 +84,15 @@ class Classifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         x, y = batch
-        outputs = self(x)
-        self.log(f"{stage}/loss", self._loss(outputs, y), prog_bar=True, batch_size=len(x), sync_dist=True)
+        self._log_scores(stage, self(x), y, len(x))
+
+    def _log_scores(self, stage: str, outputs: Tensor, y: Tensor, size: int, ending: str = "") -> None:
+        """Log the loss of a batch of this size, and its score if there is any."""
+        self.log(f"{stage}/loss{ending}", self._loss(outputs, y), prog_bar=True, batch_size=size, sync_dist=True)
         if self._score is None and self._is_scored:
             told = Loss("multiclass", ignore_index=-100) if self.loss is None else loss_of_modules(self.loss)
             try:
-                self._score = choose_score(scores_of(outputs, y, "Wrap `network` in a module"), y, told)
+                self._score = choose_score(scores_of(outputs, y, self._remedy), y, told)
             except (TypeError, ValueError) as error:
                 rank_zero_warn(f"{type(self).__name__} logs its loss alone. {error}")
                 self._is_scored = False  # nor are later batches, whose values may look otherwise
@@ -94,14 +100,14 @@ class Classifier(LightningModule):
             return
         score = self._score.fresh(sync=False)
         score.update(outputs, y)
-        counted = len(x) if score.decisions is None else score.decisions
+        counted = size if score.decisions is None else score.decisions
         if counted:
-            name = f"{stage}/{score.name}"
+            name = f"{stage}/{score.name}{ending}"
             self.log(name, score.compute(), prog_bar=True, batch_size=counted, sync_dist=True)
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.loss is None:
-            outputs = scores_of(outputs, targets, "Wrap `network` in a module")
+            outputs = scores_of(outputs, targets, self._remedy)
         loss: Tensor = F.cross_entropy(outputs, targets) if self.loss is None else self.loss(outputs, targets)
         return loss
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import forget_states, leaks, spikes_already
 from snnreg_plugins.watching.observer import Observer
+from snnreg_plugins.watching.stepped import outputs_of_steps
 from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Tally
 
@@ -142,12 +143,8 @@ def _run(model: nn.Module, inputs: Tensor, timesteps: int | None) -> None:
     if timesteps is None:
         model(inputs)
         return
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    takes = sum(parameter.kind in kinds for parameter in inspect.signature(model.forward).parameters.values()) - 1
-    state: tuple[Any, ...] = ()
-    for _ in range(timesteps):
-        output = model(inputs, *state)
-        state = output[1 : 1 + takes] if isinstance(output, tuple) else ()
+    for _ in outputs_of_steps(model, repeat(inputs, timesteps)):
+        pass
 
 
 @contextmanager

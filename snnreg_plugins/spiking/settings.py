@@ -121,7 +121,8 @@ class NetworkSettings(SimulatedNetwork):
         if readout == "spike_count" and worth is None:
             raise ValueError(
                 "Expected a network whose last layer spikes for readout='spike_count', but this one gives currents. "
-                "Use 'mean' or 'potential'; or train and export a DNN that ends with nn.ReLU()."
+                "Use 'mean' or 'potential'; or export a DNN that ends with nn.ReLU() (where a PopulationCode pools its "
+                "outputs, with per_channel=False)."
             )
         self._worth = worth or ""
         self.conversion["readout"] = readout

@@ -15,7 +15,7 @@ from snnreg_plugins.watching.simulated import Known
 # What makes whole numbers of whole numbers, and none that is negative.
 _MODULES = (AdaptiveSumPool, SpikeMaxPool, SumOver, SumPool, nn.Flatten, nn.Identity)
 _FUNCTIONS = (operator.add, operator.getitem, torch.cat, torch.flatten)
-_METHODS = ("contiguous", "flatten", "permute", "reshape", "transpose", "view")
+_METHODS = ("contiguous", "flatten", "permute", "reshape", "transpose", "unflatten", "view")
 
 
 def events_in(body: fx.GraphModule, describe: Describe) -> Known:

@@ -1,0 +1,40 @@
+"""What a network is calibrated on, at the start of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnreg_plugins._batches import inputs_of
+
+
+def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
+    """Give the first batches of the training data; of several processes, the share that this one is to calibrate on.
+
+    Args:
+        trainer: The Trainer.
+        calibration_batches: How many batches, over all processes.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is not None:
+        # Its loader would give every process all of the data, so the first process alone reads it.
+        batches = calibration_batches if trainer.is_global_zero else 0
+    else:
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()  # in all processes: they compare the lengths of their loaders
+        batches = -(-calibration_batches // trainer.world_size)
+
+    def read() -> Iterator[Tensor]:
+        if not batches:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loader = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+            inputs = list(inputs_of(islice(loader, batches), argument="train_dataloader"))
+        yield from inputs
+
+    return read()  # when asked for its first batch: an error is then told to the processes that wait for this one

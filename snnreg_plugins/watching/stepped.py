@@ -1,0 +1,65 @@
+"""Stepping a network through time that takes one time step a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from snnreg_plugins.watching.layers import synaptic_layers
+from snnreg_plugins.watching.samples import SampleCounter
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def outputs_of_steps(model: nn.Module, frames: Iterable[Tensor]) -> Iterator[Any]:
+    """Call a network once a time step, and give what it returns.
+
+    Where its forward takes a state, as ``forward(x, state=None)`` or with several, it gets back what it returned behind
+    its output in the step before: ``(output, state)``.
+
+    Args:
+        model: The network.
+        frames: What each step reads.
+
+    Example:
+        >>> class Sum(nn.Module):
+        ...     def forward(self, x, state=0):
+        ...         return x + state, x + state
+        >>> [output[0] for output in outputs_of_steps(Sum(), [1, 2, 3])]
+        [1, 3, 6]
+    """
+    takes = sum(one.kind in _POSITIONAL for one in inspect.signature(model.forward).parameters.values()) - 1
+    state: tuple[Any, ...] = ()
+    for frame in frames:
+        output = model(frame, *state)
+        state = output[1 : 1 + takes] if isinstance(output, tuple) else ()
+        yield output
+
+
+class StepsSeen:
+    """Tells whether the calls of a network go on from each other, while it is stepped; a context manager.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._new: list[int] = []
+        self._counter = SampleCounter(network, synaptic_layers(network), self._ended, many_steps=True)
+
+    def _ended(self, samples: int | None) -> None:
+        self._new += [] if samples is None else [samples]
+
+    @property
+    def begin_anew(self) -> bool:
+        """Whether some call but the first began from fresh states."""
+        return any(self._new[1:])
+
+    def __enter__(self) -> StepsSeen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._counter.hooks.remove()
