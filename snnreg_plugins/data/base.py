@@ -84,11 +84,7 @@ class _ImageData(LightningDataModule):
                 f"Expected argument `validation_size` to be less than the {count} training samples of "
                 f"{type(self).__name__}, but got {self.validation_size}."
             )
-        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
-        by_class = shuffled[labels[shuffled].argsort(stable=True)]
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[by_class[torch.arange(self.validation_size) * count // self.validation_size]] = True
-        return mask
+        return held_out(labels, self.validation_size, self.seed)
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
         return DataLoader(
@@ -130,6 +126,25 @@ class _Batches(Dataset[Batch]):
         if self.augmentation is not None:
             images = self.augmentation(images)
         return images.to(torch.float32) / self.white, self.labels[index]
+
+
+def held_out(labels: Tensor, size: int, seed: int) -> Tensor:
+    """Mask samples to hold out: drawn by a seed, every class in its share (to within one sample).
+
+    Args:
+        labels: Class of each sample, ``(N,)``.
+        size: How many to hold out; at most N.
+        seed: Seed of the choice.
+
+    Returns:
+        Mask ``(N,)``.
+    """
+    count = len(labels)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[by_class[torch.arange(size) * count // size]] = True
+    return mask
 
 
 def _identity(batch: Any) -> Any:

@@ -32,6 +32,7 @@ from snnreg_plugins.functional.penalties import (
     transformed_l1,
 )
 from snnreg_plugins.functional.readout import READOUTS, outputs_of, per_step_loss, running_scores
+from snnreg_plugins.functional.symbols import bit_error_rate, gray_code
 from snnreg_plugins.functional.synapses import (
     SYNAPTIC_LAYERS,
     OneToOne,
@@ -55,6 +56,7 @@ __all__ = [
     "EnergyTable",
     "LemaireEnergy",
     "OneToOne",
+    "bit_error_rate",
     "break_even_rate",
     "count_events",
     "dense_macs",
@@ -65,6 +67,7 @@ __all__ = [
     "energy_table",
     "expected_rate",
     "fan_out",
+    "gray_code",
     "hoyer",
     "hoyer_square",
     "is_integer_valued",
