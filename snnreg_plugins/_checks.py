@@ -7,6 +7,7 @@
 - :func:`one_of`: one of a few choices: names of methods, bits.
 - :func:`as_flag`: True or False.
 - :func:`as_name`, :func:`as_names`: a text, some texts, or None.
+- :func:`matching`: names that patterns match.
 
 Each gives the value as plain Python has it, so that what is kept can be compared, printed and written to YAML. NumPy's
 scalars and tensors without dimensions are taken for the number that they hold, and so are texts of numbers, as YAML
@@ -19,6 +20,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 Choice = TypeVar("Choice")
@@ -291,3 +293,30 @@ def _number(held: Any) -> float | None:
 def _held(value: Any) -> Any:
     """What a scalar of NumPy or a tensor without dimensions holds; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def matching(argument: str, patterns: list[str] | None, names: list[str], of: str) -> list[str]:
+    """Give the names that patterns match, in their order; all of them if there are no patterns.
+
+    Args:
+        argument: Name of the argument, for the error.
+        patterns: As of ``fnmatch``: ``"features.*"``.
+        names: All that there are.
+        of: What has the names, for the error: ``"a ReLU"``.
+
+    Raises:
+        ValueError: If a pattern matches none.
+
+    Example:
+        >>> matching("layers", ["conv*"], ["conv1", "fc", "conv2"], "a layer")
+        ['conv1', 'conv2']
+    """
+    if patterns is None:
+        return list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"Expected every pattern of argument `{argument}` to match the name of {of}, but {pattern!r} matches "
+                f"none of {names}."
+            )
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -14,6 +14,8 @@ from snnreg_plugins._files import read_tensors
 # What torch.compile puts into the names of a module.
 _COMPILED = "_orig_mod."
 _NAMED = 3
+# How names of weights end that are trained behind few bits.
+_BEHIND = ".parametrizations.weight.original"
 
 
 def read_weights(path: str | os.PathLike[str], argument: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -70,7 +72,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
         _, _, (lacks, more) = max(lacking, key=lambda part: len(part[1].keys() & own.keys()))
         raise ValueError(
             f"The weights in {os.fspath(source)!r} do not fit {type(network).__name__}. Use the network, with its "
-            f"arguments, that was trained: {', '.join([*lacks, *more][:_NAMED])}."
+            f"arguments, that was trained: {', '.join([*lacks, *more][:_NAMED])}.{_hint(own, weights)}"
         )
     if any(not torch.equal(one[name], fitting[0][name]) for one in found.values() for name in own):
         raise ValueError(
@@ -79,6 +81,13 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
             "trained, such as your LightningModule, as the network."
         )
     network.load_state_dict(fitting[0])
+
+
+def _hint(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Say what to do where weights are written behind few bits, and the network has them plainly."""
+    if not any(name.endswith(_BEHIND) for name in weights) or any(name.endswith(_BEHIND) for name in own):
+        return ""
+    return " They were written while FewBitWeights trained them: call put(network) of such a callback before."
 
 
 def _parts(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:

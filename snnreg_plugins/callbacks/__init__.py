@@ -5,6 +5,7 @@ from snnreg_plugins.callbacks.activity_regularization import ActivityRegularizat
 from snnreg_plugins.callbacks.compressed_activations import CompressedActivations
 from snnreg_plugins.callbacks.distillation import Distillation
 from snnreg_plugins.callbacks.export_report import ExportReport
+from snnreg_plugins.callbacks.few_bit_weights import FewBitWeights
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 from snnreg_plugins.callbacks.table_sparsity import TableSparsity
@@ -16,6 +17,7 @@ __all__ = [
     "CompressedActivations",
     "Distillation",
     "ExportReport",
+    "FewBitWeights",
     "QCFSActivations",
     "SpikingValidation",
     "TableSparsity",

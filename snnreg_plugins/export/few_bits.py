@@ -110,15 +110,20 @@ def train_few_bits(weights: str, bits: int, layer: nn.Module, *others: Synapse, 
     )
 
 
-def fix_few_bits(layer: Any) -> None:
-    """Leave a layer with the weight of few bits that it computes with, in the parameter that was trained.
+def fix_few_bits(layer: Any, rounded: bool = True) -> None:
+    """Leave a layer with the weight of few bits that it computes with, in the parameter that was trained; in place.
 
     Copies of a parametrized module share its class, which torch's own function would change for all of them.
+
+    Args:
+        layer: The layer.
+        rounded: Whether to leave what it computes with; else what is trained.
     """
     latent, fixed = layer.parametrizations.weight.original, layer.weight.detach()
-    latent.data.copy_(fixed)
+    if rounded:
+        latent.data.copy_(fixed)
     if len(layer.parametrizations) > 1:  # a bias of the user's own
-        parametrize.remove_parametrizations(layer, "weight")
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=rounded)
         return
     layer.__class__ = parametrize.type_before_parametrizations(layer)
     del layer.parametrizations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from snnreg_plugins._checks import matching
 from snnreg_plugins._models import device_of, dtype_of, kept_as_it_is
 from snnreg_plugins.export.copies import unwrapped
 from snnreg_plugins.export.qcfs import QCFS
@@ -43,7 +43,7 @@ def exchange_relus(model: nn.Module, make: Callable[[], QCFS], patterns: list[st
     if any(isinstance(module, SpikingNetwork) for module in model.modules()):
         return {}  # exported already
     relus = {name: module for name, module in model.named_modules() if _is_relu(module)}
-    chosen = _choose([*relus, *quantized(model)], patterns)
+    chosen = matching("layers", patterns, [*relus, *quantized(model)], "a ReLU")
     if not chosen:
         raise ValueError(
             f"Expected nn.ReLU modules to exchange, but {type(model).__name__} has none. Use nn.ReLU modules in "
@@ -78,18 +78,6 @@ def average_observed(modules: Iterable[QCFS], mean: Callable[[Tensor], Tensor]) 
     means = mean(torch.stack([module.observed for module in modules]))
     for module, value in zip(modules, means, strict=True):
         module.observed.copy_(value)
-
-
-def _choose(names: list[str], patterns: list[str] | None) -> set[str]:
-    if patterns is None:
-        return set(names)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"Expected every pattern of argument `layers` to match the name of a ReLU, but {pattern!r} matches "
-                f"none of {names}."
-            )
-    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def _replace(model: nn.Module, relus: set[nn.Module], make: Callable[[], QCFS]) -> None:

@@ -19,7 +19,7 @@ from snnreg_plugins import (
     to_norse,
     to_snntorch,
 )
-from snnreg_plugins.functional import is_synaptic, magnitudes
+from snnreg_plugins.functional import OneToOne, is_synaptic, magnitudes
 from snnreg_plugins.spiking.layers import Current, InitialState
 from tests.export.reference import recorded
 from tests.export.test_architectures import NETS, inputs, randomize
@@ -214,3 +214,86 @@ def test_floats_have_no_bits(options):
     with pytest.raises(ValueError, match="`weights` to be one of.*int8"):
         to_snntorch(net, x, timesteps=T, **options)
     to_snntorch(net, x, timesteps=T, weights="int8", **options)
+
+
+def trainable(name):
+    """An export in training, and one of floats that is to have its rounded weights."""
+    model, x = NETS[name](), inputs(8)
+    given = dict(timesteps=3, threshold="max")
+    return to_snntorch(model, x, weights="int8", train_weights=True, **given), to_snntorch(model, x, **given), x
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("shortcut with a convolution", [("a", "down.0")]), ("depthwise", []), ("PReLU", [("2", "2_1"), ("5", "5_1")])],
+)
+def test_gradients_of_an_export_are_those_at_the_rounded_weights(name, shared):
+    network, floats, x = trainable(name)
+    layers = {
+        key: layer for key, layer in floats.named_modules() if is_synaptic(layer) and not isinstance(layer, OneToOne)
+    }
+    units = {key: layer.weight.detach().flatten(1).abs().amax(1) / 127 for key, layer in layers.items()}
+    for one, other in shared:
+        units[f"body.{one}"] = torch.maximum(units[f"body.{one}"], units[f"body.{other}"])
+        units[f"body.{other}"] = units[f"body.{one}"]
+    for key, unit in units.items():
+        weight, unit = layers[key].weight, unit.reshape(-1, *[1] * (layers[key].weight.dim() - 1))
+        weight.data = unit * (weight.data / unit).round()
+        torch.testing.assert_close(network.get_submodule(key).weight, weight)
+        assert not torch.equal(network.get_submodule(key).parametrizations.weight.original, weight)
+    target = torch.randn(8, 3, dtype=torch.float64)
+    for one in (network, floats):
+        (one(x) * target).sum().backward()
+    torch.testing.assert_close(network(x), floats(x))
+    plain = dict(floats.named_parameters())
+    for key, parameter in network.named_parameters():
+        expected = plain[key.replace("parametrizations.weight.original", "weight")].grad
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_kept_batch_norms_and_trained_thresholds_end_in_whole_numbers(tmp_path):
+    net, x = made()
+    given = dict(timesteps=T, weights="int8", weight_bits=4, batch_norm="keep", train_thresholds="channel")
+    network = to_snntorch(net, x, **given)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    before, key = copy.deepcopy(network.state_dict()), "body.4.parametrizations.weight.original"
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), torch.arange(8) % 3).backward()
+        optimizer.step()
+    network.eval()
+    save_network(network, tmp_path / "network.pt")
+    loaded = load_network(tmp_path / "network.pt", net).eval()
+    assert torch.equal(loaded(x), network(x))
+    for one in (network, loaded):
+        final = deploy(one)
+        assert all_whole(final)
+        assert final.conversion["is_deployed"]
+        # What was trained stays: folding a batch norm gives an output channel another unit.
+        for name in ("4", "6", "10", "12"):
+            weight = network.body.get_submodule(name).weight
+            if name != "6":
+                codes = weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True) * 112
+                assert torch.equal(final.body.get_submodule(name).weight.flatten(1), codes.round())
+        assert not torch.equal(network.state_dict()[key], before[key])
+        assert torch.equal(deploy(final)(x), final(x))
+    assert (deploy(network)(x) - network(x)).abs().mean() < 0.2 * network(x).std()
+
+
+def test_batch_norms_of_what_several_layers_add_up_are_refused_in_training():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+            self.norm, self.other, self.fc = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(64, 3)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.fc((self.norm(self.a(x)) + self.other(self.b(x))).relu().flatten(1))
+
+    net, x = randomize(Block()).float(), torch.rand(8, 1, 8, 8)
+    given = dict(timesteps=T, weights="int8", train_weights=True)
+    with pytest.raises(ConversionError, match='few bits beside batch norm.*batch_norm="fold"'):
+        to_snntorch(net, x, **given, batch_norm="keep")
+    assert all_whole(deploy(to_snntorch(net, x, **given)))
+    assert all_whole(to_snntorch(net, x, timesteps=T, weights="int8"))
