@@ -75,7 +75,7 @@ SPENT = {"timesteps": 4, "events_in": 1, "events_out": 1}
 #: question mark may be None.
 ENTRIES = {
     to_snntorch: (lambda _, **k: to_snntorch(DNN, X, **({"timesteps": 2} | k)), {
-        "timesteps": "integer", "initial_potential": "number", "beta": "number", "surrogate_slope": "number",
+        "timesteps": "integer", "initial_potential": "number", "beta": "number", "surrogate_slope": "number?",
         "per_channel": "flag", "compensate_leak": "flag"}),
     to_norse: (lambda _, **k: to_norse(DNN, X, **({"timesteps": 2} | k)), {"timesteps": "integer"}),
     exit_margins: (lambda net, **k: exit_margins(net, X, **k), {"agreement": "number"}),

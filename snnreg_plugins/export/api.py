@@ -9,7 +9,6 @@ from snnreg_plugins.export.calibrate import Threshold
 from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.export.processes import Sharded
-from snnreg_plugins.frameworks.registry import target_of
 from snnreg_plugins.spiking.network import SpikingNetwork
 
 
@@ -27,10 +26,15 @@ def to_snntorch(
     compensate_leak: bool = True,
     coding: str = "constant",
     until: str | None = None,
-    surrogate_slope: float = 5.0,
+    surrogate: str = "fast_sigmoid",
+    surrogate_slope: float | None = None,
     time_dim: int | None = None,
     batch_norm: str = "fold",
     train_thresholds: str = "none",
+    train_beta: str = "none",
+    heterogeneity: str = "none",
+    threshold_std: float = 0.0,
+    beta_std: float = 0.0,
     weights: str = "float",
     weight_bits: int | None = None,
     train_weights: bool = False,
@@ -88,8 +92,11 @@ def to_snntorch(
             fine-tuning); ``"neurons"``, an encoder of spiking neurons on the input, whose synapse can be trained.
         until: The last layer (or block of layers) to convert, by name. Its spikes are averaged over the steps, and
             what follows stays a DNN, computed once, which may hold anything; its MACs are counted as such.
-        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ. To train with another surrogate, set
-            ``spike_grad`` of each neuron to a module that computes it.
+        surrogate: The surrogate gradient, :math:`\frac{\partial s}{\partial v} \approx \frac{1}{\lambda} g\left(
+            k \left| \frac{v}{\lambda} - 1 \right| \right)`: ``"fast_sigmoid"``, ``"triangular"``, ``"arctan"``,
+            ``"rectangular"``, ``"sigmoid"`` or ``"gaussian"``. To train with another one, set ``spike_grad`` of each
+            neuron to a module that computes it.
+        surrogate_slope: k, in 1 / λ; 5, 1, π, 2, 4 and 2 for these if None.
         time_dim: Dimension of time in the inputs, of calibration and network alike: 0 for ``(T, B, ...)``, such as
             events, 1 for ``(B, T, ...)``; None if they are constant. Step t reads :math:`x_t`, and the scores
             approach those of the DNN on the mean over the steps, :math:`\frac{1}{T} \sum_t x_t`, which it is to be
@@ -100,6 +107,12 @@ def to_snntorch(
         train_thresholds: Whether thresholds are trained with the weights: ``"none"``, or one for each ``"layer"``,
             ``"channel"`` or ``"neuron"``. What is trained is their logarithm, so they stay above 0;
             :func:`~snnreg_plugins.deploy` fixes them in the end.
+        train_beta: Whether decays are trained too, from a ``beta`` below 1 on: ``"none"``, or one for each ``"layer"``,
+            ``"channel"`` or ``"neuron"``. They are logistic functions of what is trained, and so stay in (0, 1).
+        heterogeneity: Lets trained thresholds and decays differ from the start: ``"none"``, or the distribution they
+            are drawn from, ``"gamma"``, ``"lognormal"``, ``"normal"`` or ``"uniform"``; torch's generator draws.
+        threshold_std: Standard deviation of thresholds, as a share of those that were balanced, which are the means.
+        beta_std: Standard deviation of decays, around ``beta``.
         weights: ``"float"``, or few bits for each weight, in a unit of each output channel: ``"int8"``, integers, or
             ``"power_of_two"``, of which a product is a shift; see :mod:`snnreg_plugins.functional.fewbits`. They are
             rounded after balancing, and thresholds, potentials and biases are rounded to whole numbers of the same
@@ -145,15 +158,20 @@ def to_snntorch(
         compensate_leak=compensate_leak,
         coding=coding,
         until=until,
+        surrogate=surrogate,
         surrogate_slope=surrogate_slope,
         time_dim=time_dim,
         batch_norm=batch_norm,
         train_thresholds=train_thresholds,
+        train_beta=train_beta,
+        heterogeneity=heterogeneity,
+        threshold_std=threshold_std,
+        beta_std=beta_std,
         weights=weights,
         weight_bits=weight_bits,
         train_weights=train_weights,
     )
-    return convert(model, calibration, target_of("snntorch", beta, surrogate_slope), options)
+    return convert(model, calibration, options.target("snntorch"), options)
 
 
 def to_norse(
@@ -170,10 +188,15 @@ def to_norse(
     compensate_leak: bool = True,
     coding: str = "constant",
     until: str | None = None,
-    surrogate_slope: float = 5.0,
+    surrogate: str = "fast_sigmoid",
+    surrogate_slope: float | None = None,
     time_dim: int | None = None,
     batch_norm: str = "fold",
     train_thresholds: str = "none",
+    train_beta: str = "none",
+    heterogeneity: str = "none",
+    threshold_std: float = 0.0,
+    beta_std: float = 0.0,
     weights: str = "float",
     weight_bits: int | None = None,
     train_weights: bool = False,
@@ -199,10 +222,15 @@ def to_norse(
         compensate_leak: Whether to make up for β < 1.
         coding: ``"constant"``, ``"poisson"``, ``"latency"`` or ``"neurons"``.
         until: The last layer to convert; what follows stays a DNN.
-        surrogate_slope: Slope of the fast-sigmoid surrogate gradient, in 1 / λ.
+        surrogate: Name of the surrogate gradient.
+        surrogate_slope: Its slope, in 1 / λ; that of its name if None.
         time_dim: Dimension of time in the inputs, 0 or 1; None if they are constant.
         batch_norm: ``"fold"`` or ``"keep"``.
         train_thresholds: ``"none"``, ``"layer"``, ``"channel"`` or ``"neuron"``.
+        train_beta: ``"none"``, ``"layer"``, ``"channel"`` or ``"neuron"``.
+        heterogeneity: Distribution that trained thresholds and decays are drawn from, or ``"none"``.
+        threshold_std: Standard deviation of thresholds, as a share of those that were balanced.
+        beta_std: Standard deviation of decays.
         weights: ``"float"``, ``"int8"`` or ``"power_of_two"``.
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
@@ -233,12 +261,17 @@ def to_norse(
         compensate_leak=compensate_leak,
         coding=coding,
         until=until,
+        surrogate=surrogate,
         surrogate_slope=surrogate_slope,
         time_dim=time_dim,
         batch_norm=batch_norm,
         train_thresholds=train_thresholds,
+        train_beta=train_beta,
+        heterogeneity=heterogeneity,
+        threshold_std=threshold_std,
+        beta_std=beta_std,
         weights=weights,
         weight_bits=weight_bits,
         train_weights=train_weights,
     )
-    return convert(model, calibration, target_of("norse", beta, surrogate_slope), options)
+    return convert(model, calibration, options.target("norse"), options)

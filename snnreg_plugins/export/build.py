@@ -33,7 +33,7 @@ from snnreg_plugins.export.step_graph import StepGraph, name_of
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.sums import Layout, Sum, Term, compact, is_by_channel, is_one, layout_of, of_channels
 from snnreg_plugins.frameworks.base import Target
-from snnreg_plugins.frameworks.trained import train_threshold
+from snnreg_plugins.frameworks.trained import train_beta, train_threshold
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, OneToOne, is_synaptic
 from snnreg_plugins.spiking.layers import (
     AdaptiveSumPool,
@@ -98,10 +98,11 @@ class _Builder(Arithmetic):
         self.modules = dict(traced.named_modules())
         self.cut = next((node for node in traced.graph.nodes if node.meta.get("cut")), None)
         self.neurons = 0
-        self.trained, self.is_deployed = "none", False
+        self.trained, self.trained_beta, self.is_deployed = "none", "none", False
 
     def build(self, timesteps: int, conversion: Mapping[str, Any]) -> SpikingNetwork:
-        self.trained, self.is_deployed = conversion["train_thresholds"], conversion["is_deployed"]
+        self.trained, self.trained_beta = conversion["train_thresholds"], conversion["train_beta"]
+        self.is_deployed = conversion["is_deployed"]
         for node in self.source.graph.nodes:
             if node.op == "output":
                 self._end(node.args[0])
@@ -209,13 +210,22 @@ class _Builder(Arithmetic):
         return Sum(tuple(terms), torch.zeros_like(shape))
 
     def _neuron(self, threshold: Tensor, shape: Tensor) -> nn.Module:
-        """Make a neuron layer, with as many thresholds as are trained."""
-        if self.trained in ("channel", "neuron"):
-            places = shape.shape[1:] if self.trained == "neuron" else (shape.shape[1], *[1] * (shape.dim() - 2))
-            threshold = threshold.expand(torch.broadcast_shapes(threshold.shape, places))  # type: ignore[no-untyped-call]
-        neuron = self.target.neuron(threshold)
+        """Make a neuron layer, with as many thresholds and decays as are trained."""
+        places = {
+            "neuron": tuple(shape.shape[1:]),
+            "channel": (shape.shape[1], *[1] * (shape.dim() - 2)),
+            "layer": (),
+            "none": (),
+        }
+        own = torch.broadcast_shapes(threshold.shape, places[self.trained])  # type: ignore[no-untyped-call]
+        neuron = self.target.neuron(threshold.expand(own), places[self.trained_beta])
+        neurons = self.target.neurons
+        dynamics = neurons.describe(neuron)
+        assert dynamics is not None
         if self.trained != "none" and not self.is_deployed:
-            train_threshold(self.target.neurons.holder(neuron))
+            train_threshold(neurons.holder(neuron), dynamics.surrogate)
+        if self.trained_beta != "none" and not self.is_deployed:
+            train_beta(neurons.holder(neuron))
         return neuron
 
     def _balance(self, node: fx.Node, key: str) -> Balance:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +26,7 @@ from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.time_axis import TimeAxis
 from snnreg_plugins.export.trace import TRACING, trace
 from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.functional.draws import draw
 from snnreg_plugins.functional.synapses import OneToOne
 from snnreg_plugins.spiking.layers import Current, InitialState
 from snnreg_plugins.spiking.network import SpikingNetwork
@@ -143,8 +145,12 @@ class _Converter:
         structure.written = copy.deepcopy(self.folded.written)
         network = build(self.traced, balances, self.target, options.timesteps, code, structure, conversion)
         network.conversion["any_size"] = (
-            self.traced.meta["any_size"] and not _has_places(network) and options.train_thresholds != "neuron"
+            self.traced.meta["any_size"]
+            and not _has_places(network)
+            and "neuron" not in (options.train_thresholds, options.train_beta)
         )
+        if options.heterogeneity != "none":
+            _draw_apart(network, options)
         if not network.conversion["any_size"]:
             self.statistics.require_one_size("a network that depends on it")
         bring_to_few_bits(network)
@@ -162,6 +168,21 @@ class _Converter:
     def _balance(self, name: str, level: Tensor, options: Options) -> Balance:
         level = channelwise(level, self.dims[self.statistics.layers[name]])
         return Balance(level, level, options.initial_potential * level, torch.zeros_like(level))
+
+
+def _draw_apart(network: SpikingNetwork, options: Options) -> None:
+    """Draw what is trained of the neurons from a distribution, around what it is."""
+    neurons = network.neurons
+    for module in network.body.modules():
+        if neurons.describe(module) is None:
+            continue
+        holder: Any = neurons.holder(module)
+        if options.threshold_std > 0:
+            share = draw(options.heterogeneity, 1.0, options.threshold_std, holder.threshold.shape)
+            holder.threshold = holder.threshold.detach() * share.to(holder.threshold)
+        if options.beta_std > 0:
+            beta = draw(options.heterogeneity, options.beta, options.beta_std, holder.beta.shape, within="(0, 1)")
+            holder.beta = beta.to(holder.beta)
 
 
 def _has_places(network: SpikingNetwork) -> bool:

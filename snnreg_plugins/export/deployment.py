@@ -1,4 +1,4 @@
-"""The end of training: batch norms folded, thresholds fixed and weights of few bits rounded, as on a chip."""
+"""The end of training: batch norms folded, neurons fixed, weights of few bits rounded, as on a chip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 
 def deploy(network: SpikingNetwork) -> SpikingNetwork:
-    """Fold the batch norms that an export with ``batch_norm="keep"`` left in a network, and fix trained thresholds.
+    """Fold the batch norms that ``batch_norm="keep"`` left in a network, and fix trained thresholds and decays.
 
     Weights of few bits become whole numbers, see ``weights`` of :func:`~snnreg_plugins.to_snntorch`; thresholds,
     potentials and biases are rounded to the same units then, which those of a network in training are not.
@@ -53,7 +53,7 @@ def deploy(network: SpikingNetwork) -> SpikingNetwork:
         dynamics = neurons.describe(module)
         if dynamics is not None and is_trained(neurons.holder(module)):
             # A new one: copies of a parametrized module share its class.
-            fixed = neurons.make(dynamics.threshold.detach(), dynamics.beta.detach(), dynamics.slope.detach())
+            fixed = neurons.make(dynamics.threshold.detach(), dynamics.beta.detach(), dynamics.surrogate.fixed())
             add_submodule(network.body, name, fixed.train(module.training))
     network.parts_changed()
     for decisions in network.conversion.get("structure", {}).values():

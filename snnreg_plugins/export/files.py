@@ -22,13 +22,24 @@ from snnreg_plugins.export.integers import bring_to_few_bits
 from snnreg_plugins.export.options import Options, code_settings
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.trace import trace
-from snnreg_plugins.frameworks.registry import target_of
 from snnreg_plugins.spiking.coding import LatencyCoder, PoissonCoder
 from snnreg_plugins.spiking.layers import InitialState
 from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 _FORMAT = "snnreg_plugins spiking network 3"
 _BEFORE = "snnreg_plugins spiking network 2"
+# What files do not say that were written before there was a choice.
+_UNSAID = {
+    "time_dim": None,
+    "surrogate": "fast_sigmoid",
+    "train_beta": "none",
+    "heterogeneity": "none",
+    "threshold_std": 0.0,
+    "beta_std": 0.0,
+    "weights": "float",
+    "weight_bits": None,
+    "train_weights": False,
+}
 # Values of one input, which the model runs on for the shapes.
 _LARGEST_INPUT = 2**25
 
@@ -166,7 +177,9 @@ def _require_sound(network: SpikingNetwork) -> None:
     computed: dict[str, Tensor] = dict(network.named_parameters())
     for name, module in network.named_modules():
         dynamics = network.neurons.describe(module)
-        positive = {} if dynamics is None else {"threshold": dynamics.threshold, "surrogate slope": dynamics.slope}
+        positive = {}
+        if dynamics is not None:
+            positive = {"threshold": dynamics.threshold, "surrogate slope": dynamics.surrogate.slope}
         if isinstance(module, InitialState):
             positive["level"] = module.level
         if isinstance(module, (PoissonCoder, LatencyCoder)):
@@ -194,9 +207,7 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
         KeyError: If ``conversion`` lacks something.
         ValueError: If ``tensors`` are not those of the network.
     """
-    # Files that were written before there were these options do not say that they were not chosen.
-    before = {"time_dim": None, "weights": "float", "weight_bits": None, "train_weights": False}
-    given = {field.name: {**before, **conversion}[field.name] for field in fields(Options)}
+    given = {field.name: {**_UNSAID, **conversion}[field.name] for field in fields(Options)}
     # How thresholds were chosen makes no difference any more, and "custom" cannot be chosen again.
     options = Options(**{**given, "threshold": "max", "correction": "none"})
     structure = Structure(_plain(conversion["structure"], "structure"))
@@ -212,7 +223,7 @@ def _made_again(model: nn.Module, conversion: Mapping[str, Any], tensors: Mappin
         fold_batch_norms(traced, structure)
         settings = code_settings(options, traced, samples)
         code = CODES[options.coding].made_again(structure.decide(settings.name, "code", dict), settings)
-        target = target_of(conversion["framework"], options.beta, options.surrogate_slope)
+        target = options.target(conversion["framework"])
         kept = {name: value for name, value in conversion.items() if name != "structure"}
         network = build(traced, {}, target, options.timesteps, code, structure, kept)
         bring_to_few_bits(network, is_new=False)

@@ -192,7 +192,7 @@ def _set_neurons(network: SpikingNetwork, name: str, unit: Tensor, is_new: bool)
                 f"Cannot bring layer {name!r} to few bits: a threshold of it is less than half a unit of its largest "
                 'weight. Use more bits, weights="float", or a larger threshold.'
             )
-        fixed = network.neurons.make(threshold, dynamics.beta, dynamics.slope * unit)
+        fixed = network.neurons.make(threshold, dynamics.beta, dynamics.surrogate.fixed(unit))
         add_submodule(network.body, name, fixed.train(module.training))
 
 

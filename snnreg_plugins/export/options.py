@@ -13,6 +13,10 @@ from snnreg_plugins._checks import as_flag, as_integer, as_name, as_number, as_p
 from snnreg_plugins.export.calibrate import OTHER_METHODS, Threshold, threshold_function
 from snnreg_plugins.export.input_code import CODES, CodeSettings
 from snnreg_plugins.export.simulate import Adjustment, correct_bias, correct_potential
+from snnreg_plugins.frameworks.base import Target
+from snnreg_plugins.frameworks.registry import target_of
+from snnreg_plugins.frameworks.surrogate import SURROGATES
+from snnreg_plugins.functional.draws import DISTRIBUTIONS
 from snnreg_plugins.functional.fewbits import FEW_BITS, checked_bits
 from snnreg_plugins.spiking.inputs import checked_time_dim, require_uncoded
 
@@ -23,7 +27,7 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
     "channel_potential": [partial(correct_potential, per_neuron=False)],
     "bias": [correct_bias],
 }
-#: How many thresholds of a layer are trained.
+#: How many thresholds, or decays, of a layer are trained.
 TRAINED = ("none", "layer", "channel", "neuron")
 #: What ``threshold="auto"`` chooses.
 CHOSEN = ("threshold", "percent", "per_channel", "correction")
@@ -42,10 +46,15 @@ class ExportOptions(TypedDict, total=False):
         compensate_leak: Whether to make up for a beta below 1.
         coding: How the input arrives.
         until: The last layer to convert; what follows stays a DNN.
-        surrogate_slope: Slope of the surrogate gradient, in 1 / threshold.
+        surrogate: The surrogate gradient, by name.
+        surrogate_slope: Its slope, in 1 / threshold; that of its name if None.
         time_dim: Dimension of time in inputs; None if they are constant over the steps.
         batch_norm: Whether batch norms are folded into weights, or kept to be trained.
         train_thresholds: Whether thresholds are trained, and how many there are then.
+        train_beta: Whether decays are trained, and how many there are then.
+        heterogeneity: Distribution that trained thresholds or decays are drawn from to begin with.
+        threshold_std: Standard deviation of thresholds, as a share of those that were balanced.
+        beta_std: Standard deviation of decays.
         weights: Whether weights are floats, small integers or powers of two.
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
@@ -60,10 +69,15 @@ class ExportOptions(TypedDict, total=False):
     compensate_leak: bool
     coding: Literal["constant", "poisson", "latency", "neurons"]
     until: str | None
-    surrogate_slope: float
+    surrogate: Literal["arctan", "fast_sigmoid", "gaussian", "rectangular", "sigmoid", "triangular"]
+    surrogate_slope: float | None
     time_dim: int | None
     batch_norm: Literal["fold", "keep"]
     train_thresholds: Literal["none", "layer", "channel", "neuron"]
+    train_beta: Literal["none", "layer", "channel", "neuron"]
+    heterogeneity: Literal["none", "gamma", "lognormal", "normal", "uniform"]
+    threshold_std: float
+    beta_std: float
     weights: Literal["float", "int8", "power_of_two"]
     weight_bits: int | None
     train_weights: bool
@@ -83,10 +97,15 @@ class Options:
     compensate_leak: bool = True
     coding: str = "constant"
     until: str | None = None
-    surrogate_slope: float = 5.0
+    surrogate: str = "fast_sigmoid"
+    surrogate_slope: float | None = None
     time_dim: int | None = None
     batch_norm: str = "fold"
     train_thresholds: str = "none"
+    train_beta: str = "none"
+    heterogeneity: str = "none"
+    threshold_std: float = 0.0
+    beta_std: float = 0.0
     weights: str = "float"
     weight_bits: int | None = None
     train_weights: bool = False
@@ -102,10 +121,13 @@ class Options:
             threshold_function(self.threshold, 100.0)
         if callable(self.surrogate_slope):
             raise TypeError(
-                "Expected argument `surrogate_slope` to be a number, the slope of the fast sigmoid in 1 / threshold, "
-                f"but got {shown(self.surrogate_slope)}. Pass the 25 of snntorch.surrogate.fast_sigmoid(25); for "
-                "another surrogate, export first, and set `spike_grad` of each neuron to a module that computes it."
+                "Expected argument `surrogate_slope` to be a number, the slope of the surrogate in 1 / threshold, but "
+                f"got {shown(self.surrogate_slope)}. Pass the 25 of snntorch.surrogate.fast_sigmoid(25); for a "
+                f"surrogate that is none of {sorted(SURROGATES)}, export first, and set `spike_grad` of each neuron to "
+                "a module that computes it."
             )
+        surrogate = one_of("surrogate", self.surrogate, sorted(SURROGATES))
+        slope = SURROGATES[surrogate].STEEPNESS if self.surrogate_slope is None else self.surrogate_slope
         for name, value in {
             "timesteps": as_integer("timesteps", self.timesteps),
             "percent": as_percent("percent", self.percent),
@@ -116,14 +138,47 @@ class Options:
             "compensate_leak": as_flag("compensate_leak", self.compensate_leak),
             "coding": one_of("coding", self.coding, sorted(CODES)),
             "until": as_name("until", self.until),
-            "surrogate_slope": as_number("surrogate_slope", self.surrogate_slope, "(0, inf)"),
+            "surrogate": surrogate,
+            "surrogate_slope": as_number("surrogate_slope", slope, "(0, inf)"),
             "time_dim": checked_time_dim(self.time_dim),
             "batch_norm": one_of("batch_norm", self.batch_norm, ("fold", "keep")),
             "train_thresholds": one_of("train_thresholds", self.train_thresholds, TRAINED),
+            "train_beta": one_of("train_beta", self.train_beta, TRAINED),
+            "heterogeneity": one_of("heterogeneity", self.heterogeneity, ("none", *DISTRIBUTIONS)),
+            "threshold_std": as_number("threshold_std", self.threshold_std, "[0, inf)"),
+            "beta_std": as_number("beta_std", self.beta_std, "[0, inf)"),
             "weights": one_of("weights", self.weights, ("float", *FEW_BITS)),
             "train_weights": as_flag("train_weights", self.train_weights),
         }.items():
             object.__setattr__(self, name, value)
+        if self.train_beta != "none" and self.beta == 1:
+            raise ValueError(
+                "Expected argument `beta` to be below 1 for `train_beta`, as trained decays are in (0, 1), but got "
+                f"{self.beta}. Start from one such as beta=0.95."
+            )
+        self._require_heterogeneity()
+        self._choose_bits()
+        if self.time_dim is not None:
+            require_uncoded(self.coding)
+
+    def _require_heterogeneity(self) -> None:
+        spreads = {"threshold_std": self.train_thresholds, "beta_std": self.train_beta}
+        given = {name: trained for name, trained in spreads.items() if getattr(self, name) > 0}
+        if bool(given) != (self.heterogeneity != "none"):
+            raise ValueError(
+                "Expected argument `heterogeneity` to name the distribution of `threshold_std` or `beta_std`, but got "
+                f"{self.heterogeneity!r} with {self.threshold_std:g} and {self.beta_std:g}. Give both, such as "
+                "heterogeneity='gamma' and threshold_std=0.2, or none."
+            )
+        for name, trained in given.items():
+            if trained not in ("channel", "neuron"):
+                option = "train_thresholds" if name == "threshold_std" else "train_beta"
+                raise ValueError(
+                    f"Expected argument `{option}` to be 'channel' or 'neuron', so that there are values to differ by "
+                    f"`{name}`, but got {trained!r}."
+                )
+
+    def _choose_bits(self) -> None:
         if self.weights != "float":
             bits = checked_bits(self.weights, self.weight_bits, "weight_bits")
             object.__setattr__(self, "weight_bits", bits)
@@ -133,13 +188,19 @@ class Options:
                 f"Expected argument `weights` to be one of {list(FEW_BITS)} with {given}, but got 'float', which has "
                 "no bits to choose and is trained as it is."
             )
-        if self.time_dim is not None:
-            require_uncoded(self.coding)
+
+    def target(self, framework: str) -> Target:
+        """Give what makes the neurons of a framework, by its name."""
+        slope = self.surrogate_slope
+        assert slope is not None  # resolved above
+        return target_of(framework, self.beta, self.surrogate, slope)
 
     @property
     def is_final(self) -> bool:
         """Whether nothing is left to be folded, fixed or rounded when training ends."""
-        return self.batch_norm == "fold" and self.train_thresholds == "none" and not self.train_weights
+        return (
+            self.batch_norm == "fold" and self.train_thresholds == self.train_beta == "none" and not self.train_weights
+        )
 
     def remembered(self) -> dict[str, Any]:
         """Give the options as plain data; a function by its name."""

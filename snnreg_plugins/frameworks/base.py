@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from snnreg_plugins.frameworks.surrogate import SURROGATES, Surrogate
 
 
 class Dynamics(NamedTuple):
@@ -15,17 +17,17 @@ class Dynamics(NamedTuple):
 
     .. math:: v_t = (\beta v_{t-1} + I_t) - \lambda [v_{t-1} > \lambda] \qquad s_t = [v_t > \lambda]
 
-    in this order of the sums, with the surrogate gradient :math:`1 / (1 + k |v_t - \lambda|)^2`.
+    in this order of the sums, with the gradient of a surrogate.
 
     Args:
         threshold: λ.
         beta: β.
-        slope: k. All three broadcast over a sample.
+        surrogate: From potentials above the threshold to spikes. All three broadcast over a sample.
     """
 
     threshold: Tensor
     beta: Tensor
-    slope: Tensor
+    surrogate: Surrogate
 
 
 #: From a neuron to what it does; None for one that is to be called step by step.
@@ -47,24 +49,19 @@ class Neurons:
 
     Args:
         name: Name of the framework.
-        make: From threshold, beta and surrogate slope, as in :class:`Dynamics`, to a neuron layer of these dynamics:
+        make: From threshold, beta and surrogate, as in :class:`Dynamics`, to a neuron layer of these dynamics:
             ``(current, state) -> (spikes, state)``, called as ``neuron(current, state)``, with ``threshold`` for an
-            attribute. It shares no memory with them.
+            attribute. It shares no memory with the tensors, and takes the surrogate for its own.
         describe: From a module to its dynamics; None unless it does just what ``make`` makes.
         release: What to call on every module after steps, to let go of states it kept.
-        holder: From a neuron to the module whose buffer its threshold is.
+        holder: From a neuron to the module whose buffers its threshold and beta are.
     """
 
     name: str
-    make: Callable[[Tensor, Tensor, Tensor], nn.Module]
+    make: Callable[[Tensor, Tensor, Surrogate], nn.Module]
     describe: Describe
     release: Callable[[nn.Module], None] = release_nothing
     holder: Callable[[nn.Module], nn.Module] = itself
-
-    def describe_constant(self, module: nn.Module) -> Dynamics | None:
-        """Give the dynamics of a neuron whose beta is not trained; None for any other module."""
-        dynamics = self.describe(module)
-        return None if dynamics is not None and dynamics.beta.requires_grad else dynamics
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,13 @@ class Target:
     Args:
         neurons: Those of the framework.
         beta: Decay of the potential per step.
-        surrogate_slope: Slope of the surrogate gradient, in 1 / λ.
+        surrogate: Name of the surrogate gradient.
+        surrogate_slope: Its slope, in 1 / λ.
     """
 
     neurons: Neurons
     beta: float
+    surrogate: str
     surrogate_slope: float
 
     @property
@@ -86,10 +85,11 @@ class Target:
         """Name of the framework."""
         return self.neurons.name
 
-    def neuron(self, threshold: Tensor) -> nn.Module:
-        """Make a neuron layer of a threshold, which may differ from place to place."""
-        beta = torch.tensor(self.beta, dtype=threshold.dtype, device=threshold.device)
-        return self.neurons.make(threshold, beta, self.surrogate_slope / threshold)
+    def neuron(self, threshold: Tensor, places: Sequence[int] = ()) -> nn.Module:
+        """Make a neuron layer of a threshold, which may differ from place to place; with decays of shape ``places``."""
+        beta = torch.full(tuple(places), self.beta, dtype=threshold.dtype, device=threshold.device)
+        surrogate = SURROGATES[self.surrogate](self.surrogate_slope / threshold, self.surrogate_slope)
+        return self.neurons.make(threshold, beta, surrogate)
 
 
 def one_step(_: nn.Module) -> None:

@@ -10,7 +10,7 @@ from norse.torch.module.snn import SNNCell
 from torch import Tensor, nn
 
 from snnreg_plugins.frameworks.base import Dynamics, Neurons
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.surrogate import Surrogate, surrogate_of
 
 
 class SoftResetParameters(nn.Module):
@@ -61,6 +61,7 @@ class SoftResetCell(SNNCell):  # type: ignore[misc]
         p: The parameters.
 
     Example:
+        >>> from snnreg_plugins.frameworks.surrogate import FastSigmoid
         >>> cell = SoftResetCell(SoftResetParameters(torch.tensor(1.0), 1.0, FastSigmoid(5.0)))
         >>> state, spikes = None, []
         >>> for _ in range(4):
@@ -80,16 +81,16 @@ class SoftResetCell(SNNCell):  # type: ignore[misc]
         return threshold
 
 
-def make(threshold: Tensor, beta: Tensor, slope: Tensor) -> nn.Module:
+def make(threshold: Tensor, beta: Tensor, surrogate: Surrogate) -> nn.Module:
     """Make a :class:`SoftResetCell` of these dynamics."""
-    return SoftResetCell(SoftResetParameters(threshold.clone(), beta.clone(), FastSigmoid(slope.clone())))
+    return SoftResetCell(SoftResetParameters(threshold.clone(), beta.clone(), surrogate))
 
 
 def describe(module: nn.Module) -> Dynamics | None:
     """Give the dynamics of a :class:`SoftResetCell`; None for any other module."""
-    if type(module) is not SoftResetCell or type(module.p.surrogate) is not FastSigmoid:
+    if type(module) is not SoftResetCell or surrogate_of(module.p.surrogate) is None:
         return None
-    return Dynamics(module.p.threshold, module.p.beta, module.p.surrogate.slope)
+    return Dynamics(module.p.threshold, module.p.beta, module.p.surrogate)
 
 
 def holder(module: Any) -> nn.Module:

@@ -112,16 +112,17 @@ def neurons_of(framework: str) -> Neurons:
     return load()
 
 
-def target_of(framework: str, beta: float, surrogate_slope: float) -> Target:
+def target_of(framework: str, beta: float, surrogate: str, surrogate_slope: float) -> Target:
     """Give what makes the neurons of an export to a framework.
 
     Args:
         framework: Its name.
         beta: Decay of the potential per step.
-        surrogate_slope: Slope of the surrogate gradient, in 1 / λ.
+        surrogate: Name of the surrogate gradient.
+        surrogate_slope: Its slope, in 1 / λ.
 
     Raises:
         ValueError: If no network is exported to a framework of this name.
         ImportError: If it is not installed.
     """
-    return Target(neurons_of(framework), beta, surrogate_slope)
+    return Target(neurons_of(framework), beta, surrogate, surrogate_slope)

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from snnreg_plugins.frameworks.base import Dynamics, Neurons
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.surrogate import Surrogate, surrogate_of
 
 
-def make(threshold: Tensor, beta: Tensor, slope: Tensor) -> nn.Module:
+def make(threshold: Tensor, beta: Tensor, surrogate: Surrogate) -> nn.Module:
     """Make a ``Leaky`` of these dynamics."""
     cell: nn.Module = snntorch.Leaky(
         beta=beta.clone(),
         threshold=threshold.clone(),
-        spike_grad=FastSigmoid(slope.clone()),
+        spike_grad=surrogate,
         reset_mechanism="subtract",
         # The reset of the step after the spike makes soft reset exact; the immediate one can stall a neuron.
         reset_delay=True,
@@ -32,7 +32,7 @@ def describe(module: Any) -> Dynamics | None:
     """Give the dynamics of a ``Leaky`` that is as the export made it; None for any other module."""
     if (
         parametrize.type_before_parametrizations(module) is not snntorch.Leaky
-        or type(module.spike_grad) is not FastSigmoid
+        or surrogate_of(module.spike_grad) is None
         # What resets is bound once; the value, which says so and is saved, may be set alone.
         or module.state_function.__name__ != "_base_sub"
         or int(module.reset_mechanism_val) != 0
@@ -43,7 +43,7 @@ def describe(module: Any) -> Dynamics | None:
         or bool((module.graded_spikes_factor != 1).any())
     ):
         return None
-    return Dynamics(module.threshold, module.beta.clamp(0, 1), module.spike_grad.slope)
+    return Dynamics(module.threshold, module.beta.clamp(0, 1), module.spike_grad)
 
 
 def release(module: Any) -> None:

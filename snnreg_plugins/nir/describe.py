@@ -19,6 +19,7 @@ from snnreg_plugins._files import digest
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.frameworks.base import Dynamics
 from snnreg_plugins.frameworks.registry import framework_of
+from snnreg_plugins.frameworks.surrogate import surrogate_of
 from snnreg_plugins.nir.fields import DTYPES, ELEMENTS, LEAVES, Shape, array_of, ints, is_module_name
 from snnreg_plugins.nir.hdf5 import Tree
 from snnreg_plugins.nir.nodes import CHECK, KINDS, SAVE, UnfitError, elementwise, full
@@ -213,7 +214,7 @@ class Description:
         return source, state
 
     def _neuron(self, name: str, module: nn.Module, source: _Value, initial: Any) -> tuple[_Value, _State]:
-        threshold, beta, slope = _dynamics(name, module)
+        threshold, beta, surrogate = _dynamics(name, module)
         if not isinstance(initial, _Initial) or initial.state != self.states:
             raise RefusalError(name, "its state does not start from an initial potential", SAVE)
         shape = source.shape
@@ -221,7 +222,7 @@ class Description:
             raise RefusalError(name, f"its currents have shape {shape}, more than {self._most() // 5} values", CHECK)
         try:
             every, decay = full(threshold, shape), full(beta, shape).double()
-            full(initial.potential, shape), full(initial.level, shape), full(slope, shape)
+            full(initial.potential, shape), full(initial.level, shape), full(surrogate.slope, shape)
         except RuntimeError:
             raise RefusalError(
                 name,
@@ -243,10 +244,13 @@ class Description:
             "initial": initial.module,
             "threshold": array_of(threshold),
             "beta": array_of(beta),
-            "slope": array_of(slope),
+            "slope": array_of(surrogate.slope),
             "potential": array_of(initial.potential),
             "level": array_of(initial.level),
         }
+        told = surrogate_of(surrogate), surrogate.steepness
+        if told != ("fast_sigmoid", None):
+            metadata |= {"surrogate": told[0], "steepness": np.float64(told[1] or 0)}
         kind = "LIF" if "tau" in fields else "IF"
         added = self._add(name, kind, {key: array_of(value) for key, value in fields.items()}, metadata, source)
         self.states += 1

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.copies import add_submodule
 from snnreg_plugins.frameworks.registry import neurons_of
+from snnreg_plugins.frameworks.surrogate import SURROGATES
 from snnreg_plugins.nir.describe import ARITHMETIC, Description, RefusalError
 from snnreg_plugins.nir.fields import DTYPES, Fields, is_module_name
 from snnreg_plugins.nir.hdf5 import Tree
@@ -270,7 +271,12 @@ class _Builder:
             raise ValueError("has a threshold that is not positive.")
         if not bool(((beta >= 0) & (beta <= 1)).all()):
             raise ValueError("has a beta that is not in [0, 1].")
-        cell = neurons_of(self.target).make(threshold, beta, slope)
+        surrogate, steepness = "fast_sigmoid", None  # in version 0.1, when no other was known
+        if "surrogate" in metadata:
+            surrogate, steepness = metadata.string("surrogate"), metadata.number("steepness") or None
+            if surrogate not in SURROGATES or not (steepness is None or steepness > 0):
+                raise ValueError(f"has a surrogate {surrogate!r} of steepness {steepness}.")
+        cell = neurons_of(self.target).make(threshold, beta, SURROGATES[surrogate](slope, steepness))
         name = self._named(metadata.string("module"), cell)
         initial = self._named(metadata.string("initial"), InitialState(potential, level))
         return self._stateful(name, source, self.step.call_module(initial, (self._state(), source)))

@@ -218,7 +218,7 @@ class Chunk:
         overwrite = self.plan.may_overwrite(node.args[0])
 
         def run(currents: Tensor) -> tuple[Tensor, Tensor]:
-            if _needs_gradient(currents, state, firing.dynamics.threshold):
+            if _needs_gradient(currents, state, firing.dynamics.threshold, firing.dynamics.beta):
                 return firing.with_gradient(currents, state, self.steps)
             return firing(currents, state, self.steps, overwrite), state
 

@@ -105,6 +105,8 @@ class Firing:
     def with_gradient(self, currents: Tensor, potential: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Give the spikes of all steps and the last potential; gradients are those of one step at a time, bit by bit.
 
+        Those of thresholds and decays are sums over steps, and equal but for rounding.
+
         Args:
             currents: ``(steps * B, ...)``, or ``(B, ...)``, the same in every step.
             potential: The potentials that the last step left, ``(B, ...)``; left as they are.
@@ -112,9 +114,9 @@ class Firing:
         """
         spikes: Tensor
         last: Tensor
-        threshold = self.dynamics.threshold
-        sources = currents[:0].clone(), potential[:0].clone(), threshold  # no memory, but what they depend on
-        spikes, last = _Fire.apply(currents, potential, threshold, self, steps, *sources)
+        trained = self.dynamics.threshold, self.dynamics.beta
+        sources = currents[:0].clone(), potential[:0].clone(), *trained  # no memory, but what they depend on
+        spikes, last = _Fire.apply(currents, potential, *trained, self, steps, *sources)
         return spikes, last
 
     def of_threshold(self, of_currents: Tensor, of_last: Tensor, above: Tensor, potential: Tensor) -> Tensor:
@@ -139,6 +141,13 @@ class Firing:
         through_surrogate = g[0] + (1 - beta) * g[1:].sum(0) - of_last
         through_reset = (potential > threshold) * g[0] + (fired * g[1:]).sum(0)
         return -(through_surrogate + through_reset).sum_to_size(threshold.shape)
+
+    def of_beta(self, of_currents: Tensor, above: Tensor, potential: Tensor) -> Tensor:
+        r"""Give the gradient of the decay, :math:`\sum_t g_t v_{t-1}`; arguments as of :meth:`of_threshold`."""
+        steps = len(of_currents) // len(potential)
+        g = by_step(of_currents, steps)
+        later = g[1:] * (by_step(above, steps)[:-1] + self.dynamics.threshold)
+        return (g[0] * potential + later.sum(0)).sum_to_size(self.dynamics.beta.shape)
 
     def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
         """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
@@ -171,14 +180,16 @@ class Firing:
         if not self.is_compilable(above, of_spikes, of_potential):
             return self._backward(above, of_spikes, of_potential, steps)
         channels_last = _is_channels_last(above)
-        slope = _rows(self.dynamics.slope, channels_last, of_potential.shape[1:])
+        surrogate = self.dynamics.surrogate
+        slope = _rows(surrogate.slope, channels_last, of_potential.shape[1:])
+        height = slope / slope.dtype.type(surrogate.steepness) if surrogate.steepness else slope[:0]
         values, given, later = (_in_memory_order(x, channels_last) for x in (above, of_spikes, of_potential))
         of_currents = torch.empty_like(values)
         rows = len(later), slope.size
         kernels().in_parallel(
             kernels().fire_back, len(later), 2 * above.numel(),
-            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope,
-            slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
+            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope, height,
+            surrogate.COMPILED, slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
         )  # fmt: skip
         if later.data_ptr() != of_potential.data_ptr():
             of_potential.copy_(_in_shape(later, channels_last))
@@ -188,7 +199,7 @@ class Firing:
         of_currents = by_step(torch.empty_like(above), steps)
         above, of_spikes = by_step(above, steps), by_step(of_spikes.contiguous(), steps)
         for step in reversed(range(steps)):
-            of_step = of_spikes[step] / above[step].abs().mul_(self.dynamics.slope).add_(1).square_()
+            of_step = self.dynamics.surrogate.backward(of_spikes[step], above[step])
             later.copy_(torch.add(of_step, later, out=of_currents[step]))
             if self.leaks:
                 later.mul_(self.dynamics.beta)
@@ -199,7 +210,8 @@ class Firing:
         dtype = self.dynamics.threshold.dtype
         return (
             self.dynamics.beta.numel() == 1
-            and self.dynamics.slope.dtype == dtype
+            and self.dynamics.surrogate.COMPILED is not None
+            and self.dynamics.surrogate.slope.dtype == dtype
             and all(is_compilable(tensor) and tensor.dtype == dtype for tensor in tensors)
         )
 
@@ -207,13 +219,21 @@ class Firing:
 class _Fire(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, currents: Tensor, potential: Tensor, threshold: Tensor, firing: Firing, steps: int, *sources: Tensor
+        ctx: Any,
+        currents: Tensor,
+        potential: Tensor,
+        threshold: Tensor,
+        beta: Tensor,
+        firing: Firing,
+        steps: int,
+        *sources: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.firing = firing
         ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
         last = potential.clone()
         spikes, above = firing.above(currents, last, steps, ctx.constant)
-        ctx.save_for_backward(above, potential if threshold.requires_grad else None, *sources)
+        ctx.trained = threshold.requires_grad, beta.requires_grad
+        ctx.save_for_backward(above, potential if any(ctx.trained) else None, *sources)
         return spikes, last
 
     @staticmethod
@@ -223,15 +243,19 @@ class _Fire(torch.autograd.Function):
         with torch.no_grad():
             of_potential = of_last.clone()
             of_currents = ctx.firing.backward(above, of_spikes, of_potential)
-            found: tuple[Tensor, ...] = (of_currents, of_potential)
-            if potential is not None:
-                found += (ctx.firing.of_threshold(of_currents, of_last, above, potential),)
+            found: list[Tensor | None] = [of_currents, of_potential, None, None]
+            if ctx.trained[0]:
+                found[2] = ctx.firing.of_threshold(of_currents, of_last, above, potential)
+            if ctx.trained[1]:
+                found[3] = ctx.firing.of_beta(of_currents, above, potential)
             if ctx.constant:
-                found = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0), *found[1:]
+                found[0] = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
         if torch.is_grad_enabled():
             # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
-            found = _Once.apply(len(found), *found, *sources)
-        return (*found, *[None] * (3 - len(found)), None, None, None, None, None)
+            given = [gradient for gradient in found if gradient is not None]
+            once = iter(_Once.apply(len(given), *given, *sources))
+            found = [None if gradient is None else next(once) for gradient in found]
+        return (*found, None, None, *[None] * len(sources))
 
 
 class _Once(torch.autograd.Function):

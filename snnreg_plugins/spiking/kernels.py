@@ -92,17 +92,43 @@ def _fire_above(
 
 
 def _fire_back(
-    first: int, last: int, above: Any, of_spikes: Any, of_potential: Any, slope: Any, beta: Any, of_currents: Any
+    first: int,
+    last: int,
+    above: Any,
+    of_spikes: Any,
+    of_potential: Any,
+    slope: Any,
+    height: Any,
+    surrogate: int,
+    beta: Any,
+    of_currents: Any,
 ) -> None:
-    """Write the gradients ``(T, B, N)`` of the currents; the gradient of the potentials, ``(B, N)``, goes back too."""
-    one = slope.dtype.type(1)
+    """Write the gradients ``(T, B, N)`` of the currents; the gradient of the potentials, ``(B, N)``, goes back too.
+
+    Slopes are ``(N,)``, and so are heights, or there are none, and they are 1; ``surrogate`` is the number of one.
+    """
+    zero, one = slope.dtype.type(0), slope.dtype.type(1)
     for b in range(first, last):
         later = of_potential[b]
         for t in range(above.shape[0] - 1, -1, -1):
             over, given, out = above[t, b], of_spikes[t, b], of_currents[t, b]
             for i in range(out.shape[0]):
-                steepness = one + slope[i] * abs(over[i])
-                out[i] = given[i] / (steepness * steepness)
+                out[i] = given[i] * height[i] if height.shape[0] else given[i]
+            if surrogate == 0:
+                for i in range(out.shape[0]):
+                    steepness = one + slope[i] * abs(over[i])
+                    out[i] = out[i] / (steepness * steepness)
+            elif surrogate == 1:
+                for i in range(out.shape[0]):
+                    left = one - slope[i] * abs(over[i])
+                    out[i] = out[i] * (zero if left < zero else left)
+            elif surrogate == 2:
+                for i in range(out.shape[0]):
+                    x = slope[i] * abs(over[i])
+                    out[i] = out[i] / (one + x * x)
+            else:
+                for i in range(out.shape[0]):
+                    out[i] = out[i] if slope[i] * abs(over[i]) < one else zero
             for i in range(out.shape[0]):
                 out[i] += later[i]
             for i in range(out.shape[0]):

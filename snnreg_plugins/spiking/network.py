@@ -353,7 +353,7 @@ class SpikingNetwork(NetworkSettings):
         if self.exact or torch.compiler.is_compiling() or not can_hold_steps(all_modules(self)[1:], like):
             return self._one_at_a_time()
         if self._plan is None or not self._plan.is_of(self.body):
-            self._plan = Plan(self.body, self.neurons.describe_constant)
+            self._plan = Plan(self.body, self.neurons.describe)
         call = LayerwiseCall(self._plan, self.encoder, like, isinstance(given, Frames))
         if call.key not in self._plan.sizes:
             # Two samples: a DNN that squeezes its tensors takes a batch of one for none.

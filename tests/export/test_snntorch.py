@@ -86,6 +86,7 @@ def test_neurons_are_plain_leaky(per_channel):
         # The slope is relative to each neuron's own threshold.
         assert isinstance(neuron.spike_grad, FastSigmoid)
         torch.testing.assert_close(neuron.spike_grad.slope * neuron.threshold, torch.full(shape, 5.0).double())
+        assert neuron.spike_grad.steepness == 5.0
 
 
 def test_snntorch_does_not_keep_the_neurons():

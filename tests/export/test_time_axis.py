@@ -157,7 +157,7 @@ class Arctan(nn.Module):
 
 def test_a_surrogate_of_snntorch_is_told_what_to_do_and_that_works():
     net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(20, 6)
-    with pytest.raises(TypeError, match=r"slope of the fast sigmoid.*set `spike_grad` of each neuron to a module"):
+    with pytest.raises(TypeError, match=r"slope of the surrogate.*set `spike_grad` of each neuron to a module"):
         to_snntorch(net, x, timesteps=T, surrogate_slope=surrogate.atan())
     network = to_snntorch(net, x, timesteps=T)
     scores = network(x)

@@ -7,8 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from snnreg_plugins import deploy, diagnose, exit_margins, load_network, save_network, to_nir, to_norse, to_snntorch
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins import (
+    deploy,
+    diagnose,
+    exit_margins,
+    from_nir,
+    load_network,
+    save_network,
+    to_nir,
+    to_norse,
+    to_snntorch,
+)
 from tests.export.test_architectures import NETS, randomize
 
 T = 5
@@ -21,12 +30,12 @@ def made():
     return randomize(net), torch.rand(12, 1, 8, 8, dtype=torch.float64)
 
 
-def neuron(currents, threshold, v0, slope):
+def neuron(currents, threshold, v0, surrogate):
     """A list of spikes, for a list of currents; no gradient through the reset."""
     v, spikes = v0 + torch.zeros_like(currents[0]), []
     for current in currents:
         v = v + current - (v > threshold).to(v.dtype) * threshold
-        spikes.append(FastSigmoid(slope)(v - threshold))
+        spikes.append(surrogate(v - threshold))
     return spikes
 
 
@@ -42,11 +51,11 @@ def by_hand(network, x):
     threshold, part = network.neurons.describe(body.get_submodule("2")).threshold, body.get_submodule
     spikes = neuron(
         normed(first.get_submodule("1"), [first.get_submodule("0")(x)] * T), threshold,
-        part("2_initial").potential, network.neurons.describe(part("2")).slope,
+        part("2_initial").potential, network.neurons.describe(part("2")).surrogate,
     )  # fmt: skip
     currents = normed(part("5"), [part("4")(4 * F.avg_pool2d(s, 2)) for s in spikes])
     threshold = network.neurons.describe(part("6")).threshold
-    spikes = neuron(currents, threshold, part("6_initial").potential, network.neurons.describe(part("6")).slope)
+    spikes = neuron(currents, threshold, part("6_initial").potential, network.neurons.describe(part("6")).surrogate)
     return sum(part("8")(s.flatten(1)) for s in spikes) / T
 
 
@@ -77,8 +86,11 @@ def test_thresholds_get_the_gradient_of_one_step_at_a_time(constant, trained):
     net = nn.Sequential(*([] if constant else [nn.Linear(6, 7), nn.ReLU()]), nn.Linear(7 - constant, 8), nn.ReLU())
     net, x = net.append(nn.Linear(8, 3)).double(), torch.rand(20, 6, dtype=torch.float64)
     gradients = []
-    for beta in (1.0, 0.9):
-        network = to_snntorch(net, x, timesteps=T, train_thresholds=trained, beta=beta)
+    for options in ({}, {"beta": 0.9}, {"beta": 0.9, "train_beta": trained}, {"beta": 0.9, "surrogate": "sigmoid"}):
+        network = to_snntorch(net, x, timesteps=T, train_thresholds=trained, **options)
+        assert sum("beta" in name for name, _ in network.named_parameters()) == 2 * ("train_beta" in options) - (
+            "train_beta" in options and constant
+        )
         for exact, checkpointing in ((True, False), (False, False), (False, True)):
             network.exact, network.checkpointing = exact, checkpointing
             network.zero_grad()
@@ -146,7 +158,95 @@ def test_measuring_leaves_statistics_alone():
     assert network.training
 
 
-@pytest.mark.parametrize("option", [{"batch_norm": "kept"}, {"train_thresholds": True}])
+@pytest.mark.parametrize("trained", ["layer", "channel", "neuron"])
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_decays_are_trained_within_their_range_and_kept(export, trained, tmp_path):
+    net, x = made()
+    network = export(net, x, timesteps=T, beta=0.9, train_beta=trained, surrogate="triangular")
+    decays = {name: p for name, p in network.named_parameters() if "beta" in name}
+    sizes = {"layer": [(), ()], "channel": [(4, 1, 1), (6, 1, 1)], "neuron": [(4, 6, 6), (6, 2, 2)]}
+    assert [tuple(p.shape) for p in decays.values()] == sizes[trained]
+    optimizer = torch.optim.SGD(decays.values(), lr=1e4)
+    before = network(x)
+    (before.square().sum()).backward()
+    assert all(bool(p.grad.any()) for p in decays.values())
+    optimizer.step()
+    found = [dynamics.beta for m in network.modules() if (dynamics := network.neurons.describe(m)) is not None]
+    assert all(bool(((beta >= 0) & (beta <= 1)).all()) for beta in found)
+    with torch.no_grad():
+        for parameter in decays.values():
+            parameter.copy_(torch.randn_like(parameter))
+    assert not torch.equal(network(x), before)
+    final = deploy(network)
+    assert torch.equal(final(x), network(x))
+    assert not [name for name, _ in final.named_parameters() if "beta" in name]
+    for each, name in ((network, "training.pt"), (final, "final.pt")):
+        save_network(each, tmp_path / name)
+        loaded = load_network(tmp_path / name, net)
+        assert torch.equal(loaded(x), network(x))
+        kinds = {type(d.surrogate).__name__ for m in loaded.modules() if (d := loaded.neurons.describe(m)) is not None}
+        assert len(kinds) == 1
+        assert kinds.pop().endswith("Triangular")
+    to_nir(final, tmp_path / "network.nir")
+    read = from_nir(tmp_path / "network.nir")
+    assert torch.equal(read(x), network(x))
+    gradients = []
+    for each in (final, read):
+        leaf = x.clone().requires_grad_()
+        each(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)  # the surrogate is the same, too
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_thresholds_and_decays_begin_apart(export):
+    net, x = made()
+    options = {"train_thresholds": "neuron", "train_beta": "channel", "timesteps": T, "beta": 0.8}
+    even = export(net, x, **options)
+    torch.manual_seed(0)
+    apart = {"heterogeneity": "gamma", "threshold_std": 0.2, "beta_std": 0.05}
+    network = export(net, x, **options, **apart)
+    for module, other in zip(network.body.modules(), even.body.modules(), strict=True):
+        if (dynamics := network.neurons.describe(module)) is None:
+            continue
+        plain = network.neurons.describe(other)
+        share = (dynamics.threshold / plain.threshold).detach()
+        assert 0.1 < float(share.std()) < 0.3
+        assert abs(float(share.mean()) - 1) < 0.15
+        assert 0.01 < float(dynamics.beta.detach().std()) < 0.1
+        torch.testing.assert_close(dynamics.surrogate.slope * dynamics.threshold.detach(), torch.full_like(share, 5.0))
+    torch.manual_seed(0)
+    again = export(net, x, **options, **apart)
+    assert torch.equal(again(x), network(x))
+    assert not torch.equal(again(x), even(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"heterogeneity": "gamma"}, r"`heterogeneity`.*'gamma' with 0 and 0\. Give both"),
+        ({"threshold_std": 0.1}, r"`heterogeneity`.*'none' with 0.1 and 0\. Give both"),
+        ({"heterogeneity": "gamma", "threshold_std": 0.1}, r"`train_thresholds` to be 'channel' or.*got 'none'"),
+        ({"heterogeneity": "gamma", "beta_std": 0.1, "beta": 0.9, "train_beta": "layer"}, "`train_beta`.*got 'layer'"),
+        ({"heterogeneity": "cauchy"}, "`heterogeneity` to be one of"),
+    ],
+)
+def test_heterogeneity_that_says_too_little(options, sentence):
+    net, x = made()
+    with pytest.raises(ValueError, match=sentence):
+        to_snntorch(net, x, timesteps=T, **options)
+
+
+def test_decays_of_1_cannot_be_trained():
+    net, x = made()
+    with pytest.raises(ValueError, match=r"`beta` to be below 1 for `train_beta`.*got 1.0.*beta=0.95"):
+        to_snntorch(net, x, timesteps=T, train_beta="layer")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"train_beta": "all", "beta": 0.9}, {"surrogate": "atan"}, {"batch_norm": "kept"}, {"train_thresholds": True}],
+)
 def test_bad_options(option):
     net, x = made()
     with pytest.raises(ValueError, match=f"Expected argument `{next(iter(option))}` to be one of"):

@@ -21,8 +21,8 @@ from snnreg_plugins import (
 from snnreg_plugins.export.convert import convert
 from snnreg_plugins.export.options import Options
 from snnreg_plugins.frameworks.base import Dynamics, Framework, Neurons
-from snnreg_plugins.frameworks.registry import FRAMEWORKS, exported_to, framework_of, neurons_of, target_of
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.registry import FRAMEWORKS, exported_to, framework_of, neurons_of
+from snnreg_plugins.frameworks.surrogate import Triangular
 from snnreg_plugins.watching.layers import (
     forget_states,
     is_spiking_neuron,
@@ -37,11 +37,11 @@ from tests import nets
 class ToyNeuron(nn.Module):
     """The neuron of a framework that nobody knows."""
 
-    def __init__(self, threshold, beta, slope):
+    def __init__(self, threshold, beta, surrogate):
         super().__init__()
         self.register_buffer("threshold", threshold.clone())
         self.register_buffer("decay", beta.clone())
-        self.spike = FastSigmoid(slope.clone())
+        self.spike = surrogate
 
     def forward(self, current, v):
         v = self.decay * v + current - (v > self.threshold).to(v.dtype) * self.threshold
@@ -51,7 +51,7 @@ class ToyNeuron(nn.Module):
 def describe(module):
     if type(module) is not ToyNeuron:
         return None
-    return Dynamics(module.threshold, module.decay, module.spike.slope)
+    return Dynamics(module.threshold, module.decay, module.spike)
 
 
 TOY = Neurons("tests", ToyNeuron, describe)
@@ -67,8 +67,8 @@ def toy(monkeypatch):
 def test_a_further_framework_is_a_row(toy, options, exact, tmp_path):
     model, _, x = nets.make("lenet_functional")
     options = Options(timesteps=5, **options)
-    network = convert(model, x, target_of("tests", options.beta, options.surrogate_slope), options)
-    expected = convert(model, x, target_of("snntorch", options.beta, options.surrogate_slope), options)
+    network = convert(model, x, options.target("tests"), options)
+    expected = convert(model, x, options.target("snntorch"), options)
     network.exact = expected.exact = exact
     assert torch.equal(network(x, per_step=True), expected(x, per_step=True))
     neurons = [name for name, module in network.body.named_modules() if is_spiking_neuron(module)]
@@ -91,21 +91,15 @@ def test_a_further_framework_is_a_row(toy, options, exact, tmp_path):
 @pytest.mark.parametrize("framework", ["snntorch", "norse", "tests"])
 def test_neurons_are_described_as_made_and_share_no_memory(toy, framework):
     neurons = neurons_of(framework)
-    given = torch.tensor([[0.5], [1.5]]), torch.tensor([[0.9], [0.25]]), torch.tensor([[2.0], [3.0]])
-    cell = neurons.make(*given)
+    given, surrogate = (torch.tensor([[0.5], [1.5]]), torch.tensor([[0.9], [0.25]])), Triangular(2.0)
+    cell = neurons.make(*given, surrogate)
     for values in given:
         values.add_(1)
-    found = neurons.describe(cell)
+    *found, kept = neurons.describe(cell)
     assert all(torch.equal(values, other - 1) for values, other in zip(found, given, strict=True))
+    assert kept is surrogate
     assert framework_of(cell).name == neurons.name == framework
     assert neurons.describe(nn.ReLU()) is None
-    assert neurons.describe_constant(cell) is not None
-    for name, trained in cell.named_buffers():
-        if name.rpartition(".")[2] in ("threshold", "beta", "decay"):
-            trained.requires_grad_()
-            assert (neurons.describe_constant(cell) is None) == ("threshold" not in name)
-            assert neurons.describe(cell) is not None
-            trained.requires_grad_(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -114,7 +108,7 @@ def test_potentials_are_summed_in_the_order_that_is_promised(framework, dtype):
     torch.manual_seed(0)
     threshold, beta = torch.rand(7, 1, dtype=dtype) + 0.1, torch.tensor(0.9, dtype=dtype)
     currents = torch.rand(40, 3, 7, 11, dtype=dtype)
-    cell = neurons_of(framework).make(threshold, beta, torch.tensor(5.0, dtype=dtype))
+    cell = neurons_of(framework).make(threshold, beta, Triangular(1.0))
     v = state = torch.zeros_like(currents[0])
     for current in currents:
         v = (beta * v + current) - (v > threshold).to(dtype) * threshold
@@ -124,7 +118,7 @@ def test_potentials_are_summed_in_the_order_that_is_promised(framework, dtype):
 
 
 def test_a_beta_that_training_has_pushed_out_of_range_counts_as_snntorch_counts_it():
-    leaky = neurons_of("snntorch").make(torch.tensor(1.0), torch.tensor(1.5), torch.tensor(5.0))
+    leaky = neurons_of("snntorch").make(torch.tensor(1.0), torch.tensor(1.5), Triangular(1.0))
     assert float(neurons_of("snntorch").describe(leaky).beta) == 1.0
     _, state = leaky(torch.tensor([0.5]), torch.tensor([0.4]))
     assert float(state) == float(torch.tensor(0.5) + 0.4)
@@ -202,7 +196,7 @@ def test_which_neurons_leak():
     nodes = {
         name: type(name, (jelly["BaseNode"],), {"__module__": "spikingjelly.neuron"}) for name in ("IFNode", "LIFNode")
     }
-    one, slope = torch.ones(()), torch.tensor(5.0)
+    one, slope = torch.ones(()), Triangular(1.0)
     expected = {
         False: [
             *(neurons_of(name).make(one, one, slope) for name in ("snntorch", "norse")),

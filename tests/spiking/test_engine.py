@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from snnreg_plugins import SpikeRate, SpikeStatistics, SpikingNetwork, SynapticOperations, to_norse, to_snntorch
+from snnreg_plugins.frameworks.surrogate import SURROGATES, FastSigmoid
 from snnreg_plugins.spiking import engine as engine_module
 from snnreg_plugins.spiking import firing
 from snnreg_plugins.spiking.layers import SpikeMaxPool
@@ -116,7 +117,7 @@ def test_neurons_against_the_plain_reference(shape, constant, beta, dtype):
     torch.manual_seed(0)
     currents = torch.rand(1 if constant else T, *shape).mul(0.8).to(dtype)
     threshold = torch.rand(shape[1], *[1] * (len(shape) - 2)).add(0.5).to(dtype)
-    dynamics = firing.Dynamics(threshold, torch.tensor(beta, dtype=dtype), torch.tensor(5.0, dtype=dtype))
+    dynamics = firing.Dynamics(threshold, torch.tensor(beta, dtype=dtype), FastSigmoid(torch.tensor(5.0, dtype=dtype)))
     v0 = 0.5 * threshold.expand(shape)
     expected = torch.stack(soft_reset_neuron(list(currents.expand(T, *shape)), threshold, v0, dynamics.beta))
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -143,11 +144,15 @@ def test_neurons_against_the_plain_reference(shape, constant, beta, dtype):
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("beta", [1.0, 0.9])
 @pytest.mark.parametrize("with_potentials", [False, True])
-@pytest.mark.parametrize("export", [to_snntorch, to_norse])
-def test_gradients_of_neurons_are_those_of_the_framework(export, with_potentials, beta, constant):
+@pytest.mark.parametrize(
+    ("export", "surrogate"),
+    [(to_snntorch, name) for name in sorted(SURROGATES)] + [(to_norse, "triangular")],
+)
+def test_gradients_of_neurons_are_those_of_the_framework(export, surrogate, with_potentials, beta, constant):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 16, 2))
-    network = export(net, torch.rand(8, 1, 6, 6), timesteps=T, per_channel=True, beta=beta, compensate_leak=False)
+    options = {"surrogate": surrogate, "beta": beta, "compensate_leak": False, "per_channel": True}
+    network = export(net, torch.rand(8, 1, 6, 6), timesteps=T, **options)
     (neuron,) = neurons_of(network).values()
     dynamics = network.neurons.describe(neuron)
     # One sample, so that no sum has an order.
