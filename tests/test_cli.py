@@ -78,6 +78,7 @@ def test_there_are_all_recipes():
         "fashion_mnist_lenet_l1",
         "fashion_mnist_lenet_none",
         "fashion_mnist_lenet_qcfs",
+        "optical_equalizer",
     ]
 
 
@@ -93,11 +94,12 @@ def test_every_recipe_runs(name, command, stand_ins, capsys):
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
     command(*commands_of(name)[1], *MOMENT)
     folder = Path("runs") / name
-    written = {"spiking.pt", "report.json", "report.png", "report.html", "raster.json", "report.yaml"}
-    assert written <= {path.name for path in folder.iterdir()}
+    written = {"report.json", "report.png", "report.html", "report.yaml"}
+    own = name.endswith("_equalizer")  # a network that is measured as it is
+    assert written | (set() if own else {"spiking.pt", "raster.json"}) <= {path.name for path in folder.iterdir()}
     figures = json.loads((folder / "report.json").read_text())
     assert figures["steps"][-1]["sops"] > 0
-    assert "SNN, T = 4" in capsys.readouterr().out
+    assert ("SNN by layer" if own else "SNN, T = 4") in capsys.readouterr().out
 
 
 def printed(command, capsys, *words):

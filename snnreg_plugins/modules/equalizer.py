@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from snnreg_plugins._checks import as_flag, as_integer, as_number
 from snnreg_plugins._imports import needed
+from snnreg_plugins.functional.symbols import bit_error_rate
+from snnreg_plugins.modules.classifier import Classifier
+from snnreg_plugins.modules.costs import LoggedCosts
 from snnreg_plugins.spiking.encoder import TableEncoder
 
 
@@ -76,3 +80,36 @@ class SpikingEqualizer(nn.Module):
             total = total + self.fc2(spikes)
         scores: Tensor = total / self.encoder.timesteps
         return scores
+
+
+class Equalizer(LoggedCosts, Classifier):
+    """Train a network to tell which symbol was sent.
+
+    Logs what :class:`Classifier` does; ``val/ser`` and ``val/ber``, the shares of symbols and of their Gray-coded bits
+    that are wrong; and what a sample costs: ``val/sops``, ``val/effective_macs``, and ``val/spike_rate``
+    (spikes/neuron/step); or ``test/...``.
+
+    Args:
+        network: From samples ``(B, taps)`` to scores ``(B, K)``, a spiking network such as :class:`SpikingEqualizer`.
+        optimizer: From parameters to an optimizer; Adam with its defaults if None.
+        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        loss: From outputs and targets to a loss; cross-entropy if None.
+
+    Example:
+        >>> Equalizer(SpikingEqualizer(taps=5))(torch.zeros(2, 5)).shape
+        torch.Size([2, 4])
+    """
+
+    @override
+    def _log_scores(self, stage: str, outputs: Tensor, y: Tensor, size: int, ending: str = "") -> None:
+        super()._log_scores(stage, outputs, y, size, ending)
+        decided = outputs.argmax(1)
+        rates = {"ser": (decided != y).float().mean(), "ber": bit_error_rate(decided, y, outputs.shape[1])}
+        for name, rate in rates.items():
+            self.log(f"{stage}/{name}{ending}", rate, prog_bar=True, batch_size=size, sync_dist=True)
+
+    @override
+    def _log_cost(self, stage: str) -> None:
+        operations: Any = self._cost["sops"]
+        self.log(f"{stage}/effective_macs", operations.total("effective_macs").float())
+        super()._log_cost(stage)

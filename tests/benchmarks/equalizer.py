@@ -25,7 +25,7 @@ from snnreg_plugins.functional import bit_error_rate
 from snnreg_plugins.modules import SpikingEqualizer
 from tests.benchmarks.common import fit
 
-STRENGTHS = [0.0, 1e-3, 1e-2, 3e-2]
+STRENGTHS = [0.0, 1e-2, 1e-1]
 PATTERNS = {"real": None, "8 bits": 8, "spikes": 1}
 
 

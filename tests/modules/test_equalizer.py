@@ -1,10 +1,11 @@
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from snnreg_plugins import SpikeRate, SynapticOperations
 from snnreg_plugins.data import OpticalChannel
-from snnreg_plugins.modules import SpikingEqualizer
+from snnreg_plugins.modules import Equalizer, SpikingEqualizer
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
@@ -48,6 +49,24 @@ def test_it_beats_a_linear_equalizer_soon():
         optimizer.step()
     received, sent = data.val_dataloader().dataset.__getitems__(range(5000))
     assert (network(received).argmax(1) != sent).float().mean() < 0.06
+
+
+def test_errors_and_costs_are_logged():
+    torch.manual_seed(0)
+    data = OpticalChannel(symbols=100, validation_size=100, test_size=250, taps=5, batch_size=100)
+    network = SpikingEqualizer(taps=5, hidden=7, lines=2, timesteps=4)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    logged = trainer.test(Equalizer(network), data, verbose=False)[0]
+    received, sent = data.test_dataloader().dataset.__getitems__(range(250))
+    with SynapticOperations(network) as sops, SpikeRate(network) as rate, torch.no_grad():
+        decided = network(received).argmax(1)
+    codes = torch.tensor([[0, 0], [0, 1], [1, 1], [1, 0]])
+    assert logged["test/ser"] == pytest.approx((decided != sent).float().mean().item())
+    assert logged["test/ser"] == pytest.approx(1 - logged["test/accuracy"])
+    assert logged["test/ber"] == pytest.approx((codes[decided] != codes[sent]).float().mean().item())
+    assert logged["test/sops"] == pytest.approx(sops.compute().item())
+    assert logged["test/effective_macs"] == pytest.approx(sops.total("effective_macs").item()) != 0
+    assert logged["test/spike_rate"] == pytest.approx(rate.compute().item())
 
 
 @pytest.mark.parametrize(
