@@ -67,7 +67,7 @@ class ExportReport(MeasuringCallback):
         timesteps: Time steps T of the written network, 8 if None.
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
-        table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        table: Energy per operation, a name in ``functional.ENERGY_TABLES``; None for the one of the network's weights.
         diagnose: Tell too which layer loses the most of the DNN's activations, and what to try.
         html: Write the page.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits), ``"multilabel"``, ``"regression"``, or a metric
@@ -98,7 +98,7 @@ class ExportReport(MeasuringCallback):
         timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
-        table: str = "horowitz_fp32",
+        table: str | None = None,
         diagnose: bool = False,
         html: bool = True,
         metric: Metric | Task | None = None,
@@ -110,7 +110,7 @@ class ExportReport(MeasuringCallback):
             raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
         given: dict[str, Any] = {"timesteps": _TIMESTEPS if timesteps is None else as_integer("timesteps", timesteps)}
         steps = [1, 2, 4, 8, 16, 32, given["timesteps"]] if steps is None else steps
-        if not energy_table(table).prices_macs:
+        if table is not None and not energy_table(table).prices_macs:
             raise ValueError(
                 f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
             )

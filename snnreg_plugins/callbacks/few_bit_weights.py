@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_names
+from snnreg_plugins._lightning import averaging
 from snnreg_plugins.export.few_bits import has_few_bits
 from snnreg_plugins.functional.fewbits import checked_bits
 from snnreg_plugins.training.few_bits import layers_in_few_bits, leave_few_bits, put_few_bits
@@ -47,7 +48,8 @@ class FewBitWeights(Callback):
     Raises:
         ValueError: If an argument is out of range, or on start of a run, if there is no layer to train so, or one
             computes its weight already.
-        MisconfigurationException: On start of a run, if the layers are no longer in the module.
+        MisconfigurationException: On start of a run, if the layers are no longer in the module, or a callback that
+            averages weights is listed before this one.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -100,6 +102,13 @@ class FewBitWeights(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        callbacks: list[Any] = list(getattr(trainer, "callbacks", []))
+        for callback in averaging(trainer):
+            if callbacks.index(callback) < callbacks.index(self):
+                raise MisconfigurationException(
+                    f"{type(callback).__name__} has copied the module before FewBitWeights changes its layers. List "
+                    "FewBitWeights before it."
+                )
         before = layers_in_few_bits(pl_module)
         self._put = [layer for name, layer in self.put(pl_module).items() if name not in before]
 

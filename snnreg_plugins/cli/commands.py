@@ -21,7 +21,7 @@ import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._models import part_of
 from snnreg_plugins._weights import load_weights, read_weights
-from snnreg_plugins.callbacks import ExportReport, QCFSActivations
+from snnreg_plugins.callbacks import ExportReport, FewBitWeights, QCFSActivations
 from snnreg_plugins.cli.overrides import overridden, split_overrides
 from snnreg_plugins.cli.recipes import require_filled_in, require_readable
 from snnreg_plugins.cli.sentences import in_one_sentence
@@ -63,7 +63,7 @@ class ExportTrainer(Trainer):
         timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
-        table: str = "horowitz_fp32",
+        table: str | None = None,
         diagnose: bool = False,
         html: bool = True,
         metric: Metric | Task | None = None,
@@ -81,7 +81,7 @@ class ExportTrainer(Trainer):
                 trained with.
             steps: Numbers of time steps to report on.
             calibration_batches: Batches of training data to balance thresholds on.
-            table: Energy per operation.
+            table: Energy per operation; if not given, by the weights of the network.
             diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
             html: Write the report as a page too, report.html.
             metric: What is scored: multiclass, binary, multilabel, regression, or a metric of torchmetrics. If not
@@ -98,6 +98,8 @@ class ExportTrainer(Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
                 callback.swap(model)  # the checkpoint holds its thresholds
+            if isinstance(callback, FewBitWeights):
+                callback.put(model)  # and these weights
         content, weights = read_weights(ckpt_path, "ckpt_path")
         if weights is not content:
             model.on_load_checkpoint(content)

@@ -94,10 +94,19 @@ ENERGY_TABLES: dict[str, EnergyTable] = {
     "horowitz_fp16": EnergyTable(mac=1.1 + 0.4, ac=0.4, source=_HOROWITZ),
     "horowitz_int32": EnergyTable(mac=3.1 + 0.1, ac=0.1, source=_HOROWITZ),
     "horowitz_int8": EnergyTable(mac=0.2 + 0.03, ac=0.03, source=_HOROWITZ),
+    "horowitz_int8_int32": EnergyTable(
+        mac=0.2 + 0.1, ac=0.1, source=f"{_HOROWITZ}; products of 8 bits, added to potentials of 32 bits"
+    ),
+    "horowitz_shift": EnergyTable(
+        mac=0.1 + 0.1, ac=0.1, source=f"{_HOROWITZ}; sums of 32 bits, and a shift for each product, priced like a sum"
+    ),
     "truenorth": EnergyTable(mac=math.nan, ac=26.0, source=f"TrueNorth, Merolla et al., Science 2014: {_SILICON}"),
     "loihi": EnergyTable(mac=math.nan, ac=23.6, source=f"Loihi, Davies et al., IEEE Micro 2018: {_SILICON}"),
     "anp_i": EnergyTable(mac=math.nan, ac=1.5, source=f"ANP-I, Zhang et al., ISSCC 2023: {_SILICON}"),
 }
+
+#: The table that fits the weights of an exported network, by what ``weights`` of the export says.
+TABLE_OF_WEIGHTS = {"float": "horowitz_fp32", "int8": "horowitz_int8_int32", "power_of_two": "horowitz_shift"}
 
 
 def energy(sops: Number, macs: Number, table: str | EnergyTable = "horowitz_fp32") -> Number:

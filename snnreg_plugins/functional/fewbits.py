@@ -65,12 +65,14 @@ def magnitudes(weights: str, bits: int) -> Tensor:
         >>> magnitudes("int8", 3).tolist(), magnitudes("power_of_two", 4).tolist()
         ([0, 32, 64, 96], [0, 1, 2, 4, 8, 16, 32, 64])
     """
-    bits = checked_bits(weights, bits)
-    codes = torch.arange(2 ** (bits - 1))
+    return torch.tensor(_magnitudes(weights, checked_bits(weights, bits)))
+
+
+def _magnitudes(weights: str, bits: int) -> list[int]:
     if weights == "int8":
-        return codes << (8 - bits)
-    powers = torch.where(codes > 0, torch.ones_like(codes) << (codes - 1).clamp_min(0), 0)
-    return powers * max(1, _FINE // int(powers[-1]))
+        return [k * 2 ** (8 - bits) for k in range(2 ** (bits - 1))]
+    powers = [0, *(2**k for k in range(2 ** (bits - 1) - 1))]
+    return [power * max(1, _FINE // powers[-1]) for power in powers]
 
 
 def unit_of(largest: Tensor, weights: str, bits: int) -> Tensor:
@@ -85,7 +87,7 @@ def unit_of(largest: Tensor, weights: str, bits: int) -> Tensor:
         >>> unit_of(torch.tensor([254.0, 0.0]), "int8", 8).tolist()
         [2.0, 1.0]
     """
-    unit = largest / float(magnitudes(weights, bits)[-1])
+    unit = largest / _magnitudes(weights, bits)[-1]
     return torch.where(unit == 0, 1.0, unit)
 
 
@@ -105,8 +107,8 @@ def round_weights(weight: Tensor, unit: Tensor, weights: str, bits: int) -> Tens
         >>> round_weights(torch.tensor([0.9, -3.0, 2.9, 80.0]), torch.tensor(1.0), "power_of_two", 4).tolist()
         [1.0, -4.0, 2.0, 64.0]
     """
-    steps = magnitudes(weights, bits)
-    least, most = float(steps[1]), float(steps[-1])
+    steps = _magnitudes(weights, bits)
+    least, most = steps[1], steps[-1]
     given = weight.to(torch.promote_types(weight.dtype, torch.float32))
     size = (given / unit).abs() / least
     if weights == "int8":

@@ -85,6 +85,7 @@ def lemaire_energy(
     effective_macs: float = 0.0,
     leaky: bool = False,
     bits: int = 32,
+    weight_bits: int | None = None,
 ) -> LemaireEnergy:
     r"""Energy of a spiking layer, a synaptic layer with the neurons behind it, with its memory accesses.
 
@@ -118,6 +119,7 @@ def lemaire_energy(
         effective_macs: MACs/sample of real-valued input.
         leaky: Whether potentials leak: a multiplication per neuron and step.
         bits: Width of the numbers in memory.
+        weight_bits: That of a weight, if it is another.
 
     Returns:
         Energy per sample, by what spends it.
@@ -150,13 +152,15 @@ def lemaire_energy(
     return LemaireEnergy(
         operations=1e-12 * (accumulates * _PRICES.ac + multiplies * _PRICES.mac),
         potentials=2 * (read + updates) * ram_access(size.outputs, bits),
-        weights=(read + effective_macs) * ram_access(size.weights, bits),
+        weights=(read + effective_macs) * ram_access(size.weights, _width(bits, weight_bits)),
         inputs=(events_in + effective_macs / size.macs_per_read) * ram_access(size.inputs, bits),
         outputs=events_out * ram_access(size.outputs, bits),
     )
 
 
-def lemaire_dense_energy(layer: SynapticLayer, input_shape: Sequence[int], *, bits: int = 32) -> LemaireEnergy:
+def lemaire_dense_energy(
+    layer: SynapticLayer, input_shape: Sequence[int], *, bits: int = 32, weight_bits: int | None = None
+) -> LemaireEnergy:
     r"""Energy of the same layer in a DNN that skips no zeros, with its memory accesses.
 
     .. math::
@@ -170,6 +174,7 @@ def lemaire_dense_energy(layer: SynapticLayer, input_shape: Sequence[int], *, bi
         layer: A synaptic layer.
         input_shape: Shape of one input without the batch.
         bits: Width of the numbers in memory.
+        weight_bits: That of a weight, if it is another.
 
     Returns:
         Energy per sample, by what spends it.
@@ -189,10 +194,14 @@ def lemaire_dense_energy(layer: SynapticLayer, input_shape: Sequence[int], *, bi
     size = _Geometry(layer, input_shape)
     return LemaireEnergy(
         operations=1e-12 * (size.macs * _PRICES.mac + size.outputs * _PRICES.ac),
-        weights=size.macs * ram_access(size.weights, bits),
+        weights=size.macs * ram_access(size.weights, _width(bits, weight_bits)),
         inputs=size.macs / size.macs_per_read * ram_access(size.inputs, bits),
         outputs=size.outputs * ram_access(size.outputs, bits),
     )
+
+
+def _width(bits: int, weight_bits: int | None) -> int:
+    return bits if weight_bits is None else as_integer("weight_bits", weight_bits)
 
 
 def lemaire_break_even_rate(

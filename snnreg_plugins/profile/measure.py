@@ -56,8 +56,9 @@ def profile(
         timesteps: Number of calls of a network that takes a step at a time; None for one call.
         table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, an ``EnergyTable`` of your own,
             or ``"lemaire"`` for :func:`~snnreg_plugins.functional.lemaire_energy`, which has memory access too. For
-            that, SOPs are the exact ones, and spikes of a neuron layer are the output of the synaptic layer called
-            last before it; what leaks is told by a neuron's ``beta`` or its class's name.
+            that, weights have the ``weight_bits`` of an exported network, SOPs are the exact ones, and spikes of a
+            neuron layer are the output of the synaptic layer called last before it; what leaks is told by a neuron's
+            ``beta`` or its class's name.
         batch_dim: Dimension of the batch in ``inputs``; 1 for ``(T, B, ...)``.
         input_events: Whether whole numbers in ``inputs`` are counts of events, or cost MACs, as those of images of 0 to
             255 do; see :class:`~snnreg_plugins.SynapticOperations`.
@@ -104,7 +105,8 @@ def profile(
             f"{sorted(tally.synapses)} and made no other product."
         )
     spiking = spikes_already(model)
-    pricing = _Pricing(tally, context, prices, inputs.shape[batch_dim], timesteps, spiking)
+    weight_bits = model.conversion.get("weight_bits") if isinstance(model, SpikingNetwork) else None
+    pricing = _Pricing(tally, context, prices, inputs.shape[batch_dim], timesteps, spiking, weight_bits)
     layers = tuple(_layer(name, pricing) for name in tally.called)
     return Profile(
         model=type(model).__name__,
@@ -216,6 +218,7 @@ class _Pricing:
         samples: Samples in the batch.
         timesteps: Calls of the network; None for one that has its loop inside.
         spiking: Whether the network has spiking neurons.
+        weight_bits: Bits of a weight in memory; None for those of all numbers.
     """
 
     def __init__(
@@ -226,7 +229,9 @@ class _Pricing:
         samples: int,
         timesteps: int | None,
         spiking: bool,
+        weight_bits: int | None = None,
     ) -> None:
+        self.weight_bits = weight_bits
         self.tally, self.context, self.prices, self.samples, self.spiking = tally, context, prices, samples, spiking
         self.counts = {quantity: tally.by_layer(quantity) for quantity in tally.quantities}
         self.passes = timesteps
@@ -256,7 +261,7 @@ class _Pricing:
         if given is None or not is_synaptic(layer):
             return None, None
         times = max(1, round(given.presented / self.samples / self.steps))
-        dense = sum(times * [lemaire_dense_energy(layer, given.shape)], LemaireEnergy())
+        dense = sum(times * [lemaire_dense_energy(layer, given.shape, weight_bits=self.weight_bits)], LemaireEnergy())
         parts = dense
         if self.spiking:
             spikes = sum(self.counts["spikes"][neurons] for neurons in given.neurons)
@@ -270,6 +275,7 @@ class _Pricing:
                 sops=self.counts["sops"][name] / self.samples,
                 effective_macs=self.counts["effective_macs"][name] / self.samples,
                 leaky=any(leaks(self.tally.modules[neurons]) for neurons in given.neurons),
+                weight_bits=self.weight_bits,
             )
         self.breakdown += parts
         return parts.total, dense.total

@@ -38,7 +38,7 @@ def export_run(
     options: Mapping[str, Any],
     steps: Sequence[int],
     calibration_batches: int,
-    table: str,
+    table: str | None,
     diagnosed: bool,
     html: bool,
     limit_batches: float | None = None,
@@ -63,7 +63,7 @@ def export_run(
         options: Options of the export.
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
-        table: Energy per operation.
+        table: Energy per operation; None for the table of the network's weights.
         diagnosed: Whether to tell what each layer loses.
         html: Whether to write the page.
         limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.

@@ -16,7 +16,7 @@ from snnreg_plugins._batches import begun, mean_frame, pairs_of
 from snnreg_plugins._checks import as_integers
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
-from snnreg_plugins.functional.energy import EnergyTable, energy_table
+from snnreg_plugins.functional.energy import TABLE_OF_WEIGHTS, EnergyTable, energy_table
 from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score, loss_of_modules
 from snnreg_plugins.reports.counted import Counts, dnn_report, layer_report, step_report
 from snnreg_plugins.reports.own import Readout, as_it_is, measure_own
@@ -34,7 +34,7 @@ def report(
     data: Iterable[Any],
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    table: str | EnergyTable = "horowitz_fp32",
+    table: str | EnergyTable | None = None,
     metric: Metric | Task | Score | None = None,
     loss: Loss | None = None,
     readout: Readout = as_it_is,
@@ -68,7 +68,9 @@ def report(
         steps: The numbers of time steps to report; of no use for a network with a time loop of its own. Where inputs
             have a dimension of time (``network.time_dim``), those up to the steps that they have, which are added; the
             DNN sees the mean over them.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own.
+        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own; if None, the
+            one of the network's weights: ``"horowitz_fp32"``, or of few bits ``"horowitz_int8_int32"`` or
+            ``"horowitz_shift"``, for the DNN too.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits; above 0 is a yes), ``"multilabel"`` (the same),
             ``"regression"``, or a metric of torchmetrics, which gets outputs and targets. If None, the targets tell,
             and the loss modules of ``dnn``: accuracy where they are classes or labels, the mean squared error where
@@ -102,6 +104,9 @@ def report(
         (80.0, 32.0)
     """
     ascending = require_steps(steps)
+    if table is None:
+        conversion = network.conversion if isinstance(network, SpikingNetwork) else {}
+        table = TABLE_OF_WEIGHTS[conversion.get("weights", "float")]
     prices = energy_table(table)
     _require_spiking(dnn, network)
     first, pairs = begun(_pairs(data, progress))

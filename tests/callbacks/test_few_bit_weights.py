@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
@@ -199,6 +199,16 @@ def test_refused():
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 4)
     with pytest.raises(MisconfigurationException, match='SpikingClassifier takes weights="int8"'):
         Trainer(**QUIET, max_epochs=1, callbacks=[FewBitWeights()]).fit(SpikingClassifier(net), data)
+
+
+def test_averages_are_of_the_layers_that_are_trained():
+    callbacks = [FewBitWeights(bits=4), StochasticWeightAveraging(0.1, 1)]
+    with pytest.raises(MisconfigurationException, match="List FewBitWeights before it"):
+        fit(module(), callbacks[::-1], torch.float64, max_epochs=3)
+    own = module()
+    fit(own, callbacks, torch.float64, max_epochs=3)
+    codes = own.net["fc"].weight / own.net["fc"].weight.abs().amax(1, keepdim=True) * 7
+    torch.testing.assert_close(codes, codes.round())
 
 
 def test_a_checkpoint_that_was_written_in_training_says_what_it_wants(tmp_path):

@@ -14,12 +14,14 @@ from snnreg_plugins import (
     deploy,
     from_nir,
     load_network,
+    report,
     save_network,
     to_nir,
     to_norse,
     to_snntorch,
 )
 from snnreg_plugins.functional import OneToOne, is_synaptic, magnitudes
+from snnreg_plugins.profile import profile
 from snnreg_plugins.spiking.layers import Current, InitialState
 from tests.export.reference import recorded
 from tests.export.test_architectures import NETS, inputs, randomize
@@ -168,6 +170,15 @@ def test_real_input_meets_whole_weights():
     assert all_whole(network)
 
 
+def test_surrogates_are_as_wide_as_thresholds():
+    net, x = made()
+    network = to_snntorch(net, x, timesteps=T, weights="int8", surrogate_slope=3.0)
+    for module in network.body.modules():
+        dynamics = network.neurons.describe(module)
+        if dynamics is not None:  # but for the rounding of the threshold
+            assert ((dynamics.slope * dynamics.threshold - 3).abs() <= 3 * 0.5 / dynamics.threshold + 1e-5).all()
+
+
 def test_how_many_steps_are_exact_is_what_all_spikes_would_take():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(30, 5)
@@ -190,6 +201,19 @@ def test_sums_beyond_the_whole_numbers_of_floats_are_refused():
     assert to_snntorch(net, x, timesteps=steps, **given).conversion["exact_timesteps"] == steps
     assert to_snntorch(copy.deepcopy(net).double(), x.double(), timesteps=5000, **given)
     assert to_snntorch(net, x, timesteps=5000, weights="power_of_two", weight_bits=4)
+
+
+def test_energy_is_that_of_the_weights():
+    net, x = made()
+    data = [(x, torch.arange(8) % 3)]
+    for weights, bits, table in (("float", None, "fp32"), ("int8", 4, "int8_int32"), ("power_of_two", None, "shift")):
+        network = to_snntorch(net, x, timesteps=2, weights=weights, weight_bits=bits)
+        result = report(net, network, data, steps=[2])
+        assert result.table == f"horowitz_{table}"
+        assert report(net, network, data, steps=[2], table="horowitz_fp16").table == "horowitz_fp16"
+        spent = profile(network, x, table="lemaire").breakdown["weights"]
+        network.conversion.pop("weight_bits")
+        assert (spent < profile(network, x, table="lemaire").breakdown["weights"]) is (weights != "float")
 
 
 def test_a_dead_channel_has_the_unit_of_its_layer():

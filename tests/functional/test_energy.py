@@ -7,7 +7,11 @@ import torch
 from snnreg_plugins.functional import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 
 # Horowitz, ISSCC 2014: pJ of (multiply, add).
-HOROWITZ = {"fp32": (3.7, 0.9), "fp16": (1.1, 0.4), "int32": (3.1, 0.1), "int8": (0.2, 0.03)}
+HOROWITZ = {
+    "fp32": (3.7, 0.9), "fp16": (1.1, 0.4), "int32": (3.1, 0.1), "int8": (0.2, 0.03),
+    # Of few bits, added up in 32.
+    "int8_int32": (0.2, 0.1), "shift": (0.1, 0.1),
+}  # fmt: skip
 
 # pJ per synaptic operation of chips, which have no price for MACs.
 SILICON = {"truenorth": 26.0, "loihi": 23.6, "anp_i": 1.5}

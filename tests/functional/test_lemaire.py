@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -76,6 +77,18 @@ def test_dense_layers_by_hand():
     assert spent(lemaire_dense_energy(nn.Linear(20, 7), (20,))) == pytest.approx(
         [140 * MULTIPLY_ADD + 7 * ADD, 0, 140 * ram(140), 20 * ram(20), 7 * ram(7)]
     )
+
+
+def test_weights_may_have_fewer_bits_than_the_rest():
+    layer, given = nn.Linear(20, 7), dict(timesteps=5, events_in=30, events_out=4)
+    for few, whole, read in (
+        (lemaire_energy(layer, (20,), **given, weight_bits=4), lemaire_energy(layer, (20,), **given), 30 * 7),
+        (lemaire_dense_energy(layer, (20,), weight_bits=4), lemaire_dense_energy(layer, (20,)), 140),
+    ):
+        assert few.weights == pytest.approx(1e-12 * read * (1.09e-5 * 140 * 4 + 13.2))
+        assert dataclasses.replace(few, weights=whole.weights) == whole
+    with pytest.raises(ValueError, match="`weight_bits`"):
+        lemaire_dense_energy(layer, (20,), weight_bits=0)
 
 
 def test_exact_synaptic_operations_take_the_place_of_the_models():
