@@ -38,6 +38,7 @@ def to_snntorch(
     weights: str = "float",
     weight_bits: int | None = None,
     train_weights: bool = False,
+    budget: float | None = None,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
 
@@ -124,6 +125,12 @@ def to_snntorch(
             ``"power_of_two"`` (4 if None).
         train_weights: Keep floats behind the weights of few bits, to train them by straight-through gradients until
             :func:`~snnreg_plugins.deploy` rounds all; so it is too where batch norms are kept or thresholds trained.
+        budget: SOPs/sample that the network may spend on average over the calibration data (up to 1,024 samples), by
+            an exact count. Of so many time steps, half of them, and so on down to 1, of thresholds up to twice as
+            high, of margins at which samples leave early (:func:`~snnreg_plugins.exit_margins`), and with
+            ``threshold="auto"`` of all its thresholds, it takes what agrees best with the DNN on samples that it was
+            not adjusted on. What it took is in ``network.conversion`` (``timesteps``, ``threshold_factors``, ``sops``,
+            and ``agreement``, the share of samples of the DNN's class) and in ``network.exit_margins``.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
@@ -133,7 +140,7 @@ def to_snntorch(
         ConversionError: If a part of the model cannot be expressed; names the layer, its line in your code, and what
             to do instead.
         ValueError: If an argument is out of range, or a layer is silent on all of the calibration data, or has
-            learned no threshold.
+            learned no threshold; or if no network is within the ``budget``.
         TypeError: If ``model`` is no module, or ``calibration`` gives something else than inputs.
 
     Example:
@@ -170,6 +177,7 @@ def to_snntorch(
         weights=weights,
         weight_bits=weight_bits,
         train_weights=train_weights,
+        budget=budget,
     )
     return convert(model, calibration, options.target("snntorch"), options)
 
@@ -200,6 +208,7 @@ def to_norse(
     weights: str = "float",
     weight_bits: int | None = None,
     train_weights: bool = False,
+    budget: float | None = None,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
@@ -234,6 +243,7 @@ def to_norse(
         weights: ``"float"``, ``"int8"`` or ``"power_of_two"``.
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
+        budget: SOPs/sample that the network may spend.
 
     Returns:
         The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
@@ -273,5 +283,6 @@ def to_norse(
         weights=weights,
         weight_bits=weight_bits,
         train_weights=train_weights,
+        budget=budget,
     )
     return convert(model, calibration, options.target("norse"), options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(
         ("none", "potential"),
     )
 )
+#: Samples to run at once.
 _BATCH = 128
 
 
@@ -58,6 +59,39 @@ def candidates(options: Options) -> list[dict[str, Any]]:
     return tried
 
 
+class Halves:
+    """Samples of calibration data: one half to adjust networks on, and one that is held out to judge them by.
+
+    Args:
+        options: All other options.
+        convert: From options, and samples to adjust on, to a network.
+        dnn: The DNN.
+        samples: The samples, ``(B, ...)``, or ``(B, T, ...)`` where they have time.
+    """
+
+    def __init__(
+        self, options: Options, convert: Callable[[Options, Tensor], SpikingNetwork], dnn: nn.Module, samples: Tensor
+    ) -> None:
+        half = max(1, len(samples) // 2)
+        self.convert, self.dnn, self.adjusted = convert, dnn, samples[:half]
+        self.held = None if options.time_dim is None else 1  # dimension of time in the samples
+        self.parts = torch.split(samples[half:] if len(samples) > 1 else samples, _BATCH)
+        self.scores = self.scores_of(self.parts)
+
+    def scores_of(self, parts: Iterable[Tensor]) -> Tensor:
+        """Give the DNN's scores."""
+        return torch.cat([self.dnn(mean_frame(part, self.held, dtype_of(self.dnn))) for part in parts])
+
+    def network(self, options: Options) -> SpikingNetwork:
+        """Convert, and adjust on the one half."""
+        return self.convert(options, self.adjusted).eval()
+
+    def judge(self, options: Options, network: SpikingNetwork) -> Tried:
+        """Run a network on the other half."""
+        counted = run_and_count(network, self.parts, self.held)
+        return Tried(options, agreement(counted.outputs, self.scores), counted.sops)
+
+
 def choose(
     options: Options, convert: Callable[[Options, Tensor], SpikingNetwork], dnn: nn.Module, samples: Tensor
 ) -> Options:
@@ -65,23 +99,13 @@ def choose(
 
     Args:
         options: All other options.
-        convert: From options, and samples to adjust on, to a network.
+        convert: As for :class:`Halves`, and so on.
         dnn: The DNN.
-        samples: Samples of calibration data, ``(B, ...)``, or ``(B, T, ...)`` where they have time; one half to adjust
-            on, and one that is held out.
+        samples: Samples of calibration data.
     """
-    half = max(1, len(samples) // 2)
-    adjusted, held_out = samples[:half], samples[half:] if len(samples) > 1 else samples
-    parts = torch.split(held_out, _BATCH)
-    held = None if options.time_dim is None else 1  # dimension of time in the samples
-    scores = torch.cat([dnn(mean_frame(part, held, dtype_of(dnn))) for part in parts])
-    found = []
-    for candidate in candidates(options):
-        tried = replace(options, **candidate)
-        network = convert(tried, adjusted).eval()
-        counted = run_and_count(network, parts, held)
-        found.append(Tried(tried, agreement(counted.outputs, scores), counted.sops))
-    return cheapest(found).options
+    halves = Halves(options, convert, dnn, samples)
+    tried = [replace(options, **candidate) for candidate in candidates(options)]
+    return cheapest([halves.judge(one, halves.network(one)) for one in tried]).options
 
 
 def cheapest(found: list[Tried]) -> Tried:

@@ -25,6 +25,7 @@ from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, chan
 from snnreg_plugins.export.structure import Structure
 from snnreg_plugins.export.time_axis import TimeAxis
 from snnreg_plugins.export.trace import TRACING, trace
+from snnreg_plugins.export.within import within_budget
 from snnreg_plugins.frameworks.base import Target
 from snnreg_plugins.functional.draws import draw
 from snnreg_plugins.functional.synapses import OneToOne
@@ -60,11 +61,16 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         folded = Structure()
         fold_batch_norms(traced, folded, keep=options.batch_norm == "keep")
         auto = options.threshold == "auto"
-        kept = _simulated(traced, options.timesteps) if auto or _adjustments(options) else 0
+        searched = auto or options.budget is not None
+        kept = _simulated(traced, options.timesteps) if searched or _adjustments(options) else 0
         inputs = compared(model, traced, inputs, time.seen)
         statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes, time.seen)
         with _same_random_numbers(processes, device):
             converter = _Converter(traced, statistics, target, folded, samples, time)
+            if options.budget is not None and statistics.samples is not None:
+                network = within_budget(options, converter.convert, traced, statistics.samples)
+                time.require_linear(network, first.to(device) if few is None else few)
+                return network
             if auto and statistics.samples is not None:
                 options = choose(options, converter.convert, traced, statistics.samples)
             network = converter.convert(options)

@@ -30,6 +30,7 @@ _FORMAT = "snnreg_plugins spiking network 3"
 _BEFORE = "snnreg_plugins spiking network 2"
 # What files do not say that were written before there was a choice.
 _UNSAID = {
+    "budget": None,
     "time_dim": None,
     "surrogate": "fast_sigmoid",
     "train_beta": "none",

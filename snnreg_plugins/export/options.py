@@ -58,6 +58,7 @@ class ExportOptions(TypedDict, total=False):
         weights: Whether weights are floats, small integers or powers of two.
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
+        budget: SOPs/sample, on average, that thresholds, time steps and margins of early exit are chosen for.
     """
 
     threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
@@ -81,6 +82,7 @@ class ExportOptions(TypedDict, total=False):
     weights: Literal["float", "int8", "power_of_two"]
     weight_bits: int | None
     train_weights: bool
+    budget: float | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Options:
     weights: str = "float"
     weight_bits: int | None = None
     train_weights: bool = False
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -149,6 +152,7 @@ class Options:
             "beta_std": as_number("beta_std", self.beta_std, "[0, inf)"),
             "weights": one_of("weights", self.weights, ("float", *FEW_BITS)),
             "train_weights": as_flag("train_weights", self.train_weights),
+            "budget": None if self.budget is None else as_number("budget", self.budget, "(0, inf)"),
         }.items():
             object.__setattr__(self, name, value)
         if self.train_beta != "none" and self.beta == 1:
@@ -160,6 +164,8 @@ class Options:
         self._choose_bits()
         if self.time_dim is not None:
             require_uncoded(self.coding)
+        if self.budget is not None:
+            self._require_countable()
 
     def _require_heterogeneity(self) -> None:
         spreads = {"threshold_std": self.train_thresholds, "beta_std": self.train_beta}
@@ -194,6 +200,19 @@ class Options:
         slope = self.surrogate_slope
         assert slope is not None  # resolved above
         return target_of(framework, self.beta, self.surrogate, slope)
+
+    def _require_countable(self) -> None:
+        """Refuse a budget that no count of calibration data could hold for."""
+        if self.coding == "poisson":
+            raise ValueError(
+                'Expected argument `budget` to be None with coding="poisson", whose spikes are others at every call, '
+                "so that no count holds for the next one. Choose another coding, or time steps by hand."
+            )
+        if self.weights != "float":
+            raise ValueError(
+                f"Expected argument `budget` to be None with weights={self.weights!r}, whose integers are made for the "
+                "thresholds as they are. Find margins for the network: exit_margins(network, data, sops=...)."
+            )
 
     @property
     def is_final(self) -> bool:
