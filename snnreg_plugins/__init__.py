@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.callbacks import Distillation as Distillation
     from snnreg_plugins.callbacks import ExportReport as ExportReport
     from snnreg_plugins.callbacks import FewBitWeights as FewBitWeights
+    from snnreg_plugins.callbacks import ProgressiveTandem as ProgressiveTandem
     from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
     from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
     from snnreg_plugins.callbacks import TableSparsity as TableSparsity
@@ -47,6 +48,7 @@ _NAMES = {
         "Distillation",
         "ExportReport",
         "FewBitWeights",
+        "ProgressiveTandem",
         "QCFSActivations",
         "SpikingValidation",
         "TableSparsity",

@@ -95,6 +95,14 @@ def put_before(trainer: Trainer, callback: Callback, others: list[Callback]) -> 
         callbacks.insert(first, callback)
 
 
+def finds_unused_parameters(strategy: Any) -> bool:
+    """Tell whether DDP looks in every step for parameters that get no gradient.
+
+    Without it, a parameter that is frozen during a fit has the next step fail, with an error that does not say why.
+    """
+    return bool(strategy._ddp_kwargs.get("find_unused_parameters", False))
+
+
 def runs_a_step(module: nn.Module) -> bool:
     """Tell, in a hook before its forward, whether a LightningModule is called to run one of its steps.
 

@@ -116,6 +116,25 @@ def part_of(model: nn.Module, name: str | None, argument: str = "network") -> nn
         ) from error
 
 
+def shared_parameter(model: nn.Module, name: str) -> str | None:
+    """Name of a parameter of another part of a model that is a part's own too; None if there is none.
+
+    Args:
+        model: The model.
+        name: Name of the part.
+
+    Example:
+        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3)})
+        >>> shared_parameter(model, "net")
+        >>> model["tied"] = model["net"]
+        >>> shared_parameter(model, "net")
+        'tied.weight'
+    """
+    own = {id(parameter) for parameter in model.get_submodule(name).parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    return next((other for other, one in named if id(one) in own and not other.startswith(f"{name}.")), None)
+
+
 @contextmanager
 def kept_as_it_is(module: nn.Module) -> Iterator[None]:
     """Put back all attributes and buffers of a module and all within it, as its forward may write to them.

@@ -73,6 +73,7 @@ def test_there_are_all_recipes():
         "cifar10_vgg_expected_rate",
         "digits_lenet_expected_rate",
         "digits_lenet_finetune",
+        "digits_lenet_tandem",
         "fashion_mnist_lenet_expected_rate",
         "fashion_mnist_lenet_hoyer_square",
         "fashion_mnist_lenet_l1",
@@ -90,7 +91,7 @@ QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune")
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipes()]
 )
 def test_every_recipe_runs(name, command, stand_ins, capsys):
-    if name == "digits_lenet_finetune":
+    if name in ("digits_lenet_finetune", "digits_lenet_tandem"):
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
     command(*commands_of(name)[1], *MOMENT)
     folder = Path("runs") / name

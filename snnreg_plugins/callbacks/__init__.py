@@ -6,6 +6,7 @@ from snnreg_plugins.callbacks.compressed_activations import CompressedActivation
 from snnreg_plugins.callbacks.distillation import Distillation
 from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.few_bit_weights import FewBitWeights
+from snnreg_plugins.callbacks.progressive_tandem import ProgressiveTandem
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 from snnreg_plugins.callbacks.table_sparsity import TableSparsity
@@ -18,6 +19,7 @@ __all__ = [
     "Distillation",
     "ExportReport",
     "FewBitWeights",
+    "ProgressiveTandem",
     "QCFSActivations",
     "SpikingValidation",
     "TableSparsity",

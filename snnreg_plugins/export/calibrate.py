@@ -247,21 +247,29 @@ class Statistics:
                 f"Layer {self.layers[name]!r}{place} has learned no threshold. Train with QCFSActivations, or choose "
                 'another `threshold`, such as "percentile".'
             )
-        level = threshold(histogram, False)
-        if not level > 0:
-            level = maximum(histogram)
-        if not level > 0:
+        level = level_of(histogram, threshold, per_channel)
+        if level is None:
             if self.populations[name].sign < 0:
-                return torch.tensor(1.0, device=level.device)  # no input is ever negative: it fires on nothing
+                return torch.tensor(1.0, device=histogram.largest.device)  # no input is ever negative
             raise SilentLayerError(
                 f"Layer {self.layers[name]!r}{place} is silent on all calibration data, so it has no threshold. Check "
                 "that the network is trained and the calibration data is what it was trained on; a weaker penalty "
                 "keeps layers alive."
             )
-        if per_channel:
-            channels = threshold(histogram, True)
-            level = torch.where(channels > _DEAD * level, channels, level)
         return level
+
+
+def level_of(histogram: ActivationHistogram, threshold: Threshold, per_channel: bool) -> Tensor | None:
+    """Choose the threshold of a layer, a scalar, or of its channels, ``(C,)``; None if all of them are silent."""
+    level = threshold(histogram, False)
+    if not level > 0:
+        level = maximum(histogram)
+    if not level > 0:
+        return None
+    if per_channel:
+        channels = threshold(histogram, True)
+        level = torch.where(channels > _DEAD * level, channels, level)
+    return level
 
 
 def _exact_sum(values: Tensor) -> int:

@@ -14,11 +14,11 @@ from snnreg_plugins._lightning import average_anew, goes_on_from
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
-from snnreg_plugins.modules.calibration import calibration_of
 from snnreg_plugins.modules.classifier import Classifier
 from snnreg_plugins.modules.costs import LoggedCosts
 from snnreg_plugins.modules.own import OwnRun
 from snnreg_plugins.modules.timesteps import Timesteps
+from snnreg_plugins.training.calibration import calibration_of
 from snnreg_plugins.watching.layers import spikes_already
 
 # In a checkpoint: what an exported network is beside its weights, and how far the training is.

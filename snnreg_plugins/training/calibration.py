@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,8 @@ from snnreg_plugins._batches import inputs_of
 
 def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
     """Give the first batches of the training data; of several processes, the share that this one is to calibrate on.
+
+    They move nobody's random numbers, nor the place of a loader that keeps one.
 
     Args:
         trainer: The Trainer.
@@ -34,7 +37,18 @@ def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             loader = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-            inputs = list(inputs_of(islice(loader, batches), argument="train_dataloader"))
+            with _in_its_place(loader):
+                inputs = list(inputs_of(islice(loader, batches), argument="train_dataloader"))
         yield from inputs
 
     return read()  # when asked for its first batch: an error is then told to the processes that wait for this one
+
+
+@contextmanager
+def _in_its_place(loader: Any) -> Iterator[None]:
+    """Have a loader that keeps its place in the data go on from there afterwards."""
+    keeps = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+    place = loader.state_dict() if keeps else None
+    yield
+    if keeps:
+        loader.load_state_dict(place)
