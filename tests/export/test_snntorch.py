@@ -66,7 +66,7 @@ def test_defaults():
         "threshold": "percentile", "percent": 99.9, "per_channel": False, "initial_potential": 0.5,
         "correction": "none", "beta": 1.0, "compensate_leak": True, "coding": "constant", "until": None,
         "surrogate_slope": 5.0, "time_dim": None, "batch_norm": "fold", "train_thresholds": "none",
-        "weights": "float", "weight_bits": None, "train_weights": False,
+        "weights": "float", "weight_bits": None, "train_weights": False, "budget": None,
     }  # fmt: skip
     assert "timesteps" in parameters
 
