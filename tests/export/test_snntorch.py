@@ -65,8 +65,9 @@ def test_defaults():
     assert defaults == {
         "threshold": "percentile", "percent": 99.9, "per_channel": False, "initial_potential": 0.5,
         "correction": "none", "beta": 1.0, "compensate_leak": True, "coding": "constant", "until": None,
-        "surrogate_slope": 5.0, "time_dim": None, "batch_norm": "fold", "train_thresholds": "none",
-        "weights": "float", "weight_bits": None, "train_weights": False, "budget": None,
+        "surrogate": "fast_sigmoid", "surrogate_slope": None, "time_dim": None, "batch_norm": "fold",
+        "train_thresholds": "none", "train_beta": "none", "heterogeneity": "none", "threshold_std": 0.0,
+        "beta_std": 0.0, "weights": "float", "weight_bits": None, "train_weights": False, "budget": None,
     }  # fmt: skip
     assert "timesteps" in parameters
 
