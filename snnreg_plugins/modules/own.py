@@ -6,12 +6,13 @@ from itertools import repeat
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from snnreg_plugins.functional.readout import running_scores
 from snnreg_plugins.functional.synapses import is_integer_valued
 from snnreg_plugins.watching.layers import forget_states
-from snnreg_plugins.watching.stepped import StepsSeen, outputs_of_steps
+from snnreg_plugins.watching.stepped import CallsSeen, StepsSeen, outputs_of_steps
 
 
 class OwnRun:
@@ -26,7 +27,7 @@ class OwnRun:
 
     def __init__(self, readout: str | None, decay: float, index: int | None, time_dim: int | None) -> None:
         self.readout, self.decay, self.index, self.time_dim = readout, decay, index, time_dim
-        self._seen: set[bool] = set()  # what was looked at once: whether it is stepped
+        self._seen: set[str] = set()  # what was looked at once
 
     def settings(self) -> dict[str, Any]:
         """Give what :meth:`fill_in` takes, as plain data."""
@@ -58,13 +59,13 @@ class OwnRun:
         if self.readout is None and timesteps is None:
             return outputs, None
         readout = self.readout or "mean"
-        if readout == "spike_count" and not self._seen and not is_integer_valued(outputs):
+        if readout == "spike_count" and "outputs" not in self._seen and not is_integer_valued(outputs):
             raise ValueError(
                 "Expected a network whose outputs are spikes, 0 or 1, or counts of them, for readout='spike_count', "
                 "but it gives other values. Use 'potential' or 'mean'; of outputs that are pooled, "
                 "PopulationCode(pooled='sum')."
             )
-        self._seen.add(True)
+        self._seen.add("outputs")
         return self.scores(outputs)[-1], outputs
 
     def scores(self, outputs: Tensor) -> Tensor:
@@ -72,7 +73,18 @@ class OwnRun:
         return running_scores(outputs, self.readout or "mean", self.decay)
 
     def _whole(self, network: nn.Module, x: Tensor) -> Tensor:
-        outputs = self._output(network(x))
+        if "call" in self._seen:
+            given = network(x)
+        else:
+            with CallsSeen(network) as seen:
+                given = network(x)
+            if seen.at_most_one:
+                rank_zero_warn(
+                    f"{type(network).__name__} takes a single time step in a call, which its scores are of. Give "
+                    "`timesteps` to have it called once a step."
+                )
+            self._seen.add("call")
+        outputs = self._output(given)
         if self.readout is not None and (outputs.dim() < 3 or outputs.shape[1] != len(x)):
             raise ValueError(
                 f"Expected {type(network).__name__} to give the outputs of all time steps, (T, B, ...), for "
@@ -83,7 +95,7 @@ class OwnRun:
 
     def _stepped(self, network: nn.Module, x: Tensor, timesteps: int) -> Tensor:
         frames = repeat(x, timesteps) if self.time_dim is None else iter(self._frames(x, timesteps))
-        if self._seen:
+        if "outputs" in self._seen:
             return torch.stack([self._output(output) for output in outputs_of_steps(network, frames)])
         with StepsSeen(network) as seen:
             outputs = torch.stack([self._output(output) for output in outputs_of_steps(network, frames)])

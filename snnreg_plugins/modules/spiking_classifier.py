@@ -190,6 +190,13 @@ class SpikingClassifier(SpikingStart):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    @override
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is None and isinstance(outputs, Tensor) and outputs.dim() > 2 and targets.dim() == 1:
+            shape = tuple(outputs.shape)
+            raise ValueError(f"Expected scores (B, K) for classes (B,), but got the shape {shape}. {self._remedy}.")
+        return super()._loss(outputs, targets)
+
     def _outputs_of_steps(self) -> Tensor:
         """Give the outputs of single steps of the batch under way."""
         if self._outputs is not None:

@@ -34,7 +34,7 @@ class Timesteps:
         self.by_epoch: dict[int, int] = {}
         if isinstance(given, Mapping):
             self.by_epoch = _schedule(given)
-        elif isinstance(given, (list, tuple)):
+        elif isinstance(given, (list, tuple)) or getattr(given, "ndim", 0) == 1:
             self.choices = as_integers("timesteps", given, such_as=(1, 2, 4))
         elif given is not None:
             self.by_epoch = {0: as_integer("timesteps", given)}

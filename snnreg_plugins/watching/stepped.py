@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snnreg_plugins.watching.layers import synaptic_layers
+from snnreg_plugins.watching.hooks import Hooks
+from snnreg_plugins.watching.layers import is_spiking_neuron, synaptic_layers, time_dim
 from snnreg_plugins.watching.samples import SampleCounter
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -63,3 +64,33 @@ class StepsSeen:
 
     def __exit__(self, *_: object) -> None:
         self._counter.hooks.remove()
+
+
+class CallsSeen:
+    """Tells how often a network calls its neurons; a context manager.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._calls: dict[nn.Module, int] = {}
+        self._hooks = Hooks(many_steps=True)
+        for module in network.modules():
+            if is_spiking_neuron(module):
+                self._hooks.after(module, self._called)
+
+    def _called(self, module: nn.Module, *_: Any) -> None:
+        steps = 2 if time_dim(module) is not None else 1  # as many as its input holds
+        self._calls[module] = self._calls.get(module, 0) + steps
+
+    @property
+    def at_most_one(self) -> bool:
+        """Whether none of them took more than one time step."""
+        return max(self._calls.values(), default=2) == 1
+
+    def __enter__(self) -> CallsSeen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.remove()

@@ -125,6 +125,13 @@ def test_gradients_of_a_network_with_its_loop_inside(index, readout):
     assert_equal(fitted(module), expected, start)
 
 
+def test_a_users_network_keeps_no_graph():
+    network = hidden()
+    SpikingClassifier(network, timesteps=2)(X.float()).sum().backward()
+    copy.deepcopy(network)  # of tensors with a graph, there is none
+    assert not any(tensor.requires_grad for tensor in network.buffers())
+
+
 def test_events_are_read_step_by_step():
     torch.manual_seed(0)
     network, events = hidden().double(), X.reshape(3, 4, 4)
@@ -216,6 +223,10 @@ class Batches(Placed):
     def __init__(self):
         self.batches, self.place = list(loader()), 0
 
+    def __iter__(self):
+        self.place %= len(self.batches)  # of an epoch that ended
+        return super().__iter__()
+
 
 class Kept(LightningDataModule):
     def train_dataloader(self):
@@ -233,16 +244,16 @@ STARTS = {
 
 @pytest.mark.parametrize("name", STARTS)
 def test_resuming_within_an_epoch_changes_nothing(name, tmp_path):
-    def module():
+    def module(**more):
         torch.manual_seed(0)
         network, given = STARTS[name]()
-        return SpikingClassifier(network, optimizer=lambda p: torch.optim.Adam(p, 0.05), **given)
+        return SpikingClassifier(network, optimizer=lambda p: torch.optim.Adam(p, 0.05), **given, **more)
 
     whole = module()
     trainer = quiet(max_epochs=2, callbacks=[Save(tmp_path / "mid.ckpt", step=2)], enable_checkpointing=False)
     trainer.fit(whole, datamodule=Kept())
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    again = module()
+    again = module(**({} if name == "exported" else {"checkpoint": "a_file_that_is_gone.ckpt"}))
     quiet(max_epochs=2, enable_checkpointing=False).fit(
         again, datamodule=Kept(), ckpt_path=tmp_path / "mid.ckpt", weights_only=True
     )
@@ -427,6 +438,22 @@ def test_networks_that_do_not_fit(make, given, message):
     network = make()
     with pytest.raises((ValueError, TypeError), match=message):
         SpikingClassifier(network, **given)(X.float())
+
+
+def test_scores_of_all_steps_are_none_of_classes():
+    class Spikes(Whole):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    module = SpikingClassifier(Spikes().double())
+    for samples in (3, 5):  # as many as steps, too
+        with pytest.raises(ValueError, match=r"Give `readout` for outputs \(T, B, K\)"):
+            module.training_step((X[:samples], Y[:samples]), 0)
+
+
+def test_a_network_that_takes_one_step_is_told():
+    with pytest.warns(UserWarning, match="Sequential takes a single time step in a call.* Give `timesteps`"):
+        SpikingClassifier(hidden().double())(X)
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):
