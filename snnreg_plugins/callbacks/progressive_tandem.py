@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_integer, as_name, as_number, one_of
-from snnreg_plugins._lightning import finds_unused_parameters, goes_on_from
+from snnreg_plugins._lightning import averaging, finds_unused_parameters, goes_on_from
 from snnreg_plugins._models import part_of, shared_parameter
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_norse, to_snntorch
@@ -282,6 +282,11 @@ class ProgressiveTandem(Callback):
             raise MisconfigurationException(
                 "ProgressiveTandem freezes parameters during the fit, which DDP has to look for in every step. Use "
                 "strategy='ddp_find_unused_parameters_true'."
+            )
+        if averages := averaging(trainer):
+            raise MisconfigurationException(
+                f"{type(averages[0]).__name__} averages weights over epochs, which under ProgressiveTandem are those "
+                "of different networks. Leave it out, and fine-tune the network with it afterwards."
             )
         if not trainer.enable_validation:
             raise MisconfigurationException(

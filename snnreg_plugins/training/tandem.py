@@ -19,6 +19,11 @@ from snnreg_plugins.spiking.stepwise import NetworkState
 from snnreg_plugins.watching.hooks import is_watched, unwatched
 from snnreg_plugins.watching.steps import holding_steps
 
+_AS_A_WHOLE = (
+    " It stands for the DNN while ProgressiveTandem converts that, and can be called as a whole alone: put what is "
+    "between its parts into forward() of the network."
+)
+
 
 class TandemNetwork(SpikingNetwork):
     r"""A spiking network whose first :attr:`spiking_layers` neuron layers spike; the others are a DNN's yet.
@@ -57,14 +62,13 @@ class TandemNetwork(SpikingNetwork):
     def __init__(self, network: SpikingNetwork, layers: Sequence[Sequence[str]], spiking_layers: int = 0) -> None:
         super().__init__(*_parts_of(network))
         self.layers = [list(names) for names in layers]
-        self._in_body = {str(node.target): node for node in self.body.graph.nodes if node.op == "call_module"}
         self._check()
         self._spiking_layers = 0
         self.spiking_layers = spiking_layers
 
     def _check(self) -> None:
         modules = dict(self.body.named_modules())
-        found = [name for name in self._in_body if self.neurons.describe(modules[name]) is not None]
+        found = [name for name in self._calls() if self.neurons.describe(modules[name]) is not None]
         known = [name for names in self.layers for name in names]
         if sorted(found) != sorted(known):
             raise ValueError(f"Expected argument `layers` to name the neurons {found}, but got {known}.")
@@ -84,7 +88,8 @@ class TandemNetwork(SpikingNetwork):
             raise ValueError(f"Expected `spiking_layers` to be from 0 to {len(self.layers)}, but got {value}.")
         self._spiking_layers = value
         self._spiking = {name for names in self.layers[:value] for name in names}
-        self._needed = _with_sources(self._in_body[name] for name in self._spiking)
+        # By name: a copy has nodes of its own.
+        self._needed = {node.name for node in self._in_front_of(value)}
         self.train(self.training)
 
     @property
@@ -109,9 +114,18 @@ class TandemNetwork(SpikingNetwork):
         modules = self._modules_before(layers)
         return list({id(p): p for module in modules for p in module.parameters(recurse=False)}.values())
 
+    def _calls(self) -> dict[str, fx.Node]:
+        """Give the calls of modules in a time step, by the module's name."""
+        return {str(node.target): node for node in self.body.graph.nodes if node.op == "call_module"}
+
+    def _in_front_of(self, layers: int) -> set[fx.Node]:
+        """Give the nodes that the first layers of neurons depend on, and these."""
+        calls = self._calls()
+        return _with_sources(calls[name] for names in self.layers[:layers] for name in names)
+
     def _modules_before(self, layers: int) -> list[nn.Module]:
         """List the modules that the first layers of neurons depend on, and these neurons."""
-        needed = _with_sources(self._in_body[name] for names in self.layers[:layers] for name in names)
+        needed = self._in_front_of(layers)
         modules = [self.body.get_submodule(str(node.target)) for node in needed if node.op == "call_module"]
         read = {
             node.args[1]
@@ -147,6 +161,17 @@ class TandemNetwork(SpikingNetwork):
             )
         require_fitting(x, None, self.timesteps, self.conversion)
         return self._scores(Coupled(self, self.rates(x)).give(self.encoder(x)))
+
+    def __getattr__(self, name: str) -> Any:
+        """Find a part; one of the DNN's is none of this."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}{_AS_A_WHOLE}") from None
+
+    def __getitem__(self, index: Any) -> Any:
+        """Refuse to be taken apart, as an ``nn.Sequential`` can be."""
+        raise TypeError(f"{type(self).__name__} has no parts to index.{_AS_A_WHOLE}")
 
     def _how_many(self) -> str:
         return f"{self._spiking_layers} of {len(self.layers)} layers of this network spike, and it is being trained"
@@ -220,12 +245,12 @@ def layers_of(traced: fx.GraphModule, network: SpikingNetwork) -> list[list[str]
 class _Prefix(Chunk):
     """The first layers of a network over all time steps."""
 
-    def simulate(self, needed: set[fx.Node]) -> dict[str, Tensor]:
+    def simulate(self, needed: set[str]) -> dict[str, Tensor]:
         """Run some nodes, and give the mean spikes of each neuron among them, ``(B, ...)``, by its name."""
         self.rates: dict[str, Tensor] = {}
         with holding_steps(self.held):
             for node, how, _ in self.plan.nodes:
-                if node in needed:
+                if node.name in needed:
                     self.values[node] = getattr(self, how)(node)
         return self.rates
 

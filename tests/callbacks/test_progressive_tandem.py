@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F
@@ -487,6 +487,15 @@ def test_without_validation_there_is_no_schedule():
 def test_what_counts_spikes_of_layers_that_have_none_is_refused(other):
     with pytest.raises(RuntimeError, match="1 of 3 layers.*metric or penalty"):
         fit(Module(), ProgressiveTandem(T, monitor="val/loss"), 1, [other])
+
+
+@pytest.mark.parametrize(
+    "average", [lambda: callbacks.StochasticWeightAveraging(0.01), lambda: callbacks.WeightAveraging()]
+)
+def test_averages_of_different_networks_are_refused(average):
+    trainer = Trainer(callbacks=[average()], **QUIET)
+    with pytest.raises(MisconfigurationException, match="averages weights.*Leave it out"):
+        ProgressiveTandem(T).on_fit_start(trainer, Module())
 
 
 def test_ddp_has_to_find_unused_parameters():

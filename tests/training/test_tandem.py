@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -145,6 +146,25 @@ def test_layers_in_between_are_between():
         network.spiking_layers = spiking
         scores.append(network(x).detach())
     assert all(float((a - b).abs().max()) > 1e-3 for a, b in pairwise(scores))
+
+
+def test_copies_give_the_same():
+    _, network, x = made(branches)
+    network.spiking_layers = 2
+    scores = network(x)
+    for copied in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(copied(x), scores)
+        copied.spiking_layers = 1
+        assert not torch.equal(copied(x), scores)
+        assert torch.equal(network(x), scores)
+
+
+def test_parts_of_the_dnn_are_no_parts_of_it():
+    _, network, _ = made(linear)
+    with pytest.raises(AttributeError, match="'features'.*called as a whole"):
+        _ = network.features
+    with pytest.raises(TypeError, match="called as a whole"):
+        _ = network[:-1]
 
 
 def test_batches_in_parts_give_the_same(monkeypatch):
