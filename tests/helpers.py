@@ -60,12 +60,14 @@ def soft_reset_neuron(currents, threshold, v0, beta=1.0):
     return spikes
 
 
-def adaptive_neuron(currents, tau_m, tau_adp, threshold, adaptation, spike):
-    """Adaptive leaky integrate and fire over a list of currents, one per step; ``spike`` fires, with its surrogate."""
+def adaptive_neuron(currents, p, recurrent=None):
+    """Adaptive leaky integrate and fire of parameters p over a list of currents, one per step; with weights (N, N)."""
+    tau_m, tau_adp, threshold, adaptation, spike = p.tau_m, p.tau_adp, p.threshold, p.adaptation, p.spike_grad
     alpha, rho = torch.exp(-1 / tau_m), torch.exp(-1 / tau_adp)
     z, v, b = (torch.zeros_like(currents[0]) for _ in range(3))
     spikes, potentials = [], []
     for current in currents:
+        current = current if recurrent is None else current + z @ recurrent.T
         b = rho * b + (1 - rho) * z
         theta = threshold + adaptation * b
         v = alpha * v + (1 - alpha) * current - theta * z.detach()

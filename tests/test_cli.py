@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 from snnreg_plugins import cli, to_norse, to_snntorch
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.cli.commands import ExportTrainer
-from snnreg_plugins.data import CIFAR10, MNIST, Digits, FashionMNIST
+from snnreg_plugins.data import CIFAR10, MNIST, Digits, FashionMNIST, JapaneseVowels
 from snnreg_plugins.export.files import load_network
 from snnreg_plugins.modules import Classifier, LeNet
 
@@ -43,7 +43,7 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Random images of the shapes of the data sets that have to be downloaded."""
+    """Random data of the shapes of the sets that have to be downloaded, or come with a package of their own."""
 
     def images(shape):
         def load(self, train):
@@ -56,6 +56,13 @@ def stand_ins(monkeypatch):
     for data, shape in ((MNIST, (1, 28, 28)), (CIFAR10, (3, 32, 32))):
         monkeypatch.setattr(data, "_load", images(shape))
         monkeypatch.setattr(data, "prepare_data", lambda self: None)
+
+    def series(self, train):
+        x = torch.randn(90, 20, 12, generator=torch.Generator().manual_seed(int(train)))
+        x[::2, 9:] = torch.nan
+        return x, torch.arange(90) % 9
+
+    monkeypatch.setattr(JapaneseVowels, "_load", series)
 
 
 def recipes():
@@ -71,6 +78,7 @@ def commands_of(name):
 def test_there_are_all_recipes():
     assert recipes() == [
         "cifar10_vgg_expected_rate",
+        "digit_rows_recurrent",
         "digits_lenet_expected_rate",
         "digits_lenet_finetune",
         "digits_lenet_tandem",
@@ -79,12 +87,13 @@ def test_there_are_all_recipes():
         "fashion_mnist_lenet_l1",
         "fashion_mnist_lenet_none",
         "fashion_mnist_lenet_qcfs",
+        "japanese_vowels_recurrent",
         "optical_equalizer",
     ]
 
 
 # Others differ from these in the penalty, and in size.
-QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune")
+QUICK = ("digit_rows_recurrent", "digits_lenet_expected_rate", "digits_lenet_finetune")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_every_recipe_runs(name, command, stand_ins, capsys):
     command(*commands_of(name)[1], *MOMENT)
     folder = Path("runs") / name
     written = {"report.json", "report.png", "report.html", "report.yaml"}
-    own = name.endswith("_equalizer")  # a network that is measured as it is
+    own = name.endswith(("_equalizer", "_recurrent"))  # a network that is measured as it is
     assert written | (set() if own else {"spiking.pt", "raster.json"}) <= {path.name for path in folder.iterdir()}
     figures = json.loads((folder / "report.json").read_text())
     assert figures["steps"][-1]["sops"] > 0
@@ -120,6 +129,13 @@ def value_of(settings, option):
     for key in keys:
         settings = settings[key]
     return settings
+
+
+def test_the_default_data_leaves_others_their_own_arguments(command, capsys):
+    recipe = ["fit", "--config", "recipes/fashion_mnist_lenet_none.yaml"]
+    assert printed(command, capsys, *recipe)["data"]["init_args"]["validation_size"] == 5000
+    plain = ["fit", "--model", "Classifier", "--model.network", "LeNet", "--data.batch_size", "32"]
+    assert printed(command, capsys, *plain)["data"]["class_path"] == "snnreg_plugins.data.Digits"
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -171,14 +171,10 @@ class CLI(LightningCLI):
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     @override
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Make the embedded digits the default data."""
-        parser.set_defaults({"data": {"class_path": "snnreg_plugins.data.Digits"}})
-
-    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read recipe, options and overrides of callbacks; and refuse files that LightningCLI would not."""
         words, overrides = split_overrides(sys.argv[1:])
+        words = _with_default_data(words, self.subcommands())
         require_readable(words)
         if overrides:
             words += overridden(self._callbacks(parser, words), overrides)
@@ -223,6 +219,15 @@ class CLI(LightningCLI):
         config = parser.parse_args([word for word in words if not word.startswith("--print_config")])
         callbacks = json.loads(parser.dump(config, format="json"))[config.subcommand]["trainer"].get("callbacks")
         return callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
+
+
+def _with_default_data(words: Sequence[str], subcommands: Container[str]) -> list[str]:
+    """Make the embedded digits the data where nobody names others.
+
+    As a default of the parser they would leave others their own arguments, such as the size of the validation set.
+    """
+    begins = bool(words) and words[0] in subcommands  # behind options, there is a recipe of several commands
+    return [words[0], "--data=Digits", *words[1:]] if begins else list(words)
 
 
 def _class_of(path: str) -> Any:

@@ -31,13 +31,13 @@ def with_step(readout: str, before: Tensor | None, output: Tensor, decay: float 
     return (decay * before if readout == "potential" else before) + output
 
 
-def score_after(readout: str, found: Tensor, steps: int) -> Tensor:
+def score_after(readout: str, found: Tensor, steps: int | Tensor) -> Tensor:
     """Give the scores of a run of so many steps.
 
     Args:
         readout: One of ``READOUTS``.
         found: What :func:`with_step` gave for the last of them.
-        steps: How many there were.
+        steps: How many there were; for each sample, where they differ, of a shape that broadcasts over ``found``.
     """
     return found / steps if readout == "mean" else found
 

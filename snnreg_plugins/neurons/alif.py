@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_names, as_number, as_sizes, one_of, shown
-from snnreg_plugins.frameworks.surrogate import FastSigmoid
+from snnreg_plugins.frameworks.surrogate import SURROGATES
 from snnreg_plugins.functional import draw
 
 # What each parameter may be; a learned one is never 0, as its logarithm is what is trained.
@@ -61,7 +61,8 @@ class ALIFParameters(nn.Module):
         adaptation: By how much the threshold rises for a neuron that fires in every step; alike. 0, not learned, makes
             a plain leaky integrate-and-fire neuron.
         learn: Names of those that are learned.
-        spike_grad: From the potential above threshold to spikes; a fast sigmoid of slope 5 if None.
+        spike_grad: From the potential above threshold to spikes: a module, or the name of a surrogate gradient, such as
+            ``"fast_sigmoid"`` or ``"triangular"``, which then has its own slope, in 1 / potential.
         generator: Draws; torch's own if None.
 
     Raises:
@@ -81,7 +82,7 @@ class ALIFParameters(nn.Module):
         threshold: float | Drawn = 1.0,
         adaptation: float | Drawn = 1.8,
         learn: Sequence[str] = ("tau_m", "tau_adp"),
-        spike_grad: nn.Module | Callable[[Tensor], Tensor] | None = None,
+        spike_grad: str | nn.Module = "fast_sigmoid",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class ALIFParameters(nn.Module):
                 self.register_parameter(f"log_{name}", nn.Parameter(tensor.log()))
             else:
                 self.register_buffer(f"fixed_{name}", tensor)
-        self.spike_grad = FastSigmoid(5.0) if spike_grad is None else spike_grad
+        self.spike_grad = _surrogate(spike_grad)
 
     @property
     def tau_m(self) -> Tensor:
@@ -147,6 +148,13 @@ def _initial(name: str, value: Any, shape: tuple[int, ...], within: str, generat
     if isinstance(value, Drawn):
         return draw(value.distribution, value.mean, value.std, shape, generator, within)
     return torch.full(shape, as_number(name, value, within))
+
+
+def _surrogate(spike_grad: str | nn.Module) -> nn.Module:
+    if isinstance(spike_grad, nn.Module):
+        return spike_grad
+    kind = SURROGATES[one_of("spike_grad", spike_grad, sorted(SURROGATES))]
+    return kind(kind.STEEPNESS)
 
 
 def alif_step(current: Tensor, state: ALIFState, p: ALIFParameters, dt: float = 1.0) -> tuple[Tensor, ALIFState]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from snnreg_plugins import ConversionError, SpikeRate, SynapticOperations, to_nir, to_snntorch
 from snnreg_plugins.frameworks.surrogate import FastSigmoid
-from snnreg_plugins.neurons import ALIFParameters, ALIFState, Drawn, Recurrent
+from snnreg_plugins.neurons import ALIFParameters, Drawn, Recurrent
 from snnreg_plugins.neurons.norse import ALIFCell
 from snnreg_plugins.neurons.snntorch import ALIF
 from snnreg_plugins.watching.layers import is_spiking_neuron, leaks
@@ -63,10 +63,6 @@ def run_norse(p, currents):
 RUNS = {"snntorch": run_snntorch, "norse": run_norse}
 
 
-def by_hand(p, currents):
-    return adaptive_neuron(currents, p.tau_m, p.tau_adp, p.threshold, p.adaptation, p.spike_grad)
-
-
 @pytest.mark.parametrize("framework", RUNS)
 @pytest.mark.parametrize(
     ("shape", "sample"), [((), (7,)), ((7,), (7,)), ((4, 1, 1), (4, 3, 2)), ((4, 3, 2), (4, 3, 2))]
@@ -74,7 +70,7 @@ def by_hand(p, currents):
 def test_steps_are_those_of_a_plain_reference_bit_by_bit(framework, shape, sample):
     p, currents = drawn(shape), currents_of(shape=(3, *sample))
     spikes, potentials = RUNS[framework](p, currents)
-    expected, expected_potentials = by_hand(p, currents)
+    expected, expected_potentials = adaptive_neuron(currents, p)
     assert torch.equal(torch.stack(spikes), torch.stack(expected))
     assert torch.equal(torch.stack(potentials), torch.stack(expected_potentials))
     assert 0.05 < torch.stack(spikes).mean() < 0.6
@@ -90,7 +86,9 @@ def test_gradients_are_those_of_a_plain_reference(framework):
         loss = sum((w * (z + v)).sum() for w, z, v in zip(weights, spikes, potentials, strict=True))
         return torch.autograd.grad(loss, [*p.parameters(), *currents])
 
-    for ours, expected in zip(gradients(RUNS[framework]), gradients(by_hand), strict=True):
+    for ours, expected in zip(
+        gradients(RUNS[framework]), gradients(lambda p, currents: adaptive_neuron(currents, p)), strict=True
+    ):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
         assert expected.abs().max() > 0
 
@@ -149,7 +147,7 @@ def test_a_snntorch_neuron_keeps_its_state_if_asked_to():
     neuron = ALIF(p, init_hidden=True)
     for _ in range(2):
         spikes = [neuron(current) for current in currents]
-        assert torch.equal(torch.stack(spikes), torch.stack(by_hand(p, currents)[0]))
+        assert torch.equal(torch.stack(spikes), torch.stack(adaptive_neuron(currents, p)[0]))
         neuron.reset_mem()
     out = ALIF(p, init_hidden=True, output=True)(currents[0])
     assert [part.shape for part in out] == [(3, 7)] * 3
@@ -165,7 +163,7 @@ def test_norse_runs_it_in_a_sequence():
     for x in inputs:
         z, state = network(x, state)
         spikes.append(z)
-    assert torch.equal(torch.stack(spikes), torch.stack(by_hand(p, [linear(x) for x in inputs])[0]))
+    assert torch.equal(torch.stack(spikes), torch.stack(adaptive_neuron([linear(x) for x in inputs], p)[0]))
 
 
 @pytest.mark.parametrize("kind", [ALIF, ALIFCell])
@@ -201,24 +199,6 @@ def test_metrics_know_it_as_a_leaking_neuron(kind):
 # Recurrent, and counted.
 
 
-def stepped(layers, xs, state=None):
-    """A recurrent layer by hand: (inputs of the recurrent weights, spikes) of each step."""
-    read, spikes = [], []
-    linear, recurrent = layers
-    p, z, rest = recurrent.neuron.p, torch.zeros(len(xs[0]), 7), None
-    for x in xs:
-        read.append(z)
-        rest = p.fresh_state(z) if rest is None else rest
-        alpha, rho = torch.exp(-1 / p.tau_m), torch.exp(-1 / p.tau_adp)
-        b = rho * rest.b + (1 - rho) * z
-        theta = p.threshold + p.adaptation * b
-        v = alpha * rest.v + (1 - alpha) * (linear(x) + z @ recurrent.synapses.weight.T) - theta * z
-        z = (v > theta).float()
-        rest = ALIFState(z, v, b)
-        spikes.append(z)
-    return read, spikes
-
-
 @pytest.mark.parametrize("kind", [ALIF, ALIFCell])
 def test_recurrent_spikes_and_counts_are_those_by_hand(kind):
     torch.manual_seed(0)
@@ -240,14 +220,14 @@ def test_recurrent_spikes_and_counts_are_those_by_hand(kind):
     torch.testing.assert_close(weight @ weight.T, torch.eye(7))
     network, xs = Network(), torch.stack(currents_of(12, (3, 5))).round()  # counts of events
     with torch.no_grad():
-        read, expected = stepped(layers, xs)
+        expected = adaptive_neuron([layers[0](x) for x in xs], layers[1].neuron.p, weight)[0]
         with (
             SynapticOperations(network, batch_dim=1, input_events=True) as sops,
             SpikeRate(network) as rate,
         ):
             for _ in range(2):
                 assert torch.equal(network(xs), torch.stack(expected))
-    recurrent = sum(brute_force_operations(layers[1].synapses, z)[0] for z in read)
+    recurrent = sum(brute_force_operations(layers[1].synapses, z)[0] for z in expected[:-1])
     first = sum(brute_force_operations(layers[0], x)[0] for x in xs)
     assert recurrent > 50
     assert sops.compute().item() == pytest.approx((first + recurrent) / 3, rel=1e-12)
@@ -293,6 +273,8 @@ def test_samples_stepped_from_outside_count_once(init_hidden):
         (dict(learn=["tau"]), r"`learn` to be one of \['tau_m', 'tau_adp', 'threshold', 'adaptation'\], but got 'tau'"),
         (dict(tau_m=Drawn("cauchy", 1.0, 1.0)), "`distribution`"),
         (dict(shape="a"), "`shape`"),
+        (dict(spike_grad="steep"), r"`spike_grad` to be one of \['arctan', .*\], but got 'steep'"),
+        (dict(spike_grad=torch.sigmoid), "`spike_grad`"),
     ],
 )
 def test_parameters_out_of_range_are_refused(arguments, error):
@@ -335,12 +317,17 @@ def test_what_is_no_adaptive_neuron_is_refused():
         Recurrent(ALIF(ALIFParameters()), 0)
 
 
-def test_another_surrogate_is_taken():
-    p = drawn((7,), spike_grad=FastSigmoid(25.0))
-    currents = [current.requires_grad_() for current in currents_of(3)]
-    loss = torch.stack(run_norse(p, currents)[0]).sum()
-    other = torch.stack(by_hand(drawn((7,)), currents)[0]).sum()
-    assert not torch.equal(torch.autograd.grad(loss, currents)[0], torch.autograd.grad(other, currents)[0])
+def test_surrogates_by_name_or_as_modules():
+    x = torch.linspace(-1, 1, 9)
+
+    def slopes(given):
+        u = x.clone().requires_grad_()
+        ALIFParameters(spike_grad=given).spike_grad(u).sum().backward()
+        return u.grad
+
+    assert torch.equal(slopes("fast_sigmoid"), 1 / (1 + 5 * x.abs()) ** 2)
+    assert torch.equal(slopes(FastSigmoid(25.0)), 1 / (1 + 25 * x.abs()) ** 2)
+    assert torch.equal(slopes("triangular"), 1 - x.abs())
 
 
 @pytest.mark.parametrize("kind", [ALIF, ALIFCell])
