@@ -140,7 +140,8 @@ class LayerwiseCall:
             eval_and_back(self.encoder),  # for batch norms
             eval_and_back(self.plan.body),
         ):
-            read = self.encoder(given.of(0) if isinstance(given, Frames) else given)
+            with holding_steps(CallSteps(1, 0)):  # nor counted by its operations
+                read = self.encoder(given.of(0) if isinstance(given, Frames) else given)
             self(self.begin(given), states, 1, 0)
         self.plan.reads_tensors = all(isinstance(part, Tensor) for part in read)
         self.plan.sizes[self.key] = self.largest

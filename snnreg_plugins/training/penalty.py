@@ -25,6 +25,7 @@ from snnreg_plugins.training.sightings import Sightings
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
+from snnreg_plugins.watching.steps import steps_of_call
 
 
 class ActivityPenalty:
@@ -130,8 +131,9 @@ class ActivityPenalty:
         weight, amount = self._weight(name, layer, activity)
         level = None
         if self._thresholds is not None and not again:
+            held = steps_of_call()
             with torch.no_grad():
-                level = self._thresholds.look(name, activity)
+                level = self._thresholds.look(name, activity, 1 if held is None else held.steps)
         value = self._value(name, activity, weight)
         group = "" if self._by_fan_out else name
         if torch.compiler.is_compiling():

@@ -29,13 +29,13 @@ class RunningThresholds:
         self._observed: dict[str, list[Tensor]] = {}
         self._fresh: set[str] = set()  # from the first batch of this process alone
 
-    def look(self, name: str, activity: Tensor) -> Tensor:
-        """Give the percentile of what a layer reads, which starts its λ if it has none."""
-        level = robust_maximum(activity, self.percent / 100)
+    def look(self, name: str, activity: Tensor, steps: int = 1) -> Tensor:
+        """Give the mean percentile of the time steps of what a layer reads; the first starts its λ if it has none."""
+        levels = [robust_maximum(step, self.percent / 100) for step in activity.chunk(steps)]
         if name not in self.values:
-            self.values[name] = level.clone()
+            self.values[name] = levels[0].clone()
             self._fresh.add(name)
-        return level
+        return torch.stack(levels).mean() if steps > 1 else levels[0]
 
     def observe(self, name: str, level: Tensor) -> None:
         """Have a percentile count in the next move."""

@@ -125,6 +125,25 @@ def test_a_budget_counts_the_first_batch_as_it_is_trained():
     assert budget.controller.counts.sops == pytest.approx(float(operations.compute()))
 
 
+def test_a_first_pass_is_counted_as_any_other():
+    """In it, the network finds out about itself by a pass that nobody sees."""
+    module = Own()
+    with SynapticOperations(module) as around, SynapticOperations(module.network) as within, torch.no_grad():
+        module(X)
+    for quantity in ("sops", "effective_macs", "dense_macs"):
+        assert around.total(quantity) == within.total(quantity)
+
+
+def test_percentiles_of_all_steps_at_once_are_those_of_one_at_a_time():
+    found = []
+    for exact in (False, True):
+        module, penalty = Own(), ActivityRegularization("expected_rate", 1.0, percent=90)
+        module.network.exact = exact
+        fit(module, penalty, max_epochs=1)
+        found.append((penalty.state_dict()["thresholds"], torch.cat([p.flatten() for p in module.parameters()])))
+    torch.testing.assert_close(*found)
+
+
 # Averages of weights.
 
 
