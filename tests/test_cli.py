@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from itertools import islice
 from pathlib import Path
@@ -72,7 +73,7 @@ def recipes():
 def commands_of(name):
     """The commands in the header of a recipe, without the program."""
     lines = [line.removeprefix("#").strip() for line in (RECIPES / f"{name}.yaml").read_text().splitlines()]
-    return [line.removeprefix("snnreg ").split() for line in lines if line.startswith("snnreg ")]
+    return [shlex.split(line.removeprefix("snnreg ")) for line in lines if line.startswith("snnreg ")]
 
 
 def test_there_are_all_recipes():
@@ -81,6 +82,7 @@ def test_there_are_all_recipes():
         "digit_rows_recurrent",
         "digits_lenet_expected_rate",
         "digits_lenet_finetune",
+        "digits_lenet_one_step",
         "digits_lenet_tandem",
         "fashion_mnist_lenet_expected_rate",
         "fashion_mnist_lenet_hoyer_square",
@@ -100,7 +102,7 @@ QUICK = ("digit_rows_recurrent", "digits_lenet_expected_rate", "digits_lenet_fin
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipes()]
 )
 def test_every_recipe_runs(name, command, stand_ins, capsys):
-    if name in ("digits_lenet_finetune", "digits_lenet_tandem"):
+    if name in ("digits_lenet_finetune", "digits_lenet_one_step", "digits_lenet_tandem"):
         command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT)
     command(*commands_of(name)[1], *MOMENT)
     folder = Path("runs") / name
