@@ -27,6 +27,8 @@ _REMEDIES = {
         ("conv1d conv2d conv3d", "use nn.Conv, which owns its weights"),
         ("mean", "give the dimensions to average over, without the batch"),
         ("stack", "stack behind the batch, in dimension 1 or a later one"),
+        ("TableEncoder", "export what reads it, on what it sends and with time_dim=0, and put both in a row: "
+         "nn.Sequential(encoder, network)"),
         ("MultiheadAttention scaled_dot_product_attention", "keep attention as a DNN behind the spiking part, with "
          "`until`"),
     )

@@ -19,6 +19,7 @@ from snnreg_plugins.export.copies import set_weights, synaptic_base, unwrapped
 from snnreg_plugins.export.qcfs import QCFS
 from snnreg_plugins.export.refusals import ConversionError
 from snnreg_plugins.functional.synapses import is_synaptic
+from snnreg_plugins.spiking.encoder import TableEncoder
 
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -100,7 +101,7 @@ class Tracer(fx.Tracer):
             base = synaptic_base(m)
             own = [getattr(type(m), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")]
             return all(own)
-        return type(m) is QCFS or super().is_leaf_module(m, module_qualified_name)
+        return type(m) is QCFS or isinstance(m, TableEncoder) or super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

@@ -23,12 +23,17 @@ def midrise(x: Tensor, bits: int, low: float, high: float) -> Tensor:
     Returns:
         Codes, int64, of the same shape; :math:`2^\text{bits}`, a code that no number has, for NaN.
 
+    Raises:
+        TypeError: If values are complex.
+
     Example:
         >>> midrise(torch.tensor([-9.0, -0.1, 0.0, 0.6, 9.0, float("nan")]), bits=2, low=-1.0, high=1.0)
         tensor([0, 1, 2, 3, 3, 4])
         >>> midrise(torch.tensor([0, 17, 255], dtype=torch.uint8), bits=8, low=0, high=256)
         tensor([  0,  17, 255])
     """
+    if x.is_complex():
+        raise TypeError(f"Expected argument `x` to be real, but got {x.dtype}. Pass x.abs(), or its two parts.")
     levels = 2**bits
     values = x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x.float()
     codes: Tensor = ((values - low) * (levels / (high - low))).floor().clamp(0, levels - 1)

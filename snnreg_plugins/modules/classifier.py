@@ -84,7 +84,7 @@ class Classifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         x, y = batch
-        self._log_scores(stage, self(x), y, len(x))
+        self._log_scores(stage, self(x), y, len(y))  # time may come first in x
 
     def _log_scores(self, stage: str, outputs: Tensor, y: Tensor, size: int, ending: str = "") -> None:
         """Log the loss of a batch of this size, and its score if there is any."""

@@ -62,6 +62,9 @@ class SpikingEqualizer(nn.Module):
         limit, beta = as_number("limit", limit, "(0, inf)"), as_number("beta", beta, "[0, 1]")
         with needed("SpikingEqualizer", "snntorch", "snntorch"):
             import snntorch
+
+            from snnreg_plugins.frameworks.snntorch import release
+        self._release = release
         self.encoder = TableEncoder(lines, timesteps, bits, -limit, limit, pattern_bits=pattern_bits)
         self.fc1 = nn.Linear(taps * self.encoder.lines, hidden)
         self.recurrent = nn.Linear(hidden, hidden, bias=False) if as_flag("recurrent", recurrent) else None
@@ -77,7 +80,9 @@ class SpikingEqualizer(nn.Module):
             if self.recurrent is not None:
                 current = current + self.recurrent(spikes)
             spikes, potential = self.neurons(current, potential)
+            spikes = spikes.to(current.dtype)
             total = total + self.fc2(spikes)
+        self._release(self.neurons)  # else it keeps the last potential, and copies and averages of weights fail
         scores: Tensor = total / self.encoder.timesteps
         return scores
 
@@ -110,6 +115,5 @@ class Equalizer(LoggedCosts, Classifier):
 
     @override
     def _log_cost(self, stage: str) -> None:
-        operations: Any = self._cost["sops"]
-        self.log(f"{stage}/effective_macs", operations.total("effective_macs").float())
+        self._log_per_sample(f"{stage}/effective_macs", self._operations.total("effective_macs"))
         super()._log_cost(stage)

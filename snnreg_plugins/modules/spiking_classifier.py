@@ -211,14 +211,14 @@ class SpikingClassifier(SpikingStart):
 
     @override
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
-        x, y = batch
+        _, y = batch
         several = self.timesteps.several if len(self.timesteps.several) > 1 else ()
         self._is_logged_at_each = bool(several)
         try:
             super()._evaluate(stage, batch)
             for steps in several:
                 assert self._over_time is not None, "forward() has run"
-                self._log_scores(stage, self._over_time[steps - 1], y, len(x), f"_at_{steps}")
+                self._log_scores(stage, self._over_time[steps - 1], y, len(y), f"_at_{steps}")
         finally:
             self._is_logged_at_each = False
             self._forget()
@@ -229,7 +229,7 @@ class SpikingClassifier(SpikingStart):
             metrics: dict[str, Any] = dict(self._cost)
             sops, rate = metrics["sops"], metrics["spike_rate"]
             for steps in self.timesteps.several:
-                self.log(f"{stage}/sops_at_{steps}", sum(sops.by_layer("sops", steps).values()))
+                self._log_per_sample(f"{stage}/sops_at_{steps}", sum(sops.by_layer("sops", steps).values()))
                 spikes, neurons = (sum(rate.by_layer(of, steps).values()) for of in ("spikes", "neuron_steps"))
                 self.log(f"{stage}/spike_rate_at_{steps}", spikes / neurons)
         super()._log_cost(stage)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from snnreg_plugins._checks import as_integer, as_number
 from snnreg_plugins.functional.encoding import midrise, normalized_rows, rounded_pattern
 from snnreg_plugins.functional.penalties import hoyer
+from snnreg_plugins.spiking.inputs import require_tensor
 
 _MOST_BITS = 16
 
@@ -105,7 +106,9 @@ class TableEncoder(nn.Module):
 
         Raises:
             ValueError: If the input has no such dimensions, or other channels than the encoder.
+            TypeError: If it is no tensor, or complex.
         """
+        require_tensor(x, self)
         if x.dim() < 2 or (self.channels is not None and x.shape[1] != self.channels):
             channels = "C" if self.channels is None else str(self.channels)
             raise ValueError(f"Expected argument `x` to have shape (B, {channels}, ...), but got {tuple(x.shape)}.")

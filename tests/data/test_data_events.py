@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import snntorch
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
 from snnreg_plugins import SynapticOperations, to_snntorch
@@ -333,6 +334,21 @@ def test_a_network_of_ones_own_is_trained_on_them(tmp_path):
     module = Classifier(Loop(), lambda weights: torch.optim.Adam(weights, 0.02))
     _, trainer = fit_on(module, data, max_epochs=8)
     assert trainer.test(module, data, verbose=False)[0]["test/accuracy"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*takes the whole numbers.*")
+def test_what_is_logged_is_per_recording_where_time_comes_first(tmp_path):
+    data = EventFiles(write(tmp_path), SHAPE, timesteps=5, batch_size=6)  # of 8 for testing
+    torch.manual_seed(0)
+    network, frames, labels = Loop(), *zip(*everything(data.test_dataloader()), strict=True)
+    frames, labels = torch.stack(frames, 1), torch.stack(labels)
+    with torch.no_grad(), SynapticOperations(network, batch_dim=1, input_events=True) as sops:
+        scores = network(frames)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    found = trainer.test(SpikingClassifier(network), data, verbose=False)[0]
+    assert found["test/sops"] == pytest.approx(sops.compute().item())
+    assert found["test/loss"] == pytest.approx(nn.functional.cross_entropy(scores, labels).item())
+    assert found["test/accuracy"] == pytest.approx((scores.argmax(1) == labels).float().mean().item())
 
 
 def fit_on(module, data, **options):

@@ -19,6 +19,8 @@ def test_bytes_are_their_own_codes_and_what_is_no_number_has_its_own():
     assert torch.equal(midrise(every, 8, 0, 256), every.long())
     odd = torch.tensor([math.inf, -math.inf, math.nan])
     assert midrise(odd, 8, -4.0, 4.0).tolist() == [255, 0, 256]
+    with pytest.raises(TypeError, match="`x` to be real, but got torch.complex64"):
+        midrise(odd + 1j, 8, -4.0, 4.0)
     # In half precision 0.999 · 256 would round up to a level of its own.
     assert midrise(torch.tensor([3.99], dtype=torch.bfloat16), 8, -4.0, 4.0).item() <= 255
 

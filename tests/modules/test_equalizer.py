@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -35,6 +37,13 @@ def test_scores_and_costs_are_those_of_the_loop_written_out(recurrent, pattern_b
     assert {name: value for name, value in sops.by_layer().items() if value} == pytest.approx(events)
     macs = 0 if pattern_bits == 1 else 7 * (read != 0).sum().item() / 6
     assert sops.total("effective_macs").item() == pytest.approx(macs)
+
+
+def test_copies_after_a_pass_and_half_precision():
+    network, x = SpikingEqualizer(5, 3, hidden=7, lines=2, timesteps=4), torch.randn(6, 5)
+    scores = network(x)
+    assert torch.equal(copy.deepcopy(network)(x), scores)
+    assert network.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from norse.torch import LIFCell
 from torch import nn
 from torch.nn import functional as F
 
-from snnreg_plugins import SpikeRate, SynapticOperations, TableEncoder, to_snntorch
+from snnreg_plugins import ConversionError, SpikeRate, SynapticOperations, TableEncoder, to_snntorch
 from snnreg_plugins.functional import midrise
 
 B, N, M, T = 5, 6, 3, 4
@@ -204,6 +204,15 @@ def test_copies_pickles_and_inference():
     torch.testing.assert_close(encoder.requires_grad_(False)(x), sent)
 
 
+def test_a_network_with_it_inside_is_not_exported_but_what_reads_it_is():
+    encoder, dnn = TableEncoder(M, T), nn.Sequential(nn.Linear(N * M, 7), nn.ReLU(), nn.Linear(7, 3))
+    x = torch.randn(64, N)
+    with pytest.raises(ConversionError, match=r"layer '0': TableEncoder.*with time_dim=0.*nn.Sequential"):
+        to_snntorch(nn.Sequential(encoder, dnn), x, timesteps=T)
+    network = to_snntorch(dnn, encoder(x).detach(), timesteps=T, time_dim=0)  # what it says
+    torch.testing.assert_close(nn.Sequential(encoder, network)(x), network(encoder(x), time_dim=0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -220,7 +229,9 @@ def test_what_is_out_of_range(arguments, message):
         TableEncoder(**arguments)
 
 
-def test_inputs_of_another_shape():
+def test_inputs_of_another_shape_or_kind():
+    with pytest.raises(TypeError, match="`x` to be a tensor, but got list"):
+        TableEncoder()([[0.5]])
     with pytest.raises(ValueError, match=r"shape \(B, 3, \.\.\.\), but got \(2, 4\)"):
         TableEncoder(channels=3)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"shape \(B, C, \.\.\.\), but got \(4,\)"):
