@@ -123,7 +123,7 @@ def to_integers(network: SpikingNetwork, weights: str, bits: int, is_new: bool =
         _multiply(network.body, user, source, _smallest(unit, channels).unsqueeze(0))
     network.body.recompile()
     network.parts_changed()
-    if is_new and network.conversion["beta"] == 1:
+    if is_new and not _leaks(network):
         network.conversion["exact_timesteps"] = _exact_timesteps(network)
 
 
@@ -215,6 +215,11 @@ def _multiply(body: fx.GraphModule, user: fx.Node, source: fx.Node, unit: Tensor
     user.replace_input_with(source, product)
 
 
+def _leaks(network: SpikingNetwork) -> bool:
+    every = map(network.neurons.describe, network.body.modules())
+    return any(dynamics is not None and bool((dynamics.beta != 1).any()) for dynamics in every)
+
+
 def _exact_timesteps(network: SpikingNetwork) -> int:
     """Find for how many time steps no potential can leave the whole numbers that floats hold.
 
@@ -224,9 +229,10 @@ def _exact_timesteps(network: SpikingNetwork) -> int:
     limit = 2 / torch.finfo(dtype_of(network)).eps
     bounds = _Bounds(network)
     shape = network.conversion["input_shape"]
-    x = torch.zeros(1, *shape, dtype=dtype_of(network), device=device_of(network))
+    x = torch.zeros(2, *shape, dtype=dtype_of(network), device=device_of(network))
     bounds.run(network.encoder(x), [None] * network._states)
     steps = {name: int((limit - start) // max(most, 1e-30)) for name, (start, most) in bounds.found.items()}
+    steps |= {name: 0 for name, most in bounds.currents.items() if most > limit}
     name = min(steps, key=steps.__getitem__, default="")
     if name and steps[name] < network.timesteps:
         raise ConversionError(
@@ -239,12 +245,14 @@ def _exact_timesteps(network: SpikingNetwork) -> int:
 
 
 class _Bounds(fx.Interpreter):
-    """Adds up what the currents of a step can be at most, if everything spikes and all weights are positive.
+    """Adds up what the currents of a step can be at most, and at least, if all spikes come: of two samples.
 
-    What is computed of the input alone is left out: it is real in general.
+    The first is of what is positive, the second of the magnitudes of what is negative. What is computed of the input
+    alone is left out: it is real in general.
 
     Attributes:
-        found: Of each layer, the largest initial potential, and the largest current.
+        found: Of what adds up over the steps, the largest initial potential, and the largest magnitude of a current.
+        currents: Of each synaptic layer, that magnitude.
     """
 
     def __init__(self, network: SpikingNetwork) -> None:
@@ -252,6 +260,7 @@ class _Bounds(fx.Interpreter):
         self.extra_traceback = False
         self.neurons = network.neurons
         self.found: dict[str, tuple[float, float]] = {}
+        self.currents: dict[str, float] = {}
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         given = super().placeholder(target, args, kwargs)
@@ -270,10 +279,16 @@ class _Bounds(fx.Interpreter):
             return torch.ones_like(x), None
         if len(args) == 2:  # codes the input
             return torch.ones_like(x), None
-        positive = {key: value.abs() for key, value in module.named_parameters()}
-        return functional_call(module, positive, (x,))
+        parts = []
+        for sign, part in zip((1, -1), x.split(1), strict=True):
+            one_sided = {key: (sign * value).clamp_min(0) for key, value in module.named_parameters()}
+            parts.append(functional_call(module, one_sided, (part,)))
+        self.currents[name] = float(max(part.max() for part in parts))
+        return torch.cat(parts)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is operator.neg:
-            return args[0]
-        return super().call_function(operator.add if target is operator.sub else target, args, kwargs)
+            return args[0].flip(0)
+        if target is operator.sub:
+            return args[0] + args[1].flip(0)
+        return super().call_function(target, args, kwargs)

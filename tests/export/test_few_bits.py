@@ -83,7 +83,7 @@ def test_spikes_are_those_of_a_simulation_in_integers(weights, bits, pool, dtype
     torch.testing.assert_close(scores.double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-14, atol=1e-12)
 
 
-QUICK = ("two blocks", "PReLU", "global mean", "norm behind a divisor", "split", "norm at the end")
+QUICK = ("two blocks", "pre-activation", "PReLU", "global mean", "norm behind a divisor", "split", "norm at the end")
 
 
 CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETS]
@@ -176,7 +176,9 @@ def test_surrogates_are_as_wide_as_thresholds():
     for module in network.body.modules():
         dynamics = network.neurons.describe(module)
         if dynamics is not None:  # but for the rounding of the threshold
-            assert ((dynamics.slope * dynamics.threshold - 3).abs() <= 3 * 0.5 / dynamics.threshold + 1e-5).all()
+            assert (
+                (dynamics.surrogate.slope * dynamics.threshold - 3).abs() <= 3 * 0.5 / dynamics.threshold + 1e-5
+            ).all()
 
 
 def test_how_many_steps_are_exact_is_what_all_spikes_would_take():
@@ -184,7 +186,9 @@ def test_how_many_steps_are_exact_is_what_all_spikes_would_take():
     net, x = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(30, 5)
     network = to_snntorch(net, x, timesteps=T, weights="int8")
     layer, potential = network.body.get_submodule("2"), network.body.get_submodule("3_initial").potential
-    most = (layer.weight.abs().sum(1) + layer.bias.abs()).max()
+    both = torch.cat([layer.weight, layer.bias.unsqueeze(1)], 1)
+    most = max(both.clamp_min(0).sum(1).max(), (-both).clamp_min(0).sum(1).max())
+    assert most < both.abs().sum(1).max()
     assert network.conversion["exact_timesteps"] == int((2**24 - potential.max()) // most)
 
 
@@ -196,11 +200,20 @@ def test_sums_beyond_the_whole_numbers_of_floats_are_refused():
     )
     given = dict(weights="power_of_two", weight_bits=5)
     with pytest.raises(ConversionError, match=r"'3'.*16,777,216.*float32.*at most (\d+) time steps") as caught:
-        to_snntorch(net, x, timesteps=5000, **given)
+        to_snntorch(net, x, timesteps=9000, **given)
     steps = int(str(caught.value).split("at most ")[1].split()[0])
     assert to_snntorch(net, x, timesteps=steps, **given).conversion["exact_timesteps"] == steps
-    assert to_snntorch(copy.deepcopy(net).double(), x.double(), timesteps=5000, **given)
-    assert to_snntorch(net, x, timesteps=5000, weights="power_of_two", weight_bits=4)
+    assert to_snntorch(copy.deepcopy(net).double(), x.double(), timesteps=9000, **given)
+    assert to_snntorch(net, x, timesteps=9000, weights="power_of_two", weight_bits=4)
+
+
+def test_outputs_beyond_the_whole_numbers_of_floats_are_refused_at_any_number_of_steps():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.AvgPool1d(3), nn.Linear(3, 2)), torch.rand(30, 4, 5)
+    net[3].weight.data.fill_(1)
+    assert to_snntorch(net, x, timesteps=1, weights="int8").conversion["exact_timesteps"]
+    with pytest.raises(ConversionError, match=r"'3'.*Use fewer bits, or a model of torch.float64"):
+        to_snntorch(net.to(torch.bfloat16), x.to(torch.bfloat16), timesteps=1, weights="int8")
 
 
 def test_energy_is_that_of_the_weights():
