@@ -231,7 +231,7 @@ class SpikingClassifier(SpikingStart):
             for steps in self.timesteps.several:
                 self._log_per_sample(f"{stage}/sops_at_{steps}", sum(sops.by_layer("sops", steps).values()))
                 spikes, neurons = (sum(rate.by_layer(of, steps).values()) for of in ("spikes", "neuron_steps"))
-                self.log(f"{stage}/spike_rate_at_{steps}", spikes / neurons)
+                self.log(f"{stage}/spike_rate_at_{steps}", spikes / neurons, sync_dist=True)  # the same in all
         super()._log_cost(stage)
 
     # Time steps.

@@ -25,8 +25,8 @@ class Recording:
         potentials: Their potentials ``(T, B, ...)``, before the spike takes its threshold away; in units of the
             layer's currents, as its ``threshold`` is. What codes an input without a neuron has none.
         outputs: What the last layer gives in each step, ``(T, B, K)``.
-        scores: The mean of the outputs so far, ``(T, B, K)``; where a part of the DNN comes behind the spikes
-            (``until``), what that makes of it.
+        scores: What is read out of the outputs so far, ``(T, B, K)``: their mean, or what ``network.readout`` says;
+            where a part of the DNN comes behind the spikes (``until``), what that makes of it.
     """
 
     spikes: dict[str, Tensor]
