@@ -72,7 +72,8 @@ class ProgressiveTandem(Callback):
 
     Checkpoints hold the weights of the best validation too, so they are about twice as large. A run that reads one,
     to go on, validate, test or predict, needs this callback and the DNN, with any weights; it goes on as if it had
-    not been interrupted.
+    not been interrupted (but for the validation behind the last batch of an epoch, which Lightning leaves out where the
+    checkpoint was written in that batch).
 
     Works with automatic and manual optimization, gradient accumulation, mixed precision, and DDP (which must find
     unused parameters: ``strategy="ddp_find_unused_parameters_true"``).

@@ -16,7 +16,7 @@ from tests.callbacks.reference import Module, fit, free_port, leave, two_process
 from tests.callbacks.test_compressed_activations import Loop, assert_equal, gradients
 from tests.callbacks.test_penalty_resumed import Placed, Save
 
-SEEDS = 80
+SEEDS = 40
 
 
 def relu_network():
@@ -38,7 +38,7 @@ def gradient(net, x, y, context):
     return torch.cat([p.grad.flatten() for p in net.parameters()])
 
 
-@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("bits", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_gradients_are_right_on_average(bits):
     net, x, y = relu_network()
     exact = gradient(net, x, y, contextlib.nullcontext())
@@ -49,10 +49,10 @@ def test_gradients_are_right_on_average(bits):
     noisy = of_mean > 1e-9 * exact.norm()
     assert noisy.double().mean() > 0.8
     assert float((error[~noisy]).norm()) < 1e-6 * float(exact.norm())
-    # Of normal numbers the mean square is 1 and, of these many, none is above 5.
+    # Of such numbers the mean square is about 1 and, of these many, none is above 6.
     in_errors = error[noisy] / of_mean[noisy]
     assert 0.5 < float(in_errors.square().mean()) < 1.7
-    assert float(in_errors.abs().max()) < 5
+    assert float(in_errors.abs().max()) < 6
     assert float(drawn.std(0).norm()) > (0.05 if bits == 4 else 0.3) * float(exact.norm())
 
 
@@ -162,21 +162,21 @@ def test_a_fit_is_reproducible_and_its_steps_draw_apart(monkeypatch):
     monkeypatch.setattr(
         compression, "saved_tensors_hooks", lambda pack, _: seeds.append(pack.__self__._seed) or within(pack, _)
     )
-    first = train(max_epochs=2)
-    assert len(set(seeds)) == len(seeds) == 8
-    assert_equal(train(max_epochs=2), first)
-    assert seeds[8:] == seeds[:8]
+    first = train(limit_train_batches=2)
+    assert len(set(seeds)) == len(seeds) == 2
+    assert_equal(train(limit_train_batches=2), first)
+    assert seeds[2:] == seeds[:2]
 
 
 def test_torchs_own_random_numbers_are_left_alone():
     states = []
     for bits in (32, 2):
-        train(bits=bits)
+        train(bits=bits, limit_train_batches=1)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("step", [4, 6])  # of four in an epoch
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])  # of four in an epoch
 def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(step, tmp_path):
     # Without dropout, as torch's own random state is not in a checkpoint.
     def run(seed, *callbacks, **options):
@@ -195,8 +195,8 @@ def test_a_second_fit_begins_with_its_own_seed():
     callback = CompressedActivations(2, min_numel=16)
     for seed in (4, 5):
         torch.manual_seed(seed)
-        fit(Module(Loop()), [callback])
-        assert callback.state_dict() == {"seed": seed, "steps": 4}
+        fit(Module(Loop()), [callback], limit_train_batches=1)
+        assert callback.state_dict() == {"seed": seed, "steps": 1}
 
 
 def _ddp_worker(rank, port, folder):

@@ -217,15 +217,15 @@ def test_thresholds_are_balanced_anew_and_the_network_is_what_it_was():
 
 
 def finished(**options):
-    callback = ProgressiveTandem(T, monitor="val/loss", mode="min", patience=1, **options)
-    module = Module()
-    trainer = fit(module, callback, 12)
-    return module, callback, trainer
+    callback = ProgressiveTandem(T, monitor="scripted", patience=1, **options)
+    module = Module([0.5, 0.4, 0.3, 0.2, 0.1])
+    fit(module, callback, 5)
+    return module, callback
 
 
 @pytest.mark.parametrize("framework", ["snntorch", pytest.param("norse", marks=pytest.mark.slow)])
 def test_the_network_is_one_like_any(framework, tmp_path):
-    module, callback, _ = finished(framework=framework)
+    module, callback = finished(framework=framework)
     network, x = callback.network, next(iter(data()))[0]
     module.eval()
     with torch.no_grad():
@@ -251,7 +251,7 @@ def test_the_network_is_one_like_any(framework, tmp_path):
 
 @pytest.mark.slow
 def test_batch_norms_that_are_kept_are_folded_in_the_end():
-    module, callback, _ = finished(batch_norm="keep")
+    module, callback = finished(batch_norm="keep")
     x = next(iter(data()))[0]
     assert any(isinstance(part, nn.BatchNorm1d) for part in module.net.modules())
     assert not any(isinstance(part, nn.BatchNorm1d) for part in callback.network.modules())
@@ -302,6 +302,7 @@ def test_an_input_of_spiking_neurons_is_the_first_layer():
     assert callback._tandem.layers[1:] == [["1"], ["4"], ["6"]]
 
 
+@pytest.mark.slow
 def test_weights_of_a_trained_dnn(tmp_path):
     torch.manual_seed(5)
     trained = net()
@@ -368,6 +369,7 @@ def test_a_resumed_fit_goes_on_as_if_it_had_not_stopped(save, tmp_path):
     assert straight[2][-len(resumed[2]) :] == resumed[2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_by_a_new_module(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, save_last=True)
     callback = ProgressiveTandem(T, monitor="scripted", patience=1)
@@ -412,7 +414,8 @@ def test_a_second_fit_begins_anew():
 
 
 def test_a_network_that_spikes_already_is_refused():
-    module, callback, _ = finished()
+    module = around(to_snntorch(net(), next(iter(data()))[0], timesteps=T))
+    callback = ProgressiveTandem(T, monitor="val/loss")
     with pytest.raises(ValueError, match="'net' of Module to be a DNN.*converted already"):
         fit(module, callback, 1)
     Trainer(callbacks=[callback], **QUIET).test(module, data(), verbose=False)  # that works
