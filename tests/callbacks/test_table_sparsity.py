@@ -144,7 +144,7 @@ def test_resumed_training_goes_on_bit_by_bit(tmp_path):
 
 
 class Two(LightningModule):
-    """Two networks with a table each, and an optimizer each; only the first has a loss in the first half."""
+    """Two networks with a table each, and an optimizer each, of which the second steps half as often."""
 
     def __init__(self, by_hand):
         super().__init__()
@@ -153,13 +153,14 @@ class Two(LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        for index, (net, optimizer) in enumerate(zip(self.net, self.optimizers(), strict=True)):
+        for net, optimizer in zip(self.net, self.optimizers(), strict=True):
             loss = F.cross_entropy(net(x), y)
             if self.by_hand:
                 w = net[0].weight[0].flatten(1)
                 loss = loss + S * (w.abs().sum(1) / w.norm(dim=1)).mean()
             optimizer.zero_grad()
             self.manual_backward(loss)
+        for index, optimizer in enumerate(self.optimizers()):
             if batch_idx % (index + 1) == 0:
                 optimizer.step()
 
