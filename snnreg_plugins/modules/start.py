@@ -183,10 +183,13 @@ class SpikingStart(LoggedCosts, Classifier):
             network.time_dim = self.given_options["time_dim"]
         if self.readout is not None:
             network.readout, network.readout_decay = self.readout, self.readout_decay
-        if self.timesteps.vary and network.conversion.get("coding") == "latency":
+        fixed = "whose inputs have a dimension of time" if network.time_dim is not None else None
+        if network.conversion.get("coding") == "latency":
+            fixed = "whose input is coded by latency"
+        if self.timesteps.vary and fixed is not None:
             raise ValueError(
-                "Expected argument `timesteps` to be one number for a network whose input is coded by latency, but got "
-                f"{shown(self.timesteps.given)}."
+                f"Expected argument `timesteps` to be one number for a network {fixed}, but got "
+                f"{shown(self.timesteps.given)}. Leave it out for those that it has."
             )
         if self.per_step_loss and (network.head is not None or network.readout == "max"):
             why = "whose readout 'max' forgets outputs" if network.head is None else "with a part of the DNN behind it"

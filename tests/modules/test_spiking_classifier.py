@@ -391,6 +391,10 @@ def exported():
     return to_snntorch(dnn_of(), X, timesteps=4)
 
 
+def of_events():
+    return to_snntorch(dnn_of(), X.reshape(4, 3, 4), timesteps=3, time_dim=1)
+
+
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
@@ -404,6 +408,8 @@ def exported():
         (dnn_of, dict(readout_decay=0.5), "to be 1 for readout=None, .* Give it with readout='potential'"),
         (dnn_of, dict(tet_strength=0.1), "`tet_strength` to be 0 without `per_step_loss`, but got 0.1"),
         (dnn_of, dict(output_index=0), "`output_index` to be None for a network that is exported, but got 0"),
+        (of_events, dict(timesteps=[1, 3]), r"one number for a network whose inputs have .* \[1, 3\]"),
+        (of_events, dict(timesteps={0: 3, 1: 1}), r"one number for a network whose inputs .* Leave it out"),
         (exported, dict(output_index=0), "`output_index` to be None for a SpikingNetwork, but got 0"),
         (exported, dict(threshold="max"), "`threshold`, an option .* for a SpikingNetwork, but got 'max'"),
         (exported, dict(checkpoint="a.pt"), "to be None for a SpikingNetwork, .* give the DNN as `network`"),
