@@ -50,11 +50,13 @@ class ActivityBudget(SpikingValidation):
       monitors see the worst value elsewhere. (Of another score, by its name: ``budget/mse_if_met``.)
 
     When the training ends, the module gets the weights of the best validation that met the budget: of one that uses it,
-    within ``tolerance``, before one that spends less, and then by the score; :attr:`kept` tells which. (Of a training
-    that is resumed, those since.) So what is exported after ``trainer.fit`` meets the budget.
+    within ``tolerance``, before one that spends less, and then by the score; :attr:`kept` tells which. So what is
+    exported after ``trainer.fit`` meets the budget.
     ``ModelCheckpoint(monitor="budget/accuracy_if_met", mode="max")`` keeps the best one within the budget in a file.
     Where no network met it, a warning tells by how much the last one exceeds it. The state of the control is saved in
-    checkpoints, so a training that is resumed goes on with it.
+    checkpoints, with those best weights, so a training that is resumed goes on with it. (Of a DNN, thresholds are
+    balanced on the batches since; where these are fewer than ``calibration_batches``, the next count is another one by
+    that much.)
 
     Args:
         sops: The budget in SOPs/sample; one of the three is given.
@@ -162,12 +164,14 @@ class ActivityBudget(SpikingValidation):
     @override
     def state_dict(self) -> dict[str, Any]:
         penalty = self._thresholds if self._regularizer is None else self._regularizer.state_dict()
-        return {"controller": self.controller.state(), "penalty": penalty}
+        return {"controller": self.controller.state(), "penalty": penalty, "kept": self._keeper.state()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.controller.load(state_dict["controller"])
         self._thresholds = state_dict["penalty"]
+        if "kept" in state_dict:  # not in files of earlier versions
+            self._keeper.load(state_dict["kept"])
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -183,6 +183,17 @@ class Keeper:
             self._rank = rank
             weights = {name: _copied(value) for name, value in module.state_dict().items()}
             self.kept = Kept(epoch, counts, score, weights)
+
+    def state(self) -> dict[str, Any]:
+        """Give all that training goes on with, as plain data and the weights."""
+        kept = None if self.kept is None else {**vars(self.kept), "counts": asdict(self.kept.counts)}
+        return {"kept": kept, "rank": self._rank}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        kept, rank = state["kept"], state["rank"]
+        self.kept = None if kept is None else Kept(**{**kept, "counts": Counts(**kept["counts"])})
+        self._rank = None if rank is None else tuple(rank)
 
 
 def _copied(value: Any) -> Any:

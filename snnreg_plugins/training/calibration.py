@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from snnreg_plugins._batches import inputs_of
@@ -21,8 +23,18 @@ def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
     Args:
         trainer: The Trainer.
         calibration_batches: How many batches, over all processes.
+
+    Raises:
+        ValueError: If there is no training data.
     """
     datamodule = getattr(trainer, "datamodule", None)
+    owner = trainer.lightning_module if datamodule is None else datamodule
+    if trainer.state.fn != TrainerFn.FITTING and not is_overridden("train_dataloader", owner):
+        raise ValueError(
+            f"Expected training data to balance thresholds on, but got none in Trainer.{trainer.state.fn.value}(). "
+            "Give a LightningDataModule with a train_dataloader(), fit the module first, or give the checkpoint of a "
+            "fine-tuned one as `ckpt_path`."
+        )
     if datamodule is not None:
         # Its loader would give every process all of the data, so the first process alone reads it.
         batches = calibration_batches if trainer.is_global_zero else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from snnreg_plugins import (
     to_snntorch,
 )
 from snnreg_plugins.modules import Classifier, SpikingClassifier
+from tests.callbacks.test_penalty_resumed import Placed
 
 KEPT = dict(batch_norm="keep", train_thresholds="channel")
 X, Y = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 5
@@ -93,6 +95,16 @@ def fit(module, *given, **options):
     return run
 
 
+def mostly_slow(values, *quick):
+    """Parameters, of which all but a few are tried where there is time."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=() if value in quick else pytest.mark.slow
+        )
+        for value in values
+    ]
+
+
 CALLBACKS = {
     "penalty": lambda: ActivityRegularization("expected_rate", 0.1),
     "budget": lambda: ActivityBudget(share=0.3, timesteps=3),
@@ -103,8 +115,8 @@ CALLBACKS = {
 
 
 @pytest.mark.filterwarnings("ignore:The budget of ActivityBudget")
-@pytest.mark.parametrize("callback", CALLBACKS)
-@pytest.mark.parametrize("module", ["kept", "own, kept"])
+@pytest.mark.parametrize("callback", mostly_slow(CALLBACKS, "penalty", "budget"))
+@pytest.mark.parametrize("module", mostly_slow(["kept", "own, kept"], "kept"))
 def test_callbacks_serve_networks_that_keep_batch_norms(module, callback):
     """These need all samples and steps of a call at once."""
     trained = MODULES[module]()
@@ -180,8 +192,10 @@ since_26 = pytest.mark.skipif(not hasattr(callbacks, "WeightAveraging"), reason=
 
 
 @since_26
-@pytest.mark.parametrize("average", AVERAGES)
-@pytest.mark.parametrize("module", ["folded", "kept"])
+@pytest.mark.parametrize(
+    ("module", "average"),
+    mostly_slow(itertools.product(["folded", "kept"], AVERAGES), ("folded", "ema"), ("kept", "swa")),
+)
 def test_weights_are_averaged(module, average):
     """Those of the spiking network, though callbacks copy the module before it is exported."""
     trained, recorder = MODULES[module](), Recorder()
@@ -206,7 +220,7 @@ def test_weights_are_averaged(module, average):
 
 
 @since_26
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", mostly_slow([True, False], True))
 def test_a_budget_keeps_the_averages_that_it_counted(tmp_path, first):
     module, budget = Own(**KEPT), ActivityBudget(share=0.5, timesteps=3, tolerance=0.5)
     order = [callbacks.EMAWeightAveraging(decay=0.9), budget]
@@ -229,7 +243,7 @@ def test_a_budget_refuses_averages_that_nobody_counts():
 
 
 @since_26
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", mostly_slow([True, False], True))
 def test_averages_of_quantized_activations_start_when_these_do(first):
     """Their thresholds were none before."""
     module, recorder, activations = Classifier(dnn()), Recorder(), QCFSActivations(calibration_batches=2)
@@ -258,3 +272,57 @@ def test_a_run_goes_on_from_its_file_alone(tmp_path):
     again.fit(module, datamodule=Data(), ckpt_path=tmp_path / "snn.ckpt", weights_only=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
+
+
+class Kill(Callback):
+    """Save after a step, and end the run in the next one."""
+
+    def __init__(self, file, step):
+        self.file, self.step = file, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)
+        elif trainer.global_step > self.step:
+            raise RuntimeError("killed")
+
+
+class PlacedData(Data):
+    def train_dataloader(self):
+        return Placed(zip(X.split(4), Y.split(4), strict=True))
+
+
+RESUMED = {
+    **{name: CALLBACKS[name] for name in ("penalty", "budget", "distillation", "compression")},
+    "a loose budget": lambda: ActivityBudget(sops=1e6, timesteps=3),
+    "ema": lambda: callbacks.EMAWeightAveraging(decay=0.5),
+    "swa": AVERAGES["swa"],
+}
+
+
+@since_26
+@pytest.mark.filterwarnings("ignore:The budget of ActivityBudget")
+@pytest.mark.parametrize("callback", mostly_slow(RESUMED, "a loose budget"))
+def test_a_run_that_is_killed_within_an_epoch_goes_on_as_if_it_had_not_been(tmp_path, callback):
+    def run(*others, **given):
+        torch.manual_seed(0)
+        module = classifier(**KEPT)
+        run = trainer(RESUMED[callback](), *others, max_epochs=3)
+        run.fit(module, datamodule=PlacedData(), **given)
+        return module.state_dict(), run.callback_metrics
+
+    (straight, metrics), file = run(), tmp_path / "mid.ckpt"
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Kill(file, 14))  # two batches into the third epoch of six
+    resumed, metrics_resumed = run(ckpt_path=file, weights_only=True)
+    for name, value in straight.items():
+        assert torch.equal(resumed[name], value), name
+    assert metrics["val/sops"] == metrics_resumed["val/sops"]
+
+
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_without_training_data_it_is_said_what_is_missing(stage):
+    with pytest.raises(
+        ValueError, match=rf"no.* in Trainer\.{stage}\(\)\. Give a LightningDataModule with a train_data"
+    ):
+        getattr(trainer(), stage)(classifier(), DataLoader(TensorDataset(X, Y), 8))
