@@ -90,16 +90,18 @@ class RecurrentNetwork(SimulatedNetwork):
         self.log_tau_out = nn.Parameter(torch.full((classes,), as_number("tau_out", tau_out, "(0, inf)")).log())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give scores ``(B, K)`` of series ``(B, T, features)``.
+        """Give scores ``(B, K)`` of series ``(B, T, features)``; NaN where a potential is not finite.
 
         Raises:
-            ValueError: If they have another shape, or NaN before their end.
+            ValueError: If they have another shape or hold whole numbers, or have NaN before their end.
         """
         if x.dim() != 3 or x.shape[2] != self.inputs[0].in_features:
             raise ValueError(
                 f"Expected series of shape (B, T, {self.inputs[0].in_features}), but got {tuple(x.shape)}. Images are "
                 "read row by row as x.flatten(1, 2)."
             )
+        if not x.is_floating_point():
+            raise ValueError(f"Expected series of floating-point numbers, but got {x.dtype}. Pass x.float().")
         lengths = _lengths(x)
         self._steps_taken, self.timesteps = lengths, x.shape[1]
         # How many series take each step.
@@ -109,10 +111,13 @@ class RecurrentNetwork(SimulatedNetwork):
         states: list[ALIFState | None] = [None] * len(self.hidden)
         potentials = x.new_zeros(len(x), self.readout.out_features, dtype=keep.dtype)
         found = torch.full_like(potentials, torch.nan)  # of series without any step
+        # A potential that is not finite stays so, and fires no more: it is looked at when series end.
+        finite = torch.ones_like(running, dtype=torch.bool)
         for step, count in enumerate(counts):
             if count == 0:
                 break
             if count < len(running):
+                finite = finite.index_copy(0, running, _are_finite(states, running))
                 on = lengths[running] > step
                 running, potentials = running[on], potentials[on]
                 states = [state if state is None else ALIFState(*(part[on] for part in state)) for state in states]
@@ -123,7 +128,9 @@ class RecurrentNetwork(SimulatedNetwork):
             potentials = keep * potentials + self.readout(spikes)
             now = with_step(self.scores_are, None if step == 0 else found[running], potentials)
             found = found.index_copy(0, running, now)
-        return score_after(self.scores_are, found, lengths.unsqueeze(1))
+        finite = finite.index_copy(0, running, _are_finite(states, running))
+        scores = score_after(self.scores_are, found, lengths.unsqueeze(1))
+        return torch.where(finite.unsqueeze(1), scores, torch.nan)
 
     def known_events(self) -> Known:
         """Tell that the first weights read currents, and all others spikes."""
@@ -157,6 +164,14 @@ def _weights(features: int, targets: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _are_finite(states: Sequence[ALIFState | None], running: Tensor) -> Tensor:
+    """Tell of each series that is running whether all potentials are finite."""
+    found = torch.ones_like(running, dtype=torch.bool)
+    for state in states:
+        found = found if state is None else found & state.v.isfinite().all(1)
+    return found
 
 
 def _lengths(x: Tensor) -> Tensor:

@@ -245,6 +245,26 @@ def test_a_series_without_steps_has_no_scores():
         assert network(x[:1]).isnan().all()
 
 
+def test_what_is_not_finite_has_no_scores_and_leaves_others_theirs():
+    network, x = network_of(), ragged()
+    expected = network(x)
+    for sample, step in ((0, 4), (1, 0), (1, 8)):
+        broken = x.clone()
+        broken[sample, step, 1] = torch.inf
+        scores = network(broken)
+        assert scores[sample].isnan().all()
+        others = torch.arange(6) != sample
+        assert torch.equal(scores[others], expected[others])
+    with torch.no_grad():
+        network.inputs[1].weight[0, 0] = torch.nan
+    assert network(x).isnan().all()
+
+
+def test_whole_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"floating-point numbers, but got torch.int64. Pass x.float\(\)"):
+        network_of()(torch.ones(2, 3, 4, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
