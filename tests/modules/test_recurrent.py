@@ -126,6 +126,14 @@ def test_series_that_have_ended_cost_nothing_and_all_others_exactly(counted):
     assert steps.compute().item() == sum(LENGTHS) / 6
 
 
+def test_whole_numbers_above_1_are_currents_and_binary_ones_events():
+    network, x = network_of(), torch.ones(2, 5, 4, dtype=torch.float64)
+    for value, sops, macs in ((1.0, 160, 0), (3.0, 0, 160)):
+        with torch.no_grad(), SynapticOperations(network) as metric:
+            network(value * x)
+        assert (metric.by_layer()["inputs.0"], metric.by_layer("effective_macs")["inputs.0"]) == (sops, macs)
+
+
 def test_reports_and_profiles_tell_the_same(counted):
     costs, read = counted
     total = sum(cost[0] for cost in costs.values()) + read["hidden.0.synapses"] + read["hidden.1.synapses"]
