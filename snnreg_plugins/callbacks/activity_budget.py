@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, Literal
 
@@ -17,14 +16,23 @@ from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_names, as_number, one_of
 from snnreg_plugins._lightning import averaging, loss_scale, put_before
-from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
+from snnreg_plugins._models import device_of
 from snnreg_plugins.callbacks.averages import load_for_good, require_validated_averages
 from snnreg_plugins.callbacks.measurement import Measurement, OwnMeasurement
+from snnreg_plugins.callbacks.priced import (
+    PricedRegularization,
+    mean_of,
+    progress_of,
+    require_an_end_and_validation,
+    summed,
+)
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
+from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Score, Task
 from snnreg_plugins.training.budget import Budget, Counts, Keeper, Kept
 from snnreg_plugins.training.dual_ascent import Controller
+from snnreg_plugins.training.trim import Trim
 
 
 class ActivityBudget(SpikingValidation):
@@ -39,7 +47,8 @@ class ActivityBudget(SpikingValidation):
     the network costs at the start. Where the network stays below it by itself, there is no penalty.
 
     This is a :class:`SpikingValidation`, too, and logs all of its figures, unless there is another one beside it; with
-    the same options both count the same. Logged at each validation, of the first loader where there are several:
+    the same options both count the same, but for what ``trim`` does in the last validation. Logged at each validation,
+    of the first loader where there are several:
 
     - ``budget/sops``: the exact count, in SOPs/sample;
     - ``budget/slack``: the share of the budget that is left, below 0 where more is spent;
@@ -51,7 +60,8 @@ class ActivityBudget(SpikingValidation):
 
     When the training ends, the module gets the weights of the best validation that met the budget: of one that uses it,
     within ``tolerance``, before one that spends less, and then by the score; :attr:`kept` tells which. So what is
-    exported after ``trainer.fit`` meets the budget.
+    exported after ``trainer.fit`` meets the budget; of a DNN, :attr:`network` does, the network that was exported for
+    that validation (None if that was before a training was resumed), to which ``trim`` has brought the last percents.
     ``ModelCheckpoint(monitor="budget/accuracy_if_met", mode="max")`` keeps the best one within the budget in a file.
     Where no network met it, a warning tells by how much the last one exceeds it. The state of the control is saved in
     checkpoints, with those best weights, so a training that is resumed goes on with it. (Of a DNN, thresholds are
@@ -71,6 +81,10 @@ class ActivityBudget(SpikingValidation):
         ramp: Share of the training over which the budget comes down.
         tolerance: By which share of it the budget may be exceeded and counts as met.
         keep_best: At the end of the training, load the weights of the best validation that met the budget.
+        trim: Before the last validation, scale all thresholds together where the network spends more or less than the
+            budget, as far as factors of 0.7 to 1.5 go: those of a spiking network that is trained, for good; of a DNN,
+            those of the network that is exported there, :attr:`network`, and if that is kept a warning says how to
+            export another one like it. What is validated, scored and kept then is what is trimmed.
         limit_batches: Validation batches to count on, of each loader; all if None.
         calibration_batches: Training batches to balance thresholds on, of each process.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
@@ -104,6 +118,7 @@ class ActivityBudget(SpikingValidation):
         ramp: float = 1 / 3,
         tolerance: float = 0.02,
         keep_best: bool = True,
+        trim: bool = True,
         limit_batches: int | None = None,
         calibration_batches: int = 8,
         table: str = "horowitz_fp32",
@@ -119,6 +134,7 @@ class ActivityBudget(SpikingValidation):
         self.ramp = as_number("ramp", ramp, "[0, 1]")
         self.tolerance = as_number("tolerance", tolerance, "[0, 1)")
         self.keep_best = as_flag("keep_best", keep_best)
+        self.trim = as_flag("trim", trim)
         super().__init__(
             timesteps,
             limit_batches=limit_batches,
@@ -136,10 +152,11 @@ class ActivityBudget(SpikingValidation):
         #: Price, estimate and last count of the training.
         self.controller = Controller(self.budget, self.ramp)
         self._keeper = Keeper(self.budget, self.tolerance)
-        self._regularizer: _Priced | None = None  # while a fit runs
+        self._regularizer: PricedRegularization | None = None  # while a fit runs
         self._thresholds: dict[str, Any] = {"thresholds": {}}  # of a checkpoint
         self._losses: list[Tensor] = []  # of the batch under way
         self._opening: OwnMeasurement | None = None  # of the first batch, of a network that spikes already
+        self._trim = Trim(self.calibration_batches)
         self._is_beside = False  # whether another SpikingValidation logs the figures of the network
         self._is_counted = False  # whether the last validation counted anything
         self._last_score: float | None = None
@@ -184,7 +201,7 @@ class ActivityBudget(SpikingValidation):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        _require_an_end_and_validation(trainer)
+        require_an_end_and_validation(trainer)
         require_validated_averages("ActivityBudget", trainer, pl_module)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         others = [it for it in callbacks if isinstance(it, SpikingValidation) and it is not self]
@@ -196,7 +213,7 @@ class ActivityBudget(SpikingValidation):
         self._is_beside = bool(others)
         inner = None if self.network_name is None else [f"{self.network_name}.*"]
         penalty: Literal["expected_rate", "l1"] = "l1" if self._is_own else "expected_rate"
-        regularizer = _Priced(
+        regularizer = PricedRegularization(
             self.penalty or penalty,
             self.controller,
             self.layers or inner,
@@ -217,6 +234,8 @@ class ActivityBudget(SpikingValidation):
         if self.controller.is_new:
             self._count_first(trainer, pl_module, self._unpacked(batch)[0])
         self._penalty_of_fit.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.trim and (network := self._own_spiking(trainer, pl_module)) is not None:
+            self._trim.watch(network)
 
     def _count_first(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> None:
         """Count what the network costs before it is trained, on the first batch."""
@@ -254,15 +273,19 @@ class ActivityBudget(SpikingValidation):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._penalty_of_fit.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        samples = self._samples(*self._unpacked(batch))
-        over_processes = partial(_summed, trainer, pl_module.device) if trainer.world_size > 1 else None
+        self._trim.unwatch()
+        x, y = self._unpacked(batch)
+        if self.trim and not self._is_own:
+            self._trim.add(x)
+        samples = self._samples(x, y)
+        over_processes = partial(summed, trainer, pl_module.device) if trainer.world_size > 1 else None
         if self._opening is not None:
             run, self._opening = self._opening, None
             self._take_first(trainer, run, samples)
         if self.controller.listens and self._losses:
             loss = torch.stack(self._losses).mean()
             self.controller.hear(float(trainer.strategy.reduce(loss, reduce_op="mean")))
-        self.controller.end_batch(samples, _progress(trainer, batch_idx), over_processes)
+        self.controller.end_batch(samples, progress_of(trainer, batch_idx), over_processes)
 
     def _take_first(self, trainer: Trainer, run: OwnMeasurement, samples: int) -> None:
         calls = run.calls
@@ -282,6 +305,7 @@ class ActivityBudget(SpikingValidation):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep_best and self.kept is not None:
             load_for_good(trainer, pl_module, self.kept.weights)
+            self.network = self.kept.network
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._say_whether_it_is_met()
 
@@ -293,17 +317,48 @@ class ActivityBudget(SpikingValidation):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
+        self._trim.unwatch()
         if self._opening is not None:
             self._opening.close()
         if self._regularizer is not None:
             self._regularizer.on_exception(trainer, pl_module, exception)
 
     @property
-    def _penalty_of_fit(self) -> _Priced:
+    def _penalty_of_fit(self) -> PricedRegularization:
         assert self._regularizer is not None, "between on_fit_start and on_fit_end"
         return self._regularizer
 
     # Validation.
+
+    def _own_spiking(self, trainer: Trainer, pl_module: LightningModule) -> SpikingNetwork | None:
+        """Give the one exported network that is trained; None if there is another number of them."""
+        if not self._is_own or averaging(trainer):  # weights that are validated are swapped in later
+            return None
+        found = [module for module in self._network(pl_module).modules() if isinstance(module, SpikingNetwork)]
+        return found[0] if len(found) == 1 else None
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if fitting and (network := self._own_spiking(trainer, pl_module)) is not None:
+            self._trim_last(trainer, network)
+
+    @override
+    def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> SpikingNetwork | None:
+        network = super()._export(trainer, pl_module, x)
+        if network is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._trim_last(trainer, network)
+        return network
+
+    def _trim_last(self, trainer: Trainer, network: SpikingNetwork) -> None:
+        """Scale thresholds before the last validation; down only where a penalty has taken too much."""
+        controller, over_processes = self.controller, partial(mean_of, trainer, device_of(network))
+        if self.trim and controller.limit is not None and controller.progress > 1 - 1e-9:
+            to_use_it = controller.dual.price > 0
+            factors = self._trim.fit(network, controller.limit, self.tolerance, to_use_it, over_processes)
+            if factors is not None:
+                network.conversion["threshold_factors"] = factors
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -334,6 +389,9 @@ class ActivityBudget(SpikingValidation):
         logged = {"budget/sops": counts.sops, "budget/slack": self.budget.slack(counts)}
         if trainer.state.fn == TrainerFn.FITTING:
             self.controller.counted(counts)
+            network = self._own_spiking(trainer, pl_module) if self._is_own else self.network
+            if self.trim and network is not None:
+                self._trim.compare(network, counts.sops, partial(mean_of, trainer, device_of(network)))
             logged["budget/strength"] = self.controller.settled_strength
             logged["budget/price"] = self.controller.shadow_price
         if score is not None:
@@ -350,7 +408,7 @@ class ActivityBudget(SpikingValidation):
         if self.keep_best and trainer.state.fn == TrainerFn.FITTING:
             better = None if score is None else score.higher_is_better
             sign = 0 if better is None else 1 if better else -1
-            self._keeper.see(trainer.current_epoch, counts, self._last_score, sign, pl_module)
+            self._keeper.see(trainer.current_epoch, counts, self._last_score, sign, pl_module, self.network)
         pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
 
     def _counts(self, trainer: Trainer, run: Measurement | OwnMeasurement, values: dict[str, Any]) -> Counts:
@@ -363,6 +421,12 @@ class ActivityBudget(SpikingValidation):
         return Counts(values["snn/sops"], values["snn/effective_macs"], dense)
 
     def _say_whether_it_is_met(self) -> None:
+        limit = self.controller.limit
+        if self.network is not None and "threshold_factors" in self.network.conversion and limit is not None:
+            rank_zero_warn(
+                "ActivityBudget has scaled thresholds to meet its budget: those of its `network`. Take it, or bring others "
+                f"to it: to_snntorch(..., timesteps={self.network.timesteps}, budget={limit:.6g})."
+            )
         counts, strength = self.controller.counts, self.controller.settled_strength
         if self.keep_best and self.kept is not None:
             counts = self.kept.counts
@@ -384,58 +448,3 @@ class ActivityBudget(SpikingValidation):
                 "The budget of ActivityBudget is met by silence: no spike reaches a synapse any more. Raise the budget "
                 "or the number of epochs."
             )
-
-
-class _Priced(ActivityRegularization):
-    """The penalty of a budget: of a strength that a controller steers, whose meter sees what it is taken of."""
-
-    def __init__(
-        self,
-        penalty: Literal["expected_rate", "l1"],
-        controller: Controller,
-        layers: list[str] | None,
-        percent: float,
-    ) -> None:
-        super().__init__(penalty, 1.0, "fan_out", layers, percent=percent)
-        self._controller = controller
-
-    @override
-    def _factor(self, trainer: Trainer) -> float:
-        return self._controller.strength
-
-    @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for call in self._running.calls:
-            self._controller.meter.add(call.amount, call.value)
-        super().on_after_backward(trainer, pl_module)
-
-
-def _summed(trainer: Trainer, device: torch.device, values: Tensor) -> Tensor:
-    """Sum over processes, whose group may take tensors of the device alone."""
-    total: Tensor = trainer.strategy.reduce(values.to(device), reduce_op="sum")
-    return total
-
-
-def _require_an_end_and_validation(trainer: Trainer) -> None:
-    if not trainer.enable_validation:
-        raise MisconfigurationException(
-            "ActivityBudget counts in validation what the network spends, but this fit has no validation data or no "
-            "validation_step(), or the Trainer's `limit_val_batches` is 0."
-        )
-    if math.isnan(_progress(trainer, 0)):
-        raise MisconfigurationException(
-            "ActivityBudget steers by how much of the training is over, but the Trainer has neither `max_epochs` nor "
-            "`max_steps`. Give one of them."
-        )
-
-
-def _progress(trainer: Trainer, batch_idx: int) -> float:
-    """Share of the training that is over at the end of a batch; nan if it has no end."""
-    shares = []
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        batches = trainer.num_training_batches
-        within = (batch_idx + 1) / batches if batches and math.isfinite(batches) else 0.0
-        shares.append((trainer.current_epoch + within) / trainer.max_epochs)
-    if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
-    return max(shares, default=math.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -134,12 +134,14 @@ class Kept:
         counts: What it spends.
         score: What it scores; None if nothing is scored.
         weights: A copy of its state, on the CPU.
+        network: The spiking network that was exported for it, of a DNN.
     """
 
     epoch: int
     counts: Counts
     score: float | None
-    weights: dict[str, Any]
+    weights: dict[str, Any] = field(repr=False)
+    network: Any = field(default=None, repr=False)
 
 
 class Keeper:
@@ -166,7 +168,9 @@ class Keeper:
         self.kept: Kept | None = None
         self._rank: tuple[bool, float] | None = None
 
-    def see(self, epoch: int, counts: Counts, score: float | None, sign: int, module: nn.Module) -> None:
+    def see(
+        self, epoch: int, counts: Counts, score: float | None, sign: int, module: nn.Module, network: Any = None
+    ) -> None:
         """Take a validation.
 
         Args:
@@ -175,6 +179,7 @@ class Keeper:
             score: What it scores.
             sign: 1 if a higher score is better, -1 if a lower one, 0 if neither.
             module: Who holds the weights.
+            network: The spiking network that was exported.
         """
         if not self.budget.is_met(counts, self.tolerance):
             return
@@ -182,12 +187,14 @@ class Keeper:
         if self._rank is None or rank >= self._rank:
             self._rank = rank
             weights = {name: _copied(value) for name, value in module.state_dict().items()}
-            self.kept = Kept(epoch, counts, score, weights)
+            self.kept = Kept(epoch, counts, score, weights, network)
 
     def state(self) -> dict[str, Any]:
         """Give all that training goes on with, as plain data and the weights."""
-        kept = None if self.kept is None else {**vars(self.kept), "counts": asdict(self.kept.counts)}
-        return {"kept": kept, "rank": self._rank}
+        if self.kept is None:
+            return {"kept": None, "rank": None}
+        kept = {name: value for name, value in vars(self.kept).items() if name != "network"}
+        return {"kept": {**kept, "counts": asdict(self.kept.counts)}, "rank": self._rank}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""

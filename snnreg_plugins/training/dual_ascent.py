@@ -22,7 +22,8 @@ class Meter:
 
     .. math:: \bar x \leftarrow \bar x + \max(1 / W, 1 / n) (x - \bar x)
 
-    over about W batches, and r the ratio :math:`C / \bar x` of an exact count C, or the geometric mean of that and of r
+    over about W batches, and r the ratio of an exact count C to the mean of x in the few batches that begin with the
+    weights that were counted (an older mean would be that of other weights), or the geometric mean of that and of r
     before: thresholds that come to lie beyond what many neurons read alike, as the background of images, make counts
     jump. A second mean, over 3 W, is older by 2 W batches: from both it is told how fast the cost rises or falls.
 
@@ -31,14 +32,17 @@ class Meter:
 
     Example:
         >>> meter = Meter()
+        >>> meter.set_right(70.0)
         >>> meter.add(amount=200.0, value=torch.tensor(0.1))
         >>> meter.end_batch(samples=2)
-        >>> meter.set_right(70.0)
         >>> meter.add(amount=200.0, value=torch.tensor(0.2))
         >>> meter.end_batch(samples=2)
         >>> meter.mean, meter.cost
         (15.0, 105.0)
     """
+
+    #: Batches that an exact count is compared with.
+    AFTER = 4
 
     def __init__(self, window: float = 20.0) -> None:
         self.window = window
@@ -46,6 +50,8 @@ class Meter:
         self.ratio: float | None = None  # None before the first exact count
         self.synapses = 0.0  # that a sample reaches, in all calls
         self.batches = 0
+        self.counted: float | None = None  # an exact count that is to be compared with the batches after it
+        self.after: list[float] = []  # x of these, so far
         self._sum: Tensor | None = None
         self._amount = 0.0
 
@@ -76,15 +82,23 @@ class Meter:
         self.synapses = amount / number
         self.mean += (total / number - self.mean) / self._over(1)
         self.slow += (total / number - self.slow) / self._over(3)
+        if self.counted is not None:
+            self.after.append(total / number)
+            if self.ratio is None or len(self.after) >= self.AFTER:
+                self._compare(self.counted, sum(self.after) / len(self.after))
 
     def _over(self, windows: int) -> float:
         return min(windows * self.window, self.batches)
 
     def set_right(self, cost: float) -> None:
-        """Take an exact count of the network as it is now."""
-        if self.mean > 0:
-            now = cost / self.mean
+        """Take an exact count of the network as it is now: of the weights that the next batch begins with."""
+        self.counted, self.after = cost, []
+
+    def _compare(self, cost: float, mean: float) -> None:
+        if mean > 0:
+            now = cost / mean
             self.ratio = now if not self.ratio else math.sqrt(self.ratio * now)
+        self.counted, self.after = None, []
 
     @property
     def cost(self) -> float | None:
@@ -239,8 +253,6 @@ class Controller:
             sum_over_processes: See :meth:`Meter.end_batch`.
         """
         self.meter.end_batch(samples, sum_over_processes)
-        if self.meter.ratio is None and self.counts is not None:  # they are of this first batch
-            self.meter.set_right(self.counts.sops)
         gone, self.progress = max(0.0, progress - self.progress), max(progress, self.progress)
         cost = self.meter.cost
         if cost is not None and self.progress < self.ramp:
@@ -301,6 +313,8 @@ class Controller:
             "synapses": meter.synapses,
             "batches": meter.batches,
             "window": meter.window,
+            "counted": meter.counted,
+            "after": list(meter.after),
             "start": self.start,
             "loss": self.loss,
             "losses": self.losses,
@@ -312,8 +326,9 @@ class Controller:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.dual.price = state["price"]
-        for name in ("mean", "slow", "ratio", "synapses", "batches", "window"):
+        for name in ("mean", "slow", "ratio", "synapses", "batches", "window", "counted"):
             setattr(self.meter, name, state[name])
+        self.meter.after = list(state["after"])
         for name in ("start", "loss", "losses", "best_accuracy", "progress"):
             setattr(self, name, state[name])
         self.counts = None if state["counts"] is None else Counts(**state["counts"])

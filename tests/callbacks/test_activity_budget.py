@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -74,7 +74,7 @@ class Seen(Callback):
 
 def test_what_is_counted_is_what_spiking_validation_counts():
     seen = Seen()
-    callbacks = [ActivityBudget(share=0.1, timesteps=T), SpikingValidation(T), seen]
+    callbacks = [ActivityBudget(share=0.1, timesteps=T, trim=False), SpikingValidation(T), seen]
     fit(callbacks, max_epochs=3)
     for metrics in seen.metrics:
         assert metrics["budget/sops"] == metrics["snn/sops"] > 0
@@ -87,8 +87,8 @@ def test_what_is_counted_is_what_spiking_validation_counts():
 
 def test_alone_it_logs_what_spiking_validation_logs():
     alone, both = Seen(), Seen()
-    fit([ActivityBudget(sops=100, timesteps=T), alone])
-    fit([ActivityBudget(sops=100, timesteps=T), SpikingValidation(T), both])
+    fit([ActivityBudget(sops=100, timesteps=T, trim=False), alone])
+    fit([ActivityBudget(sops=100, timesteps=T, trim=False), SpikingValidation(T), both])
     assert alone.metrics == both.metrics
     assert {"snn/accuracy", "snn/sops/fc", "dnn/dense_macs"} < set(alone.metrics[0])
 
@@ -205,6 +205,7 @@ def test_what_cannot_be_steered_is_refused():
         (dict(sops=10, ramp=1.5), "`ramp`"),
         (dict(sops=10, tolerance=-0.1), "`tolerance`"),
         (dict(sops=10, keep_best="no"), "`keep_best`"),
+        (dict(sops=10, trim=1), "`trim`"),
         (dict(sops=10, layers=3), "`layers`"),
         (dict(sops=10, timesteps=0), "`timesteps`"),
         (dict(sops=10, coding="rate"), "`coding`"),
@@ -250,6 +251,49 @@ def test_the_best_checkpoint_within_the_budget(tmp_path):
     seen = Seen()
     fit([ActivityBudget(sops=1e6, timesteps=T), checkpoint, seen], max_epochs=4, enable_checkpointing=True)
     assert checkpoint.best_model_score == max(metrics["snn/accuracy"] for metrics in seen.metrics)
+
+
+def test_the_network_of_a_dnn_is_trimmed_before_the_last_validation():
+    counts = {}
+    for trim in (True, False):
+        budget, seen = ActivityBudget(sops=110, timesteps=T, trim=trim, keep_best=False), Seen()
+        with warnings.catch_warnings(record=True) as told:
+            module, _ = fit([budget, seen], max_epochs=4)
+        assert any("has scaled thresholds" in str(one.message) for one in told) == trim
+        with torch.no_grad(), SynapticOperations(budget.network) as sops:
+            budget.network(data(20, 1).tensors[0])
+        counts[trim] = seen.metrics[-1]["budget/sops"], module
+        assert counts[trim][0] == pytest.approx(float(sops.compute()))
+    assert torch.equal(counts[True][1].conv.weight, counts[False][1].conv.weight)
+    assert abs(counts[True][0] / 110 - 1) < abs(counts[False][0] / 110 - 1)
+    assert abs(counts[True][0] / 110 - 1) < 0.05
+
+
+def test_the_network_that_was_kept_is_there():
+    budget = ActivityBudget(sops=1e6, timesteps=T)
+    fit([budget], max_epochs=4)
+    assert budget.network is budget.kept.network
+    with torch.no_grad(), SynapticOperations(budget.network) as sops:
+        budget.network(data(20, 1).tensors[0])
+    assert float(sops.compute()) == pytest.approx(budget.kept.counts.sops)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_spiking_network_is_trimmed_for_good(averaged):
+    found = {}
+    for trim in (True, False):
+        budget, seen, module = ActivityBudget(sops=1500, trim=trim, keep_best=False), Seen(), Spiking()
+        averaging = [WeightAveraging()] if averaged else []
+        fit([budget, seen, *averaging], module, max_epochs=3)
+        found[trim] = module, seen.metrics[-1]["budget/sops"]
+        if not averaged:
+            with torch.no_grad(), SynapticOperations(module.net) as sops:
+                module(data(20, 1).tensors[0])
+            assert float(sops.compute()) == pytest.approx(seen.metrics[-1]["budget/sops"])
+    levels = [found[trim][0].net.levels["1"] for trim in (True, False)]
+    assert torch.equal(*levels) == averaged  # which swaps its weights in later
+    if not averaged:
+        assert abs(found[True][1] / 1500 - 1) < abs(found[False][1] / 1500 - 1)
 
 
 def test_a_training_that_is_resumed_goes_on_bit_by_bit(tmp_path):
@@ -340,6 +384,7 @@ def test_a_dnn_on_digits_is_exported_within_its_budget(share):
     trainer = digits(budget, module, epochs=20)
     # As a user exports it afterwards.
     network = to_snntorch(module.eval(), trainer.datamodule.train_dataloader(), timesteps=T)
+    network = budget.network if "threshold_factors" in budget.network.conversion else network
     right = total = 0
     with torch.no_grad(), SynapticOperations(network) as sops:
         for x, y in trainer.datamodule.val_dataloader():

@@ -77,10 +77,27 @@ def test_a_meter_reads_the_mean_of_a_window_and_its_trend():
     assert (meter.mean, meter.slow, meter.synapses) == (pytest.approx(mean), pytest.approx(slow), 20)
     assert meter.trend == pytest.approx(math.log(mean / slow) / 8)
     assert meter.cost is None
-    meter.set_right(500.0)
-    assert meter.cost == pytest.approx(500.0)
-    meter.set_right(2000.0)
-    assert meter.cost == pytest.approx(1000.0)  # between what both counts tell
+
+
+def test_a_count_is_compared_with_the_batches_that_begin_with_its_weights():
+    meter = Meter(window=4)
+
+    def see(*values):
+        for value in values:
+            meter.add(10.0, torch.tensor(value))
+            meter.end_batch(samples=1)
+
+    meter.set_right(300.0)
+    assert meter.cost is None
+    see(1.0)
+    assert meter.ratio == pytest.approx(30.0)  # the first one is needed at once
+    see(1.2, 0.8, 0.4)
+    meter.set_right(40.0)
+    see(0.2, 0.2, 0.2)
+    assert meter.ratio == pytest.approx(30.0)
+    see(0.2)
+    assert meter.ratio == pytest.approx(math.sqrt(30.0 * 20.0))  # between what both counts tell
+    assert meter.cost == pytest.approx(meter.ratio * meter.mean)
     before = meter.mean
     meter.end_batch(samples=2)  # that no backward pass reached a layer in
     assert meter.mean == before
