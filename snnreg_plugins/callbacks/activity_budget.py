@@ -424,8 +424,8 @@ class ActivityBudget(SpikingValidation):
         limit = self.controller.limit
         if self.network is not None and "threshold_factors" in self.network.conversion and limit is not None:
             rank_zero_warn(
-                "ActivityBudget has scaled thresholds to meet its budget: those of its `network`. Take it, or bring others "
-                f"to it: to_snntorch(..., timesteps={self.network.timesteps}, budget={limit:.6g})."
+                "ActivityBudget has scaled thresholds to meet its budget: those of its `network`. Take it, or bring "
+                f"others to it: to_snntorch(..., timesteps={self.network.timesteps}, budget={limit:.6g})."
             )
         counts, strength = self.controller.counts, self.controller.settled_strength
         if self.keep_best and self.kept is not None:
