@@ -25,6 +25,7 @@ from snnreg_plugins import (
     to_snntorch,
 )
 from snnreg_plugins.modules import Classifier, SpikingClassifier
+from tests.callbacks.reference import free_port, leave, two_processes
 from tests.callbacks.test_penalty_resumed import Placed
 
 KEPT = dict(batch_norm="keep", train_thresholds="channel")
@@ -326,3 +327,53 @@ def test_without_training_data_it_is_said_what_is_missing(stage):
         ValueError, match=rf"no.* in Trainer\.{stage}\(\)\. Give a LightningDataModule with a train_data"
     ):
         getattr(trainer(), stage)(classifier(), DataLoader(TensorDataset(X, Y), 8))
+
+
+# Several processes.
+
+
+class Shares(LightningDataModule):
+    """Of each batch of eight, every process has a half."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.shares = [slice(None)] if rank is None else [slice(4 * rank, 4 * rank + 4)]
+
+    def train_dataloader(self):
+        batches = zip(X.split(8), Y.split(8), strict=True)
+        return DataLoader([(x[self.shares[0]], y[self.shares[0]]) for x, y in batches], batch_size=None)
+
+    val_dataloader = train_dataloader
+
+
+ALONE = {"penalty": lambda: ActivityRegularization("l1", 1e-2), "budget": CALLBACKS["budget"]}
+
+
+def trained_in(rank, port=None):
+    """The weights that each callback leads to, and what the last validation counts."""
+    found = {}
+    for name, make in ALONE.items():
+        options = {} if rank is None else dict(strategy=two_processes(rank, port), devices=2)
+        module = Own()
+        module.configure_optimizers = lambda module=module: torch.optim.SGD(module.parameters(), 0.05)
+        run = trainer(make(), use_distributed_sampler=False, **options)
+        run.fit(module, datamodule=Shares(rank))
+        found[name] = (
+            [p.detach() for p in module.parameters()],
+            run.callback_metrics.get("budget/sops", torch.zeros(())),
+        )
+    return found
+
+
+def _worker(rank, port, file):
+    torch.save(trained_in(rank, port), f"{file}{rank}")
+    leave()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The budget of ActivityBudget")
+def test_two_processes_train_as_one(tmp_path):
+    torch.multiprocessing.spawn(_worker, (free_port(), tmp_path / "rank"), nprocs=2)
+    expected = trained_in(None)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"rank{rank}", weights_only=True), expected, rtol=0, atol=1e-6)
