@@ -95,9 +95,9 @@ ENTRIES = {
         "timesteps": "integer", "every_n_epochs": "integer", "limit_batches": "integer?", "figures": "flag",
         "calibration_batches": "integer", "exit_agreement": "number?", "beta": "number", "per_channel": "flag"}),
     ExportReport: (lambda _, **k: ExportReport(**k), {
-        "timesteps": "integer", "calibration_batches": "integer", "diagnose": "flag", "html": "flag"}),
+        "timesteps": "integer?", "calibration_batches": "integer", "diagnose": "flag", "html": "flag"}),
     SpikingClassifier: (lambda _, **k: SpikingClassifier(DNN, **k), {
-        "timesteps": "integer", "truncation": "integer?", "calibration_batches": "integer", "checkpointing": "flag"}),
+        "truncation": "integer?", "calibration_batches": "integer", "checkpointing": "flag"}),
     LeNet: (lambda _, **k: LeNet(**k), {"num_classes": "integer"}),
     VGG: (lambda _, **k: VGG(widths=(4, "P"), **k), {
         "num_classes": "integer", "hidden": "integer", "dropout": "number"}),
