@@ -1,0 +1,195 @@
+"""Accuracy and SOPs of networks that are trained as spiking ones to a budget, on Fashion-MNIST.
+
+    python -m tests.benchmarks.finetuning --cache /tmp/trained
+
+trains a DNN (a), exports it at T = 4 (b), fine-tunes exports at T steps without a budget (c) and to shares of what (b)
+spends (d); ``--set`` leaves out ingredients (e). All networks are trained on 55,000 images, budgets are
+met by what 5,000 held-out ones spend, and all figures are those of the 10,000 test images. Runs that the folder already
+holds are not repeated; the front is drawn there as ``front.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+
+from snnreg_plugins import ActivityBudget, Distillation, report, to_snntorch
+from snnreg_plugins._files import atomic
+from snnreg_plugins.data import FashionMNIST
+from snnreg_plugins.modules import VGG, Classifier, LeNet, SpikingClassifier
+from tests.benchmarks.common import kept, settled, timed
+
+NETWORKS = {
+    "lenet": LeNet,
+    "vgg": lambda: VGG(image_shape=(1, 28, 28), widths=(16, "P", 32, "P", 64, "P"), hidden=128, dropout=0.0),
+}
+#: What a run has unless --set says otherwise: options of a SpikingClassifier, and the teacher, a network of NETWORKS,
+#: "self" for the DNN that is exported, or "none".
+INGREDIENTS = {"batch_norm": "keep", "train_thresholds": "channel", "per_channel": True, "teacher": "vgg"}
+
+
+def data(options: argparse.Namespace, seed: int) -> FashionMNIST:
+    """Give the images."""
+    return FashionMNIST(options.root, batch_size=128, validation_size=5000, seed=seed)
+
+
+def trained(module: Classifier, images: FashionMNIST, epochs: int, *callbacks: Callback) -> float:
+    """Train, and give the seconds that it took."""
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    return timed(lambda: trainer.fit(module, images))
+
+
+def rates(epochs: int, peak: float) -> dict[str, Any]:
+    """Give Adam with a cosine decay, as arguments of a Classifier."""
+    return {
+        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=peak),
+        "scheduler": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
+    }
+
+
+def dnn(name: str, options: argparse.Namespace, seed: int) -> nn.Module:
+    """Give the trained DNN."""
+    network = NETWORKS[name]()
+
+    def train() -> None:
+        seed_everything(seed, verbose=False)
+        trained(Classifier(network, **rates(options.epochs, 2e-3)), data(options, seed), options.epochs)
+
+    return kept(network, options.cache / f"{name}-{options.epochs}-{seed}.pt", train)
+
+
+def measured(model: nn.Module | None, network: Any, images: FashionMNIST) -> dict[str, float]:
+    """Give accuracies and SOPs on the test images."""
+    found = report(model, network, images.test_dataloader(), steps=[network.timesteps])
+    (step,) = found.steps
+    return {"accuracy": 100 * step.score, "dnn": 100 * (found.dnn.score if found.dnn else 0), "sops": step.sops}
+
+
+def tuned(name: str, options: argparse.Namespace, seed: int, timesteps: int, sops: float | None) -> dict[str, Any]:
+    """Fine-tune, and give what came of it."""
+    given: dict[str, Any] = INGREDIENTS | dict(options.set)
+    seed_everything(seed, verbose=False)
+    images, teacher = data(options, seed), given.pop("teacher")
+    module = SpikingClassifier(dnn(name, options, seed), timesteps=timesteps, **rates(options.tuning, 2e-3), **given)
+    callbacks: list[Callback] = []
+    if teacher != "none":
+        callbacks.append(Distillation("self" if teacher == "self" else dnn(teacher, options, seed), alpha=0.5))
+    budget = None if sops is None else ActivityBudget(sops=sops, timesteps=timesteps)
+    if budget is not None:
+        callbacks.append(budget)
+    seconds = trained(module, images, options.tuning, *callbacks)
+    found = {**measured(None, module.export(), images), "budget": sops, "seconds": seconds}
+    if budget is not None and budget.kept is not None:
+        found |= {"held_out": budget.kept.counts.sops, "epoch": budget.kept.epoch}
+    return found
+
+
+def runs(name: str, options: argparse.Namespace, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Give the name of each run, and what does it."""
+    images = data(options, seed)
+    model = dnn(name, options, seed)
+    images.setup("fit")
+    calibration = [batch[0] for batch, _ in zip(images.train_dataloader(), range(40), strict=False)]
+    exported = measured(model, to_snntorch(model, calibration, timesteps=4, per_channel=True), images)
+    yield "exported T=4", lambda: exported
+    ending = "".join(f" {option}={value}" for option, value in options.set)
+    for timesteps, budget in options.plan:
+        sops = budget if budget is None or budget > 1 else budget * exported["sops"]
+        said = "no budget" if budget is None else f"budget {budget:g}"
+        yield (
+            f"T={timesteps} {said} epochs={options.tuning}{ending}",
+            partial(tuned, name, options, seed, timesteps, sops),
+        )
+
+
+def point(text: str) -> tuple[int, float | None]:
+    """Read ``2:0.5``, two steps at half of what the export spends, ``2:90000``, or ``2`` for no budget."""
+    steps, _, budget = text.partition(":")
+    return int(steps), float(budget) if budget else None
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read ``surrogate=triangular``."""
+    name, _, value = text.partition("=")
+    return name, {"True": True, "False": False}.get(value, value)
+
+
+def main() -> None:
+    """Do the runs, and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="lenet")
+    parser.add_argument("--epochs", type=int, default=12, help="of DNNs")
+    parser.add_argument("--tuning", type=int, default=12, help="epochs of spiking networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--plan", type=point, nargs="+", help=point.__doc__,
+        default=[(4, None), (2, None), (1, None), (4, 1.0), (2, 0.5), (2, 0.25), (1, 0.25), (1, 0.1)],
+    )  # fmt: skip
+    parser.add_argument("--set", type=setting, nargs="*", default=[], help="such as batch_norm=fold, teacher=none")
+    options = settled(parser)
+    path: Path = options.cache / "finetuning.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for seed in options.seeds:
+        for run, measure in runs(options.network, options, seed):
+            key = f"{options.network} epochs={options.epochs} seed={seed} {run}"
+            if key not in found:
+                found[key] = measure()
+                with atomic(path) as temporary:
+                    temporary.write_text(json.dumps(found, indent=1))
+            print(f"{key:60s} {row(found[key])}", flush=True)
+    draw(found, options.cache / "front.png")
+
+
+def row(run: dict[str, Any]) -> str:
+    """Give a line of what a run gave."""
+    line = f"{run['accuracy']:6.2f} % {run['sops'] / 1e3:7.1f}k SOPs"
+    if run.get("budget"):
+        line += f"  budget {run['budget'] / 1e3:.1f}k ({run['sops'] / run['budget'] - 1:+.1%})"
+        line += f", held out {run['held_out'] / run['budget'] - 1:+.1%}" if "held_out" in run else ", not met held out"
+    return line + (f"  DNN {run['dnn']:.2f} %" if run["dnn"] else "") + (
+        f"  {run['seconds']:.0f} s" if "seconds" in run else ""
+    )  # fmt: skip
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw accuracy over SOPs, a colour for each number of steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for marker, network in zip("os", sorted(NETWORKS), strict=True):
+        for colour, kind in enumerate(("exported T=4", "T=4", "T=2", "T=1")):
+            points = [
+                (run["sops"] / 1e3, run["accuracy"])
+                for key, run in found.items()
+                if key.startswith(network) and key.split(" ", 3)[3].startswith(kind)
+            ]
+            if points:
+                axes.scatter(*zip(*points, strict=True), color=f"C{colour}", marker=marker, label=f"{network}, {kind}")
+    axes.set(xscale="log", xlabel="SOPs per image, in thousands", ylabel="Test accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
