@@ -58,10 +58,10 @@ class ActivityBudget(SpikingValidation):
     - ``budget/accuracy_if_met``: the score where the budget is met, that is exceeded by no more than ``tolerance``;
       monitors see the worst value elsewhere. (Of another score, by its name: ``budget/mse_if_met``.)
 
-    When the training ends, the module gets the weights of the best validation that met the budget: of one that uses it,
-    within ``tolerance``, before one that spends less, and then by the score; :attr:`kept` tells which. So what is
-    exported after ``trainer.fit`` meets the budget; of a DNN, :attr:`network` does, the network that was exported for
-    that validation (None if that was before a training was resumed), to which ``trim`` has brought the last percents.
+    When the training ends, the module gets the weights of the best validation that met the budget, by the score;
+    :attr:`kept` tells which. So what is exported after ``trainer.fit`` meets the budget; of a DNN, :attr:`network`
+    does, the network that was exported for that validation (None if that was before a training was resumed), to which
+    ``trim`` has brought the last percents.
     ``ModelCheckpoint(monitor="budget/accuracy_if_met", mode="max")`` keeps the best one within the budget in a file.
     Where no network met it, a warning tells by how much the last one exceeds it. The state of the control is saved in
     checkpoints, with those best weights, so a training that is resumed goes on with it. (Of a DNN, thresholds are

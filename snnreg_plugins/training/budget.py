@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -147,8 +148,8 @@ class Kept:
 class Keeper:
     """Keeps the weights of the best network that meets its budget.
 
-    Of several it is one that uses the budget, within the tolerance, before one that spends less; then the one with the
-    best score, and of equal ones the latest.
+    Of several it is the one with the best score, and of equal ones the latest; where nothing is scored, the one that
+    comes closest to the budget.
 
     Args:
         budget: What may be spent.
@@ -157,16 +158,16 @@ class Keeper:
     Example:
         >>> keeper = Keeper(Budget(sops=100.0), tolerance=0.03)
         >>> layer = nn.Linear(2, 3)
-        >>> for epoch, (sops, score) in enumerate([(120, 0.9), (50, 0.8), (98, 0.7), (102, 0.75), (101, 0.6)]):
+        >>> for epoch, (sops, score) in enumerate([(120, 0.9), (50, 0.7), (93, 0.8), (102, 0.75), (101, 0.6)]):
         ...     keeper.see(epoch, Counts(sops, 0, 500), score, 1, layer)
         >>> keeper.kept.epoch, keeper.kept.score
-        (3, 0.75)
+        (2, 0.8)
     """
 
     def __init__(self, budget: Budget, tolerance: float) -> None:
         self.budget, self.tolerance = budget, tolerance
         self.kept: Kept | None = None
-        self._rank: tuple[bool, float] | None = None
+        self._rank: float | None = None
 
     def see(
         self, epoch: int, counts: Counts, score: float | None, sign: int, module: nn.Module, network: Any = None
@@ -183,7 +184,9 @@ class Keeper:
         """
         if not self.budget.is_met(counts, self.tolerance):
             return
-        rank = self.budget.slack(counts) <= self.tolerance, sign * (score or 0.0)
+        rank = -self.budget.slack(counts) if score is None or not sign else sign * score
+        if math.isnan(rank):
+            rank = -math.inf
         if self._rank is None or rank >= self._rank:
             self._rank = rank
             weights = {name: _copied(value) for name, value in module.state_dict().items()}
@@ -200,7 +203,7 @@ class Keeper:
         """Go on from there."""
         kept, rank = state["kept"], state["rank"]
         self.kept = None if kept is None else Kept(**{**kept, "counts": Counts(**kept["counts"])})
-        self._rank = None if rank is None else tuple(rank)
+        self._rank = rank
 
 
 def _copied(value: Any) -> Any:

@@ -205,9 +205,18 @@ def test_what_is_kept_has_its_own_weights():
     before = layer.weight.detach().clone()
     keeper.see(0, Counts(99.0, 0.0, 1.0), 0.5, -1, layer)
     torch.nn.init.zeros_(layer.weight)
-    for counts in (Counts(103.0, 0.0, 1.0), Counts(50.0, 0.0, 1.0)):  # too many, and far below
-        keeper.see(1, counts, 0.1, -1, layer)
-    keeper.see(2, Counts(99.0, 0.0, 1.0), 0.6, -1, layer)  # a larger error
+    keeper.see(1, Counts(103.0, 0.0, 1.0), 0.1, -1, layer)  # too many
+    for epoch, error in ((2, 0.6), (3, float("nan"))):  # a larger error, and none
+        keeper.see(epoch, Counts(99.0, 0.0, 1.0), error, -1, layer)
     assert keeper.kept is not None
     assert keeper.kept.epoch == 0
     assert torch.equal(keeper.kept.weights["weight"], before)
+    keeper.see(4, Counts(50.0, 0.0, 1.0), 0.4, -1, layer)  # better, and cheaper
+    assert keeper.kept.epoch == 4
+
+
+def test_where_nothing_is_scored_the_closest_to_the_budget_is_kept():
+    keeper, layer = Keeper(Budget(sops=100.0), tolerance=0.02), torch.nn.Linear(2, 3)
+    for epoch, sops in enumerate([60.0, 97.0, 80.0, 120.0]):
+        keeper.see(epoch, Counts(sops, 0.0, 1.0), None, 0, layer)
+    assert keeper.kept.epoch == 1
