@@ -250,8 +250,11 @@ def test_a_refusal_is_one_line(words, message, command):
     [
         (["--trainer.max_epochs=2.5"], 'Parser key "trainer.max_epochs": Expected a int. Given value: 2.5'),
         (["--trainer.max_epochs=two"], 'Parser key "trainer.max_epochs": Expected a int. Given value: two'),
-        (["--callback.ExportReport.timesteps=two"], 'Parser key "timesteps": Expected a int. Got value: two'),
-        (["--callback.ExportReport.timesteps='2'"], "Got value: 2, in quotes, which make it a text; leave them out"),
+        (["--callback.ExportReport.timesteps=two"], 'Parser key "timesteps": Expected a int. Given value: two'),
+        (
+            ["--callback.ExportReport.timesteps='2'"],
+            "Given value: '2', in quotes, which make it a text; leave them out",
+        ),
         (["--callback.ActivityRegularization.percent='1e-3'"], "Got value: 1e-3, in quotes, "),
         (["--callback.ExportReport.html='false'"], "Got value: false, in quotes, "),
         (["--callback.ExportReport.timestep=2"], "'snnreg_plugins.ExportReport': Option 'timestep' is not accepted"),
@@ -568,6 +571,8 @@ class Spiking(users_module.Net):
 def test_a_users_network_that_spikes_is_measured_with_its_own_steps(project):
     Path("spiking_module.py").write_text(OWN_SPIKING)
     own = [*MINE, "--model", "spiking_module.Spiking"]
+    assert "`timesteps` of ExportReport not to be given for Spiking" in refused(project, "fit", *own)
+    own.append("--callback.ExportReport.timesteps=null")
     project("fit", *own, "--trainer.callbacks+=SpikingValidation")
     project("export", *own, "--ckpt_path=runs/mine/dnn.ckpt", "--output_dir=own")
     figures = json.loads(Path("own/report.json").read_text())

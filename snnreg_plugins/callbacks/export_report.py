@@ -146,7 +146,8 @@ class ExportReport(MeasuringCallback):
             name, value = next(iter(self._of_an_export.items()))
             raise ValueError(
                 f"Expected argument `{name}` of ExportReport not to be given for {type(network).__name__}, which "
-                f"spikes already, but got {shown(value)}. Give it to the SpikingClassifier or the export that made it."
+                f"spikes already, but got {shown(value)}. Leave it out; "
+                "of an export, give it to that or to the SpikingClassifier."
             )
         Run(self.output_dir).claim(self.diagnose, self.html)
 

@@ -20,9 +20,9 @@ _KNOWN = ("Problem with given class_path ", "Expected a dot import path string: 
 _ONE_CALLBACK = re.compile(r"\n *- Problem with given class_path 'lightning\.Callback':\n[^\n]*")
 # Numbers in quotes are texts, which the parser shows without them.
 _QUOTED = (
-    re.compile(r"Expected a int\b.* value: [-+]?\d+$"),
-    re.compile(r"Expected a float\b.* value: [-+]?[\d.]+(?:e[-+]?\d+)?$"),
-    re.compile(r"Expected a bool\b.* value: (?:true|false)$"),
+    re.compile(r"Expected a int\b.* value: '?[-+]?\d+'?$"),
+    re.compile(r"Expected a float\b.* value: '?[-+]?[\d.]+(?:e[-+]?\d+)?'?$"),
+    re.compile(r"Expected a bool\b.* value: '?(?:true|false)'?$"),
 )
 _LONGEST = 300
 

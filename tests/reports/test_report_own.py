@@ -17,7 +17,8 @@ from snnreg_plugins import ExportReport, SynapticOperations, diagnose, load_netw
 from snnreg_plugins.modules import SpikingClassifier
 from snnreg_plugins.reports.raster import Raster
 from snnreg_plugins.reports.report import Report
-from tests.callbacks.test_export_report import Data, fit
+from tests.callbacks import test_export_report as exporting
+from tests.callbacks.test_export_report import Data
 from tests.callbacks.test_spiking_already import Hidden, Own, Rates, States, counted, norse_over_time
 from tests.callbacks.test_spiking_validation_scores import CLASSES, X
 from tests.helpers import brute_force_costs, recorded
@@ -247,6 +248,10 @@ def test_what_is_no_dnn_is_told():
 # At the end of a fit.
 
 
+def fit(folder, module, data, exporter=ExportReport, **options):
+    return exporting.fit(folder, module, data, exporter, **{"timesteps": None} | options)  # its own steps
+
+
 def test_the_users_own_is_reported_on_at_the_end_of_a_fit(tmp_path, capsys):
     class Counting(ExportReport):
         def readout(self, outputs):
@@ -337,7 +342,7 @@ def test_batches_are_brought_to_the_network_as_in_a_test(where, tmp_path):
 
     net = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3))
     module, data = (Own(net), Hooked(CLASSES)) if where == "data module" else (HookedModule(net), Data(CLASSES))
-    fit(tmp_path, module, data)
+    fit(tmp_path, module, data, timesteps=2)
     found = Report.load_json(tmp_path / "report.json")
     with torch.no_grad():
         assert found.dnn.accuracy == float((module(X - 0.1).argmax(1) == CLASSES).double().mean())

@@ -18,15 +18,15 @@ from tests.spiking.test_network import FineTune
 
 class Surrogate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, slope):
+    def forward(ctx, u, slope, threshold):
         ctx.save_for_backward(u)
-        ctx.slope = slope
+        ctx.slope, ctx.threshold = slope, threshold
         return (u > 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         (u,) = ctx.saved_tensors
-        return grad * (1 / (1 + ctx.slope * u.abs())) ** 2, None
+        return grad / ctx.threshold * (1 / (1 + ctx.slope * u.abs() / ctx.threshold)) ** 2, None, None
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_gradient_is_that_of_a_simulation_with_the_same_surrogate(options):
         threshold = thresholds[layer]
         reset = (potentials[layer] > threshold).to(x.dtype) * threshold  # carries no gradient
         potentials[layer] = beta * potentials[layer] + current - reset
-        return Surrogate.apply(potentials[layer] - threshold, relative_slope / threshold)
+        return Surrogate.apply(potentials[layer] - threshold, relative_slope, threshold)
 
     total = 0
     for _ in range(5):
