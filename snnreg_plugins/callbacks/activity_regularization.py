@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -13,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_names, as_number, as_percent, one_of
+from snnreg_plugins._checks import as_names, as_number, as_percent, one_of, shown
 from snnreg_plugins.callbacks.added_loss import AddedLossCallback
-from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate
+from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate, rate_bounds
 from snnreg_plugins.functional.synapses import SynapticLayer
 from snnreg_plugins.training.penalty import ActivityPenalty
 from snnreg_plugins.training.thresholds import RunningThresholds
@@ -62,13 +63,21 @@ class ActivityRegularization(AddedLossCallback):
     (:func:`~snnreg_plugins.functional.penalties.hoyer_of_spikes`); ``"l1"``, ``"l2"`` and ``"transformed_l1"`` act as
     they are.
 
+    ``"rate_bounds"`` keeps each neuron of a spiking network between a lowest and a highest rate, in spikes/neuron/step:
+    with :math:`r_i` the mean of position i of a layer's input over all samples and steps of the calls that a backward
+    pass reaches, :math:`f_l` is the mean over i of :math:`\text{relu}(\text{low} - r_i)^2 +
+    \text{relu}(r_i - \text{high})^2`. It is not a mean over samples: each batch that is accumulated, and each process
+    of DDP, has the penalty of its own rates, as when it is written by hand in ``training_step``; on average, no less
+    than that of one batch of all samples. What averages or scales spikes in between, as pooling and dropout do,
+    averages and scales their rates; other dimensions in front, such as tokens, count as samples.
+
     λ is saved in checkpoints. Training that is resumed goes on bit by bit where the data does: within an epoch,
     Lightning starts again at the epoch's first batch, unless the loader keeps its place (``state_dict``).
 
     Args:
-        penalty: ``"l1"``, ``"l2"``, ``"hoyer"``, ``"hoyer_square"``, ``"transformed_l1"``, ``"expected_rate"``, or a
-            function ``(activity, weight) -> scalar`` that is a mean over the samples of ``activity`` of shape
-            ``(B, ...)``; ``weight`` is None or the fan-out, broadcastable to a sample.
+        penalty: ``"l1"``, ``"l2"``, ``"hoyer"``, ``"hoyer_square"``, ``"transformed_l1"``, ``"expected_rate"``,
+            ``"rate_bounds"``, or a function ``(activity, weight) -> scalar`` that is a mean over the samples of
+            ``activity`` of shape ``(B, ...)``; ``weight`` is None or the fan-out, broadcastable to a sample.
         strength: Factor of the penalty. A mapping from patterns to factors sets it by layer (the first pattern that
             matches counts) and leaves layers without a match alone.
         weighting: How layers and positions count: ``"uniform"`` or by ``"fan_out"``.
@@ -82,6 +91,8 @@ class ActivityRegularization(AddedLossCallback):
             its percentile is the mean of theirs, and that of the first call is λ until the first batch ends: training
             is then another one by that much.
         momentum: For ``"expected_rate"``: share of the old λ in the running mean.
+        low: For ``"rate_bounds"``: the lowest rate without a penalty, in spikes/neuron/step; none if None.
+        high: For ``"rate_bounds"``: the highest; none if None.
 
     Raises:
         ValueError: If an argument is out of range, or on start of training, if a pattern matches no layer.
@@ -97,7 +108,8 @@ class ActivityRegularization(AddedLossCallback):
 
     def __init__(
         self,
-        penalty: Literal["l1", "l2", "hoyer", "hoyer_square", "transformed_l1", "expected_rate"] | Penalty = "l1",
+        penalty: Literal["l1", "l2", "hoyer", "hoyer_square", "transformed_l1", "expected_rate", "rate_bounds"]
+        | Penalty = "l1",
         strength: float | dict[str, float] = 1e-2,
         weighting: Literal["uniform", "fan_out"] = "uniform",
         layers: str | list[str] | None = None,
@@ -105,10 +117,12 @@ class ActivityRegularization(AddedLossCallback):
         warmup_epochs: int = 0,
         percent: float = 99.9,
         momentum: float = 0.9,
+        low: float | None = None,
+        high: float | None = None,
     ) -> None:
         super().__init__(start_epoch, warmup_epochs)
         if not callable(penalty):
-            one_of("penalty", penalty, PENALTIES)
+            one_of("penalty", penalty, _NAMED)
         self.penalty = penalty
         self.strength = (
             {pattern: as_number("strength", factor, "[0, inf)") for pattern, factor in strength.items()}
@@ -120,7 +134,9 @@ class ActivityRegularization(AddedLossCallback):
         self.percent = as_percent("percent", percent)
         self.momentum = as_number("momentum", momentum, "[0, 1)")
 
-        self._function = PENALTIES[penalty] if isinstance(penalty, str) else penalty
+        self.low, self.high = _bounds(penalty, low, high)
+
+        self._function = _NAMED[penalty] if isinstance(penalty, str) else penalty
         self._thresholds = RunningThresholds(self.percent, self.momentum)
         self._penalty: ActivityPenalty | None = None  # while a fit runs
         self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
@@ -139,6 +155,7 @@ class ActivityRegularization(AddedLossCallback):
             warmup_epochs=self.warmup_epochs,
             percent=self.percent,
             momentum=self.momentum,
+            **({} if self.penalty != "rate_bounds" else {"low": self.low, "high": self.high}),
         )
 
     @override
@@ -167,6 +184,9 @@ class ActivityRegularization(AddedLossCallback):
             layers,
             by_fan_out=self.weighting == "fan_out",
             thresholds=self._thresholds if self._function is expected_rate else None,
+            bounds=(self.low or 0.0, math.inf if self.high is None else self.high)
+            if self.penalty == "rate_bounds"
+            else None,
         )
         self._unwatched = {name for name, _ in layers.values()}
 
@@ -263,7 +283,29 @@ class ActivityRegularization(AddedLossCallback):
         }
 
 
+_NAMED: dict[str, Penalty] = PENALTIES | {"rate_bounds": rate_bounds}
 _PATIENCE = 100  # backward passes to wait for all layers, in manual optimization
+
+
+def _bounds(penalty: Any, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """Check bounds of rates, which are given for the penalty that has some."""
+    if penalty != "rate_bounds":
+        for argument, value in (("low", low), ("high", high)):
+            if value is not None:
+                raise ValueError(
+                    f"Expected argument `{argument}` for penalty='rate_bounds' alone, but got {shown(value)} for "
+                    f"{shown(penalty)}."
+                )
+        return None, None
+    if low is None and high is None:
+        raise ValueError(
+            "Expected argument `low` or `high` for penalty='rate_bounds', in spikes/neuron/step, but got None for both."
+        )
+    low = None if low is None else as_number("low", low, "[0, inf)")
+    high = None if high is None else as_number("high", high, "[0, inf)")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"Expected argument `high` to be at least `low`, {low}, but got {high}.")
+    return low, high
 
 
 def _name(penalty: Any) -> str:

@@ -29,6 +29,7 @@ from snnreg_plugins.functional.penalties import (
     hoyer_square,
     l1,
     l2,
+    rate_bounds,
     transformed_l1,
 )
 from snnreg_plugins.functional.readout import READOUTS, outputs_of, per_step_loss, running_scores
@@ -95,6 +96,7 @@ __all__ = [
     "quantize",
     "quantize_at_random",
     "ram_access",
+    "rate_bounds",
     "round_weights",
     "rounded_pattern",
     "running_scores",

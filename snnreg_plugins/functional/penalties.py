@@ -1,8 +1,8 @@
 r"""Penalties on activity: one pure function each, from a batch of activity to a differentiable scalar.
 
-All are means over the samples of a batch :math:`a` of shape ``(B, ...)``. Each takes a ``weight``: non-negative,
-broadcastable to one sample (the fan-out map, say), by which the positions of a sample count. Without one, all
-positions count alike. Sums are taken in float32 at least, also of half-precision activity.
+All but :func:`rate_bounds` are means over the samples of a batch :math:`a` of shape ``(B, ...)``. Each takes a
+``weight``: non-negative, broadcastable to one sample (the fan-out map, say), by which the positions of a sample count.
+Without one, all positions count alike. Sums are taken in float32 at least, also of half-precision activity.
 """
 
 from __future__ import annotations
@@ -216,8 +216,44 @@ def expected_rate_of_spikes(
     smallest = _smallest(activity)
     smallest = torch.where(smallest.isinf(), 1.0, smallest)
     level = torch.as_tensor(threshold, dtype=smallest.dtype, device=smallest.device).detach()
-    magnitude = torch.where(activity < 0, -activity, activity)  # unlike abs(), with a slope at 0
-    return _mean(_single(magnitude) / torch.maximum(level, smallest), weight)
+    return _mean(_single(_rising(activity)) / torch.maximum(level, smallest), weight)
+
+
+def rate_bounds(activity: Tensor, weight: Tensor | None = None, *, low: float = 0.0, high: float = math.inf) -> Tensor:
+    r"""How far the rates of neurons are out of bounds, squared; of each neuron over the samples, not of each sample.
+
+    .. math::
+        \frac{\sum_i w_i \left(\text{relu}(\text{low} - r_i)^2 + \text{relu}(r_i - \text{high})^2\right)}
+        {\sum_i w_i} \quad \text{with} \quad r_i = \frac{1}{B} \sum_b |s_{bi}|
+
+    As no mean over samples, it is no sum of the penalties of parts of a batch. A silent neuron below ``low`` has a
+    gradient that the surrogate passes on. The lower bound is as in the losses that the tutorials of sinabs write by
+    hand.
+
+    Args:
+        activity: Spikes of shape ``(B, ...)``; where there are time steps, among B.
+        weight: How much each position counts, broadcastable to one sample.
+        low: The lowest rate without a penalty, in spikes/neuron/step.
+        high: The highest.
+
+    Example:
+        >>> spikes = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], requires_grad=True)
+        >>> value = rate_bounds(spikes, low=0.25, high=0.5)
+        >>> value.backward()
+        >>> f"{value:.4f}", spikes.grad.sum(0).round(decimals=4).tolist()
+        ('0.1042', [-0.1667, 0.0, 0.3333])
+    """
+    return out_of_bounds(neuron_rates(activity), weight, low, high)
+
+
+def neuron_rates(activity: Tensor) -> Tensor:
+    """Mean magnitude of each position over samples, with a slope at 0."""
+    return _single(_rising(activity)).mean(0)
+
+
+def out_of_bounds(rates: Tensor, weight: Tensor | None, low: float, high: float) -> Tensor:
+    """Weighted mean over positions of how far rates are out of bounds, squared; see :func:`rate_bounds`."""
+    return _mean((F.relu(low - rates).square() + F.relu(rates - high).square())[None], weight)
 
 
 def are_spikes(activity: Tensor) -> Tensor:
@@ -237,13 +273,18 @@ def are_spikes(activity: Tensor) -> Tensor:
     return (counts - counts.round()).abs().amax() < 1e-3
 
 
+def _rising(activity: Tensor) -> Tensor:
+    """Magnitude; unlike abs(), with a slope at 0."""
+    return torch.where(activity < 0, -activity, activity)
+
+
 def _smallest(activity: Tensor) -> Tensor:
     """Smallest magnitude that is not 0; infinite if there is none."""
     magnitude = _single(activity.detach()).abs()
     return torch.where(magnitude > 0, magnitude, torch.inf).amin()
 
 
-#: Penalties by name.
+#: Penalties by name that are means over samples.
 PENALTIES: dict[str, Penalty] = {
     "l1": l1,
     "l2": l2,

@@ -13,11 +13,12 @@ would be baked into compiled code. So a call in a compiled region keeps its valu
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
@@ -33,12 +34,24 @@ class Call:
     group: str  # calls of one group share a mean
     amount: float  # how much the call counts in it: its samples, or the synapses that they reach
     strength: float  # of the layer
-    value: Tensor  # in a graph only if compiled
+    value: Tensor  # in a graph only if compiled; the penalty, or what it is a function of the mean of
     level: Tensor | None = None  # a percentile of what the layer read
     activity: Tensor | None = None  # what it read, if compiled
+    of_mean: Callable[[Tensor], Tensor] | None = None  # of the mean value of the layer's calls, if a penalty of that
+    penalty_of_mean: Tensor | None = None  # while a backward pass brings it
+    by_mean: Tensor | None = None  # the derivative of that by the mean
     due: bool = False  # whether the backward pass that runs now brings the penalty
     delivered: bool = False  # whether an earlier one did
     differentiated: bool = False  # whether a gradient of it was taken that has a graph itself
+
+    @property
+    def penalty(self) -> Tensor:
+        """The penalty that its share is of."""
+        return self.value if self.penalty_of_mean is None else self.penalty_of_mean
+
+    def gradient(self, slope: float) -> Tensor:
+        """Give the derivative by its value, from that by its penalty times its share."""
+        return torch.full_like(self.value, slope) if self.by_mean is None else slope * self.by_mean
 
 
 class Carrier:
@@ -48,7 +61,9 @@ class Carrier:
 
     .. math:: \sum_c s_c \frac{a_c}{\sum_{d \in \text{group of } c} a_d} v_c
 
-    over the calls c that are reached for the first time, with strength s, amount a and value v.
+    over the calls c that are reached for the first time, with strength s, amount a and value v. Where the penalty is a
+    function of a layer's mean, f(m) with :math:`m = \sum_c a_c v_c / \sum_c a_c` over its calls, it stands in place of
+    each v.
     """
 
     def __init__(self) -> None:
@@ -74,7 +89,30 @@ class Carrier:
         for call in self.calls:
             call.due = True
             self._amounts[call.group] = self._amounts.get(call.group, 0.0) + call.amount
+        self._take_of_means()
         return graph
+
+    def _take_of_means(self) -> None:
+        """Value the penalties that are functions of a layer's mean, now that it is known which calls count."""
+        by_layer: dict[str, list[Call]] = {}
+        for call in self.calls:
+            if call.of_mean is not None:
+                by_layer.setdefault(call.name, []).append(call)
+        for name, calls in by_layer.items():
+            of_mean, total = calls[0].of_mean, sum(call.amount for call in calls)
+            assert of_mean is not None
+            if len({call.value.shape for call in calls}) > 1:
+                raise MisconfigurationException(
+                    f"Layer {name!r} reads other shapes in one call than in another, "
+                    f"{[tuple(shape) for shape in dict.fromkeys(call.value.shape for call in calls)]} a sample, so "
+                    "that its neurons have no rates. Leave it out by the argument `layers`."
+                )
+            with torch.enable_grad():
+                mean = torch.stack([call.value.detach() * (call.amount / total) for call in calls]).sum(0)
+                penalty = of_mean(mean.requires_grad_())
+            (by_mean,) = torch.autograd.grad(penalty, mean)
+            for call in calls:
+                call.penalty_of_mean, call.by_mean = penalty.detach(), by_mean
 
     def is_in(self, graph: Graph) -> bool:
         """Tell whether a backward pass reaches any call, also one whose penalty an earlier one brought."""
@@ -119,7 +157,13 @@ class Carrier:
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
-        terms = [self._scale * self.slope(call) * call.value for call in self.calls if call.activity is not None]
+        terms = []
+        for call in self.calls:
+            if call.activity is not None:
+                slope, by_mean = self._scale * self.slope(call), call.by_mean
+                # Of a mean: the value of the penalty, with the gradient by this call.
+                moved = call.value if by_mean is None else (by_mean * (call.value - call.value.detach())).sum()
+                terms.append(slope * (moved if by_mean is None else call.penalty + moved))
         return torch.stack(terms).sum() if terms else None
 
     def end(self) -> None:
@@ -193,7 +237,7 @@ class Logged:
         for call in carrier.calls:
             amounts[call.name] = amounts.get(call.name, 0.0) + call.amount
         for call in carrier.calls:
-            value = call.value.detach()
+            value = call.penalty.detach()
             self._add(call.name, value, call.amount / amounts[call.name])
             self._add("", value, factor * carrier.slope(call))
         for name in [*amounts, ""] if amounts else ():
@@ -223,7 +267,7 @@ class Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope = torch.full_like(ctx.call.value, ctx.carrier.carried_slope(ctx.call, ctx.next_functions[0][0]))
+        slope = ctx.call.gradient(ctx.carrier.carried_slope(ctx.call, ctx.next_functions[0][0]))
         return grads[0], slope, None, None, *grads[1:]
 
 

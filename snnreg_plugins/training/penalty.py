@@ -18,7 +18,7 @@ from snnreg_plugins._torch import (
     is_transformed,
     view_base,
 )
-from snnreg_plugins.functional.penalties import ON_SPIKES, Penalty, are_spikes
+from snnreg_plugins.functional.penalties import ON_SPIKES, Penalty, are_spikes, neuron_rates, out_of_bounds
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
 from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carried_in, carry_in
 from snnreg_plugins.training.sightings import Sightings
@@ -37,6 +37,10 @@ class ActivityPenalty:
         layers: Name and strength of each layer whose input is to be regularized, from when :meth:`watch` is told of it.
         by_fan_out: Whether layers, and positions within a layer, count by fan-out.
         thresholds: λ of each layer, if the penalty takes one.
+        bounds: Lowest and highest rate of a neuron, if the penalty is of those and not of single calls.
+
+    Raises:
+        ValueError: If there are bounds, and the model has no spiking neurons.
     """
 
     def __init__(
@@ -46,14 +50,22 @@ class ActivityPenalty:
         layers: Mapping[SynapticLayer, tuple[str, float]],
         by_fan_out: bool,
         thresholds: RunningThresholds | None,
+        bounds: tuple[float, float] | None = None,
     ) -> None:
+        spikes = any(map(is_spiking_neuron, model.modules()))
+        if bounds is not None and not spikes:
+            raise ValueError(
+                f"Penalty 'rate_bounds' takes spikes/neuron/step, but {type(model).__name__} has no spiking neurons of "
+                "snnTorch, Norse, SpikingJelly or sinabs. Take penalty='expected_rate' for a DNN, or train the spiking "
+                "network that `to_snntorch` or `SpikingClassifier` makes of it."
+            )
         self.names = [name for name, _ in layers.values()]
         self.active = False  # apart from the factor, whose every change would make compiled code compile again
         self.ran_backward = False  # in this batch
         self.sightings = Sightings({name: layer for layer, (name, _) in layers.items()}, model)
         self._function, self._layers, self._by_fan_out = function, dict(layers), by_fan_out
-        self._on_spikes = ON_SPIKES.get(function) if any(map(is_spiking_neuron, model.modules())) else None
-        self._thresholds = thresholds
+        self._on_spikes = ON_SPIKES.get(function) if spikes else None
+        self._thresholds, self._bounds = thresholds, bounds
         self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
@@ -101,6 +113,7 @@ class ActivityPenalty:
         if not differentiable and region is None:
             return None
         call, value = self._call(layer, activity)
+        self._require_spikes(name, activity)
         self.sightings.depends(name, activity, partial(self._acts, layer, activity))
         if region is None:
             return (Carry.apply(activity, value, self._carrier, call), *args[1:])
@@ -122,7 +135,7 @@ class ActivityPenalty:
             if not calls:
                 return None  # the network's own input
             call, value = self._call(layer, args[0], again=True)
-            call.due = calls[0].due
+            call.due, call.by_mean = calls[0].due, calls[0].by_mean
         return (Carry.apply(args[0], value, self._carrier, call), *args[1:])
 
     def _call(self, layer: SynapticLayer, activity: Tensor, again: bool = False) -> tuple[Call, Tensor]:
@@ -134,11 +147,11 @@ class ActivityPenalty:
             held = steps_of_call()
             with torch.no_grad():
                 level = self._thresholds.look(name, activity, 1 if held is None else held.steps)
-        value = self._value(name, activity, weight)
+        value, of_mean = self._value(name, layer, activity, weight)
         group = "" if self._by_fan_out else name
         if torch.compiler.is_compiling():
-            return Call(name, group, amount, strength, value, level, activity), value
-        return Call(name, group, amount, strength, value.detach(), level), value
+            return Call(name, group, amount, strength, value, level, activity, of_mean), value
+        return Call(name, group, amount, strength, value.detach(), level, of_mean=of_mean), value
 
     def _weight(self, name: str, layer: SynapticLayer, activity: Tensor) -> tuple[Tensor | None, float]:
         """Weights of the positions, and how much the call counts against others: B, or B·F."""
@@ -154,7 +167,14 @@ class ActivityPenalty:
             self._fan_outs[name, shape] = weight, total
         return weight, float(samples * total)
 
-    def _value(self, name: str, activity: Tensor, weight: Tensor | None) -> Tensor:
+    def _value(
+        self, name: str, layer: SynapticLayer, activity: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """Give the penalty of a call, or the rates of its neurons and what the penalty is of their mean."""
+        if self._bounds is not None:
+            low, high = self._bounds
+            rates = neuron_rates(activity.reshape(-1, *sample_shape(layer, activity)))
+            return rates, partial(out_of_bounds, weight=weight, low=low, high=high)
         arguments = {}
         if self._thresholds is not None:
             with torch.no_grad():
@@ -163,16 +183,26 @@ class ActivityPenalty:
         if self._on_spikes is not None:
             of_spikes = self._on_spikes(activity, weight, **arguments)
             value = torch.where(are_spikes(activity), of_spikes.to(value.dtype), value)
-        return value
+        return value, None
+
+    def _require_spikes(self, name: str, activity: Tensor) -> None:
+        """Refuse to take what a layer reads in the first batch for rates of spikes where it is something else."""
+        if self._bounds is not None and self.sightings.looking and not are_spikes(activity):
+            raise MisconfigurationException(
+                f"Penalty 'rate_bounds' takes spikes/neuron/step, but layer {name!r} reads values that are no spikes, "
+                "counts of them or constant multiples. Leave it out by the argument `layers`."
+            )
 
     def _acts(self, layer: SynapticLayer, activity: Tensor) -> bool:
-        """Tell whether the penalty has a gradient by an activity."""
+        """Tell whether the penalty has a gradient by an activity, or will have one."""
+        if self._bounds is not None:  # within them it has none, as it should
+            return True
         name, _ = self._layers[layer]
         weight, _ = self._weight(name, layer, activity)
         # Hooks that do nothing, on top of those of a checkpoint around, which must not see these tensors.
         with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             activity = activity.detach().requires_grad_()
-            value = self._value(name, activity, weight)
+            value, _ = self._value(name, layer, activity, weight)
             if not value.requires_grad:
                 return False
             gradient: Tensor | None = torch.autograd.grad(value, activity, allow_unused=True)[0]
@@ -193,6 +223,9 @@ class ActivityPenalty:
         graph = self._carrier.start(loss, self._factor * scale)
         if self.active and self.sightings.looking:
             self.sightings.reached(self._carrier, graph)
+            for call in self._carrier.calls:
+                if call.activity is not None:
+                    self._require_spikes(call.name, call.activity)
         compiled = self._carrier.compiled_penalty()
         if compiled is not None:
             with torch.no_grad() if not loss.requires_grad else torch.enable_grad():
