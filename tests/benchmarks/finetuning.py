@@ -33,7 +33,14 @@ NETWORKS = {
 }
 #: What a run has unless --set says otherwise: options of a SpikingClassifier, and the teacher, a network of NETWORKS,
 #: "self" for the DNN that is exported, or "none".
-INGREDIENTS = {"batch_norm": "keep", "train_thresholds": "channel", "per_channel": True, "teacher": "vgg"}
+INGREDIENTS = {
+    "batch_norm": "keep",
+    "train_thresholds": "neuron",
+    "heterogeneity": "normal",
+    "threshold_std": 0.15,
+    "per_channel": True,
+    "teacher": "self",
+}
 
 
 def data(options: argparse.Namespace, seed: int) -> FashionMNIST:
@@ -127,7 +134,8 @@ def point(text: str) -> tuple[int, float | None]:
 def setting(text: str) -> tuple[str, Any]:
     """Read ``surrogate=triangular``."""
     name, _, value = text.partition("=")
-    return name, {"True": True, "False": False}.get(value, value)
+    plain = {"True": True, "False": False}.get(value, value)
+    return name, float(value) if name.endswith("_std") else plain
 
 
 def main() -> None:
