@@ -503,7 +503,7 @@ def project(command, monkeypatch, tmp_path):
 
 
 MINE = ["--config", "recipe.yaml"]
-TUNED = [*MINE, "--config", "finetune.yaml"]
+TUNED = [*MINE, "--config", "finetune.yaml", "--callback.ExportReport.timesteps=null"]
 
 
 @pytest.mark.slow

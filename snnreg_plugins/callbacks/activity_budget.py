@@ -58,15 +58,16 @@ class ActivityBudget(SpikingValidation):
     - ``budget/accuracy_if_met``: the score where the budget is met, that is exceeded by no more than ``tolerance``;
       monitors see the worst value elsewhere. (Of another score, by its name: ``budget/mse_if_met``.)
 
-    When the training ends, the module gets the weights of the best validation that met the budget, by the score;
-    :attr:`kept` tells which. So what is exported after ``trainer.fit`` meets the budget; of a DNN, :attr:`network`
-    does, the network that was exported for that validation (None if that was before a training was resumed), to which
-    ``trim`` has brought the last percents.
+    When the training ends, the module gets the weights of the best validation that met the budget, by the score (of one
+    that spends less than the budget, if it is better by more than 5 %); :attr:`kept` tells which. So what is exported
+    after ``trainer.fit`` meets the budget; of a DNN, :attr:`network` does, the network that was exported for that
+    validation (None if that was before a training was resumed), to which ``trim`` has brought the last percents.
     ``ModelCheckpoint(monitor="budget/accuracy_if_met", mode="max")`` keeps the best one within the budget in a file.
     Where no network met it, a warning tells by how much the last one exceeds it. The state of the control is saved in
-    checkpoints, with those best weights, so a training that is resumed goes on with it. (Of a DNN, thresholds are
-    balanced on the batches since; where these are fewer than ``calibration_batches``, the next count is another one by
-    that much.)
+    checkpoints, with those best weights, so a training that is resumed goes on with it. (But ``trim``, and the
+    balancing of a DNN, take batches since; where these are others or fewer, counts differ by that much.) Where counts
+    jump from validation to validation, at one or two time steps, neurons that read alike, as in the background of
+    images, cross their thresholds together: let them begin apart, by ``heterogeneity`` and ``train_thresholds``.
 
     Args:
         sops: The budget in SOPs/sample; one of the three is given.
@@ -82,9 +83,8 @@ class ActivityBudget(SpikingValidation):
         tolerance: By which share of it the budget may be exceeded and counts as met.
         keep_best: At the end of the training, load the weights of the best validation that met the budget.
         trim: Before the last validation, scale all thresholds together where the network spends more or less than the
-            budget, as far as factors of 0.7 to 1.5 go: those of a spiking network that is trained, for good; of a DNN,
-            those of the network that is exported there, :attr:`network`, and if that is kept a warning says how to
-            export another one like it. What is validated, scored and kept then is what is trimmed.
+            budget, by 0.7 to 1.5: of a spiking network that is trained, for good; of a DNN, those of the network that
+            is exported there, :attr:`network`, and if that is kept a warning says how to export others like it.
         limit_batches: Validation batches to count on, of each loader; all if None.
         calibration_batches: Training batches to balance thresholds on, of each process.
         table: Energy per operation, a name in ``functional.ENERGY_TABLES``.

@@ -129,8 +129,9 @@ def to_snntorch(
             an exact count. Of so many time steps, half of them, and so on down to 1, of thresholds up to twice as
             high, of margins at which samples leave early (:func:`~snnreg_plugins.exit_margins`), and with
             ``threshold="auto"`` of all its thresholds, it takes what agrees best with the DNN on samples that it was
-            not adjusted on. What it took is in ``network.conversion`` (``timesteps``, ``threshold_factors``, ``sops``,
-            and ``agreement``, the share of samples of the DNN's class) and in ``network.exit_margins``.
+            not adjusted on. What it took is in ``network.conversion`` (``timesteps``, ``sops``, ``agreement``, the
+            share of samples of the DNN's class, and, of higher thresholds, ``threshold_factors``) and in
+            ``network.exit_margins``.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;

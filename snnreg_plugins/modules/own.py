@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnreg_plugins.functional.readout import running_scores
 from snnreg_plugins.functional.synapses import is_integer_valued
 from snnreg_plugins.watching.layers import forget_states
-from snnreg_plugins.watching.stepped import CallsSeen, StepsSeen, outputs_of_steps
+from snnreg_plugins.watching.stepped import CallsSeen, StepsSeen, outputs_of_steps, states_taken
 
 
 class OwnRun:
@@ -95,10 +95,17 @@ class OwnRun:
 
     def _stepped(self, network: nn.Module, x: Tensor, timesteps: int) -> Tensor:
         frames = repeat(x, timesteps) if self.time_dim is None else iter(self._frames(x, timesteps))
+        takes = states_taken(network) > 0
+
+        def read(output: Any) -> Tensor:
+            # What is handed back to a network is none of its outputs.
+            of_states = takes and self.index is None and isinstance(output, tuple) and len(output) > 1
+            return self._output(output[0] if of_states else output)
+
         if "outputs" in self._seen:
-            return torch.stack([self._output(output) for output in outputs_of_steps(network, frames)])
+            return torch.stack([read(output) for output in outputs_of_steps(network, frames)])
         with StepsSeen(network) as seen:
-            outputs = torch.stack([self._output(output) for output in outputs_of_steps(network, frames)])
+            outputs = torch.stack([read(output) for output in outputs_of_steps(network, frames)])
         if seen.begin_anew:
             raise ValueError(
                 f"Expected {type(network).__name__} to go on from its last time step in each of {timesteps} calls, but "

@@ -35,8 +35,9 @@ class SpikingClassifier(SpikingStart):
     - a :class:`~snnreg_plugins.SpikingNetwork`: is trained on as it is;
     - your own network of snnTorch or Norse neurons. With ``timesteps`` it is called once a time step, with the whole
       input each time (or its part with ``time_dim``, an option), from fresh states for each batch; where its forward
-      takes states behind the input, it gets back those that it returned behind its output. Without ``timesteps`` it
-      runs all steps in one call, and gives scores ``(B, K)``, or, for a ``readout``, the outputs ``(T, B, K)``.
+      takes states behind the input, it gets back those that it returned behind its output, the first of what it gives.
+      Without ``timesteps`` it runs all steps in one call, and gives scores ``(B, K)``, or, for a ``readout``, the
+      outputs ``(T, B, K)``.
 
     Validation and test log ``val/sops`` (per sample) and ``val/spike_rate`` (spikes/neuron/step) too, or ``test/...``.
     They score what the network gives at the end of its steps, however it is trained. In checkpoints is all that

@@ -148,8 +148,9 @@ class Kept:
 class Keeper:
     """Keeps the weights of the best network that meets its budget.
 
-    Of several it is the one with the best score, and of equal ones the latest; where nothing is scored, the one that
-    comes closest to the budget.
+    Of several it is the one with the best score, and of equal ones the latest; but one that uses the budget, within the
+    tolerance, before one that spends less, unless that scores better by more than 5 %. Where nothing is scored, it is
+    the one that comes closest to the budget.
 
     Args:
         budget: What may be spent.
@@ -158,11 +159,14 @@ class Keeper:
     Example:
         >>> keeper = Keeper(Budget(sops=100.0), tolerance=0.03)
         >>> layer = nn.Linear(2, 3)
-        >>> for epoch, (sops, score) in enumerate([(120, 0.9), (50, 0.7), (93, 0.8), (102, 0.75), (101, 0.6)]):
+        >>> for epoch, (sops, score) in enumerate([(120, 0.9), (50, 0.79), (93, 0.8), (102, 0.795), (101, 0.6)]):
         ...     keeper.see(epoch, Counts(sops, 0, 500), score, 1, layer)
         >>> keeper.kept.epoch, keeper.kept.score
-        (2, 0.8)
+        (3, 0.795)
     """
+
+    #: Share of a score that using the budget is worth.
+    BONUS = 0.05
 
     def __init__(self, budget: Budget, tolerance: float) -> None:
         self.budget, self.tolerance = budget, tolerance
@@ -184,7 +188,11 @@ class Keeper:
         """
         if not self.budget.is_met(counts, self.tolerance):
             return
-        rank = -self.budget.slack(counts) if score is None or not sign else sign * score
+        slack = self.budget.slack(counts)
+        if score is None or not sign:
+            rank = -slack
+        else:
+            rank = sign * score + (self.BONUS * abs(score) if slack <= self.tolerance else 0.0)
         if math.isnan(rank):
             rank = -math.inf
         if self._rank is None or rank >= self._rank:

@@ -32,12 +32,17 @@ def outputs_of_steps(model: nn.Module, frames: Iterable[Tensor]) -> Iterator[Any
         >>> [output[0] for output in outputs_of_steps(Sum(), [1, 2, 3])]
         [1, 3, 6]
     """
-    takes = sum(one.kind in _POSITIONAL for one in inspect.signature(model.forward).parameters.values()) - 1
+    takes = states_taken(model)
     state: tuple[Any, ...] = ()
     for frame in frames:
         output = model(frame, *state)
         state = output[1 : 1 + takes] if isinstance(output, tuple) else ()
         yield output
+
+
+def states_taken(model: nn.Module) -> int:
+    """Count the states that a network's forward takes behind its input."""
+    return sum(one.kind in _POSITIONAL for one in inspect.signature(model.forward).parameters.values()) - 1
 
 
 class StepsSeen:

@@ -294,7 +294,8 @@ class PlacedData(Data):
 
 
 RESUMED = {
-    **{name: CALLBACKS[name] for name in ("penalty", "budget", "distillation", "compression")},
+    **{name: CALLBACKS[name] for name in ("penalty", "distillation", "compression")},
+    "budget": lambda: ActivityBudget(share=0.3, timesteps=3, trim=False),  # which counts on the batches since
     "a loose budget": lambda: ActivityBudget(sops=1e6, timesteps=3),
     "ema": lambda: callbacks.EMAWeightAveraging(decay=0.5),
     "swa": AVERAGES["swa"],

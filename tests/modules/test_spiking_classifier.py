@@ -8,6 +8,7 @@ import pytest
 import snntorch
 import torch
 from lightning.pytorch import Callback, LightningDataModule
+from norse.torch import LIFCell
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -432,7 +433,6 @@ def test_arguments_that_do_not_fit(make, given, message):
     ("make", "given", "message"),
     [
         (Forgetful, dict(timesteps=3), "Forgetful to go on from its last time step in each of 3 calls, but it begins"),
-        (norse, dict(timesteps=3), "to give a tensor for a batch, but got tuple. .* `output_index`, such as 0"),
         (Whole, dict(output_index=2), "at least 3 things for output_index=2, but got 2 things"),
         (hidden, dict(timesteps=2, output_index=0), "for output_index=0, but got Tensor"),
         (hidden, dict(readout="last"), r"of all time steps, \(T, B, ...\), .* the shape \(12, 3\) for 12 samples"),
@@ -476,7 +476,10 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 def test_the_report_says_what_is_of_no_use(tmp_path):
     data = LightningDataModule.from_datasets(*[TensorDataset(X, Y)] * 4, batch_size=4)
     for given, message in (
-        (dict(threshold="max"), "`threshold` of ExportReport not to be given .* but got 'max'. Give it to the"),
+        (
+            dict(threshold="max"),
+            "`threshold` of ExportReport not to be given .* but got 'max'. Leave it out; of an export",
+        ),
         (dict(timesteps=9), "`timesteps` of ExportReport not to be given .* but got 9"),
     ):
         trainer = quiet(max_epochs=1, enable_checkpointing=False, callbacks=[ExportReport(str(tmp_path), **given)])
@@ -488,3 +491,27 @@ def test_the_report_says_what_is_of_no_use(tmp_path):
     ):
         quiet(max_epochs=0, enable_checkpointing=False, callbacks=[report]).fit(Classifier(dnn_of()), datamodule=data)
     assert (tmp_path / "run" / "spiking.pt").is_file()
+
+
+class Stated(nn.Module):
+    """Gives its states back behind its output, and no other outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.cell = nn.Linear(6, 3), LIFCell()
+
+    def forward(self, x, state=None):
+        return self.cell(self.layer(x), state)
+
+
+def test_what_is_handed_back_to_a_network_is_no_output():
+    torch.manual_seed(0)
+    net, x = Stated(), 300 * torch.rand(5, 6)
+    state, total = None, 0
+    for _ in range(4):
+        output, state = net(x, state)
+        total = total + output
+    assert total.any()
+    for index in (None, 0):
+        module = SpikingClassifier(net, timesteps=4, readout="spike_count", output_index=index)
+        assert torch.equal(module(x), total)
