@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.callbacks import FewBitWeights as FewBitWeights
     from snnreg_plugins.callbacks import ProgressiveTandem as ProgressiveTandem
     from snnreg_plugins.callbacks import QCFSActivations as QCFSActivations
+    from snnreg_plugins.callbacks import RaisedThresholds as RaisedThresholds
     from snnreg_plugins.callbacks import SpikingValidation as SpikingValidation
     from snnreg_plugins.callbacks import TableSparsity as TableSparsity
     from snnreg_plugins.export import ConversionError as ConversionError
@@ -50,6 +51,7 @@ _NAMES = {
         "FewBitWeights",
         "ProgressiveTandem",
         "QCFSActivations",
+        "RaisedThresholds",
         "SpikingValidation",
         "TableSparsity",
     ),

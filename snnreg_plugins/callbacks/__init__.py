@@ -8,6 +8,7 @@ from snnreg_plugins.callbacks.export_report import ExportReport
 from snnreg_plugins.callbacks.few_bit_weights import FewBitWeights
 from snnreg_plugins.callbacks.progressive_tandem import ProgressiveTandem
 from snnreg_plugins.callbacks.qcfs_activations import QCFSActivations
+from snnreg_plugins.callbacks.raised_thresholds import RaisedThresholds
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
 from snnreg_plugins.callbacks.table_sparsity import TableSparsity
 from snnreg_plugins.training.compression import compressed_activations
@@ -21,6 +22,7 @@ __all__ = [
     "FewBitWeights",
     "ProgressiveTandem",
     "QCFSActivations",
+    "RaisedThresholds",
     "SpikingValidation",
     "TableSparsity",
     "compressed_activations",

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.optim import Optimizer
+from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_number
-from snnreg_plugins._lightning import scale_of_gradients
-from snnreg_plugins.callbacks.added_loss import AddedLossCallback
+from snnreg_plugins.callbacks.added_to_weights import AddedToWeights, Term
 from snnreg_plugins.spiking.encoder import TableEncoder
 
 
-class TableSparsity(AddedLossCallback):
+class TableSparsity(AddedToWeights):
     r"""Train the tables of :class:`~snnreg_plugins.TableEncoder` to send little; the LightningModule stays as it is.
 
     With w the warm-up factor of the epoch, the loss becomes
@@ -50,57 +44,17 @@ class TableSparsity(AddedLossCallback):
     """
 
     added = "sparsity loss"
+    log_name = "table_sparsity"
 
     def __init__(self, strength: float = 1e-3, start_epoch: int = 0, warmup_epochs: int = 0) -> None:
-        super().__init__(start_epoch, warmup_epochs)
-        self.strength = as_number("strength", strength, "[0, inf)")
-        self._encoders: dict[str, TableEncoder] = {}  # while a fit runs
-        self._stepped = False
-        self._losses = 0  # that went backward since the last step
+        super().__init__(strength, start_epoch, warmup_epochs)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
+    def _find(self, pl_module: LightningModule) -> dict[str, Term]:
         found = {name: part for name, part in pl_module.named_modules() if isinstance(part, TableEncoder)}
         if not found:
             raise ValueError(
                 f"TableSparsity finds no TableEncoder in {type(pl_module).__name__}. Put one in front of the network, "
                 "or leave the callback out."
             )
-        self._encoders, self._stepped, self._losses = found, False, 0
-
-    @override
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._losses += 1
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        factor = self._factor(trainer) * self.strength * scale_of_gradients(trainer, optimizer)
-        if pl_module.automatic_optimization:  # at the end of an epoch, there may be fewer batches to a step
-            factor *= self._losses / trainer.accumulate_grad_batches
-        self._stepped, self._losses = True, 0
-        if factor == 0:
-            return
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for encoder in self._encoders.values():
-            gradient: Tensor | None = encoder.weight.grad
-            if id(encoder.weight) in stepped and gradient is not None:
-                with torch.enable_grad():
-                    added = torch.autograd.grad(encoder.sparsity(), encoder.weight)[0]
-                gradient.add_(added, alpha=factor)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._stepped:
-            raise MisconfigurationException(
-                "TableSparsity saw no step of an optimizer in a whole epoch, and could not add the sparsity loss. In "
-                "manual optimization, step what self.optimizers() gives; and train on more batches than are "
-                "accumulated."
-            )
-        with torch.no_grad():
-            values = {f"table_sparsity/{name}": encoder.sparsity() for name, encoder in self._encoders.items()}
-        pl_module.log_dict(values, sync_dist=True)
-
-    @override
-    def _remove(self) -> None:
-        self._encoders = {}
+        return {name: Term(part.weight, part.sparsity) for name, part in found.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -93,6 +95,16 @@ def train_beta(holder: nn.Module) -> None:
 def is_trained(holder: nn.Module) -> bool:
     """Tell whether the threshold or the decay of a neuron is trained."""
     return parametrize.is_parametrized(holder)
+
+
+def logarithm_of_threshold(holder: nn.Module) -> nn.Parameter | None:
+    """Give what is trained of the threshold that a module holds; None if it holds none, or a fixed one."""
+    if not parametrize.is_parametrized(holder, "threshold"):
+        return None
+    parts: Any = holder.parametrizations
+    by = parts["threshold"]
+    original = by.original if isinstance(by[0], Exponential) else None
+    return original if isinstance(original, nn.Parameter) else None
 
 
 def _train(holder: nn.Module, name: str, by: nn.Module) -> None:
