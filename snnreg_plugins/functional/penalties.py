@@ -240,7 +240,7 @@ def rate_bounds(activity: Tensor, weight: Tensor | None = None, *, low: float = 
         >>> spikes = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], requires_grad=True)
         >>> value = rate_bounds(spikes, low=0.25, high=0.5)
         >>> value.backward()
-        >>> f"{value:.4f}", spikes.grad.sum(0).round(decimals=4).tolist()
+        >>> f"{value:.4f}", [round(gradient, 4) for gradient in spikes.grad.sum(0).tolist()]
         ('0.1042', [-0.1667, 0.0, 0.3333])
     """
     return out_of_bounds(neuron_rates(activity), weight, low, high)
