@@ -95,7 +95,7 @@ def test_there_are_all_recipes():
 
 
 # Others differ from these in the penalty, and in size.
-QUICK = ("digit_rows_recurrent", "digits_lenet_expected_rate", "digits_lenet_finetune")
+QUICK = ("digits_lenet_expected_rate", "digits_lenet_finetune")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,9 @@ def test_the_default_data_leaves_others_their_own_arguments(command, capsys):
     assert printed(command, capsys, *plain)["data"]["class_path"] == "snnreg_plugins.data.Digits"
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in recipes()]
+)
 def test_every_header_gives_a_launch_command_and_an_override_that_acts(name, command, capsys):
     plain, changed = commands_of(name)
     before, after = printed(command, capsys, *plain), printed(command, capsys, *changed)
@@ -152,6 +154,7 @@ def test_every_header_gives_a_launch_command_and_an_override_that_acts(name, com
     assert rest[0] == rest[1]
 
 
+@pytest.mark.slow
 def test_fit_test_predict_validate_and_export_of_one_recipe(command, capsys):
     config = ["--config", "recipes/digits_lenet_expected_rate.yaml"]
     command("fit", *config, *MOMENT)
@@ -568,6 +571,7 @@ class Spiking(users_module.Net):
 """
 
 
+@pytest.mark.slow
 def test_a_users_network_that_spikes_is_measured_with_its_own_steps(project):
     Path("spiking_module.py").write_text(OWN_SPIKING)
     own = [*MINE, "--model", "spiking_module.Spiking"]
@@ -597,6 +601,7 @@ def test_settings_of_a_run_replace_those_of_a_run_and_no_file_of_the_users(proje
     assert Path("config.yaml").read_text() == RECIPE
 
 
+@pytest.mark.slow
 def test_hyper_parameters_of_a_module_trained_in_python_are_taken(project, capsys):
     sys.path.insert(0, ".")
     trainer = Trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -609,6 +614,7 @@ def test_hyper_parameters_of_a_module_trained_in_python_are_taken(project, capsy
     assert load_network("exported/spiking.pt", users_net(hidden=13))(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_weights_alone_are_exported_and_nothing_else(project):
     sys.path.insert(0, ".")
     torch.save(users_net().state_dict(), "weights.pt")

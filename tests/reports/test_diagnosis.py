@@ -347,6 +347,7 @@ def test_dead_neurons_are_found(trained):
     assert better.cause != "dead"
 
 
+@pytest.mark.slow
 def test_a_faithful_network_needs_no_advice(trained):
     dnn, x = trained
     result = diagnose(dnn, to_snntorch(dnn, x, timesteps=512, threshold="max"), x)

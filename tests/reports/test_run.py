@@ -104,7 +104,7 @@ def test_every_result_is_saved_loaded_printed_and_drawn(kind, results, tmp_path,
         kind.load_json(tmp_path / "result.json")
 
 
-@pytest.mark.parametrize("name", ["[/foo]", "[bold]x", "a$b$c", "two\nlines\u202e"])
+@pytest.mark.parametrize("name", ["[/foo]a$b$c", "two\nlines\u202e"])
 def test_names_are_read_as_no_markup(name, results, tmp_path, capsys):
     for result in results:
         layers = tuple(dataclasses.replace(layer, name=name) for layer in result.layers)
@@ -144,6 +144,7 @@ PAIRS = [*itertools.product(("percentile", "max", "mmse", "local", "spike_norm",
                             ("none", "potential", "bias"))]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coding", CODINGS)
 def test_every_option_can_be_reported_on(coding):
     data = Few()

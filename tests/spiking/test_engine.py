@@ -728,7 +728,7 @@ def test_poisson_spikes_are_drawn_as_one_step_at_a_time_draws_them(seed):
     torch.testing.assert_close(*scores)
 
 
-@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+@pytest.mark.parametrize("export", [to_snntorch, pytest.param(to_norse, marks=pytest.mark.slow)])
 def test_compile(export):
     network, x = exported("lenet_modules", torch.float64, export)
     with torch.no_grad():

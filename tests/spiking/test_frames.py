@@ -154,6 +154,7 @@ def test_samples_leave_early():
     torch.testing.assert_close(scores, torch.stack([running[step - 1, at] for at, step in enumerate(taken)]))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_reads_frames():
     network, _, _, events = exported("lenet_functional")
     network.exact = True

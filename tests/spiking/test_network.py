@@ -171,6 +171,7 @@ def test_trains_after_a_forward_in_inference_mode():
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.slow
 def test_can_be_compiled():
     network, x = exported("lenet_modules")
     compiled = torch.compile(network, backend="eager")

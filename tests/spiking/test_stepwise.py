@@ -243,6 +243,7 @@ def test_a_recording_is_of_all_steps_and_samples_whatever_is_set(setting):
     assert torch.equal(network.record(frames, time_dim=0).outputs, expected.outputs)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_recorded():
     network, _, x = exported("mlp")
     expected = network.record(x)
