@@ -1,4 +1,4 @@
-"""What the image datamodules have in common: splits, batches and dataloaders."""
+"""What datamodules have in common: dataloaders, and of images splits and batches."""
 
 from __future__ import annotations
 
@@ -15,38 +15,31 @@ from snnreg_plugins._checks import as_integer
 Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
-class _ImageData(LightningDataModule):
-    """Datamodule of images (C, H, W), float32 in [0, 1], and labels, int64.
+class PartsData(LightningDataModule):
+    """Datamodule of three parts: ``"train"``, ``"validation"`` and ``"test"``.
 
-    A subclass defines :meth:`_load`, and ``prepare_data`` if there is something to download. Data is read
-    once, when first needed, so the dataloaders also work without a Trainer and without ``setup``.
+    A subclass defines :meth:`_part`, and ``prepare_data`` if there is something to download. Data is read once, when
+    first needed, so the dataloaders also work without a Trainer and without ``setup``.
 
     Args:
-        batch_size: Images per batch (per process).
+        batch_size: Samples per batch (per process).
         num_workers: Processes that prepare batches; 0 prepares them in the main process.
-        validation_size: Images held out of the training set for validation.
-        seed: Seed of the choice of validation images; that of the training order is ``seed_everything``.
+        seed: Seed of what is drawn of the parts; that of the training order is ``seed_everything``.
     """
 
-    num_classes: int = 10
-    image_shape: tuple[int, int, int]
-
-    #: The stored grey level that stands for 1.0.
-    _white: int = 255
-    #: Changes a batch of uint8 training images; a module-level function, so that workers can pickle it.
-    _augmentation: Callable[[Tensor], Tensor] | None = None
-
-    def __init__(self, batch_size: int, num_workers: int, validation_size: int, seed: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
         self.batch_size = as_integer("batch_size", batch_size)
         self.num_workers = as_integer("num_workers", num_workers, at_least=0)
-        self.validation_size = as_integer("validation_size", validation_size)
         self.seed = as_integer("seed", seed, at_least=0)
-        self._parts: dict[str, _Batches] = {}
 
-    def _load(self, train: bool) -> Batch:
-        """Read the training or the test set: uint8 images (N, C, H, W) and int64 labels (N,)."""
+    def _part(self, name: str) -> Dataset[Batch]:
+        """Give a part, read once."""
         raise NotImplementedError
+
+    def _collate(self) -> Callable[[Any], Any]:
+        """Give what makes a batch of what the DataLoader gets of a part."""
+        return _identity
 
     def setup(self, stage: str | None = None) -> None:
         # Reading is lazy; reading here makes missing or broken data stop a run before it starts.
@@ -64,6 +57,46 @@ class _ImageData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Give the test set with its labels, as ``test_dataloader`` does; ``predict_step`` ignores them."""
         return self.test_dataloader()
+
+    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
+        return DataLoader(
+            self._part(part),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=self._collate(),
+        )
+
+
+class _ImageData(PartsData):
+    """Datamodule of images (C, H, W), float32 in [0, 1], and labels, int64.
+
+    A subclass defines :meth:`_load`.
+
+    Args:
+        batch_size: Images per batch (per process).
+        num_workers: Processes that prepare batches; 0 prepares them in the main process.
+        validation_size: Images held out of the training set for validation.
+        seed: Seed of the choice of validation images; that of the training order is ``seed_everything``.
+    """
+
+    num_classes: int = 10
+    image_shape: tuple[int, int, int]
+
+    #: The stored grey level that stands for 1.0.
+    _white: int = 255
+    #: Changes a batch of uint8 training images; a module-level function, so that workers can pickle it.
+    _augmentation: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(self, batch_size: int, num_workers: int, validation_size: int, seed: int) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.validation_size = as_integer("validation_size", validation_size)
+        self._parts: dict[str, _Batches] = {}
+
+    def _load(self, train: bool) -> Batch:
+        """Read the training or the test set: uint8 images (N, C, H, W) and int64 labels (N,)."""
+        raise NotImplementedError
 
     def _part(self, name: str) -> _Batches:
         if name not in self._parts:
@@ -85,16 +118,6 @@ class _ImageData(LightningDataModule):
                 f"{type(self).__name__}, but got {self.validation_size}."
             )
         return held_out(labels, self.validation_size, self.seed)
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
-        return DataLoader(
-            self._part(part),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=_identity,
-        )
 
 
 class _Batches(Dataset[Batch]):

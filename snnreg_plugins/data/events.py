@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from snnreg_plugins._checks import as_flag, as_integer, as_integers, as_number, one_of, shown
-from snnreg_plugins.data.base import Batch, held_out
+from snnreg_plugins.data.base import Batch, PartsData, held_out
 
 #: Events in, events out: an array with the fields x, t, and where there are such, y and p.
 Transform: TypeAlias = Callable[[Any], Any]
@@ -152,7 +151,7 @@ def _columns(events: Any, shape: tuple[int, ...], name: str) -> list[Any]:
     return [place.astype(np.int64) for place in places.values()]
 
 
-class EventData(LightningDataModule):
+class EventData(PartsData):
     """Datamodule of events in frames: what those of files and of tonic's data sets have in common.
 
     Batches are ``(frames, labels)``. Frames are float32 counts of events, whole numbers, of shape ``(T, B, C, H, W)``
@@ -177,7 +176,7 @@ class EventData(LightningDataModule):
         num_workers: int,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         self.timesteps = None if timesteps is None else as_integer("timesteps", timesteps)
         self.window = None if window is None else as_number("window", window, "(0, inf)")
         self.time_dim = None if time_dim is None else one_of("time_dim", time_dim, (0, 1))
@@ -194,9 +193,6 @@ class EventData(LightningDataModule):
         self.transform = _as_transform("transform", transform)
         self.augmentation = _as_transform("augmentation", augmentation)
         self.validation_share = as_number("validation_share", validation_share, "(0, 1)")
-        self.batch_size = as_integer("batch_size", batch_size)
-        self.num_workers = as_integer("num_workers", num_workers, at_least=0)
-        self.seed = as_integer("seed", seed, at_least=0)
         self._parts: dict[str, _Frames] = {}
 
     def _open(self, train: bool) -> tuple[Recordings, Tensor]:
@@ -213,21 +209,8 @@ class EventData(LightningDataModule):
         """Number of classes."""
         return int(self._part("train").recordings.labels.max()) + 1
 
-    def setup(self, stage: str | None = None) -> None:
-        self._part("test" if stage in ("test", "predict") else "train")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Give the test set with its labels, as ``test_dataloader`` does; ``predict_step`` ignores them."""
-        return self.test_dataloader()
+    def _collate(self) -> Callable[[Any], Any]:
+        return partial(_together, self.time_dim)
 
     def _part(self, name: str) -> _Frames:
         if name not in self._parts:
@@ -249,16 +232,6 @@ class EventData(LightningDataModule):
                 f"Expected argument `{argument}` to leave some of {len(labels)} recordings, but got {share:g}."
             )
         return held_out(labels, size, self.seed)
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
-        return DataLoader(
-            self._part(part),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=partial(_together, self.time_dim),
-        )
 
 
 class _Frames(Dataset[Batch]):

@@ -8,12 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from snnreg_plugins._checks import as_integer, as_number, shown
-from snnreg_plugins.data.base import Batch, _identity
+from snnreg_plugins.data.base import Batch, PartsData
 
 _LIGHT = 299_792_458.0  # m/s
 
@@ -37,7 +36,7 @@ def root_raised_cosine(frequencies: Tensor, roll_off: float) -> Tensor:
     return torch.cos(math.pi / 2 * beyond.clamp(0, 1)).where(beyond < 1, torch.zeros_like(beyond))
 
 
-class OpticalChannel(LightningDataModule):
+class OpticalChannel(PartsData):
     r"""Symbols over a fibre, received by a photodiode: intensity modulation and direct detection, simulated.
 
     Random levels :math:`a_k` are shaped by a root-raised-cosine filter p, a bias is added, the fibre disperses the
@@ -111,7 +110,7 @@ class OpticalChannel(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed)
         self.taps = as_integer("taps", taps)
         if self.taps % 2 == 0:
             raise ValueError(f"Expected argument `taps` to be odd, with as many on both sides, but got {self.taps}.")
@@ -128,9 +127,6 @@ class OpticalChannel(LightningDataModule):
         self.wavelength = as_number("wavelength", wavelength, "(0, inf)")
         self.roll_off = as_number("roll_off", roll_off, "(0, 1]")
         self.samples_per_symbol = as_integer("samples_per_symbol", samples_per_symbol, at_least=3)
-        self.batch_size = as_integer("batch_size", batch_size)
-        self.num_workers = as_integer("num_workers", num_workers, at_least=0)
-        self.seed = as_integer("seed", seed, at_least=0)
         self.num_classes = len(self.levels)
         self._parts: dict[str, _Windows] = {}
 
@@ -164,22 +160,6 @@ class OpticalChannel(LightningDataModule):
         filtered: Tensor = torch.fft.ifft(torch.fft.fft(current) * pulse)
         return filtered.real[::per_symbol]
 
-    def setup(self, stage: str | None = None) -> None:
-        self._part("test" if stage in ("test", "predict") else "train")
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Give the test symbols with their labels, as ``test_dataloader`` does; ``predict_step`` ignores them."""
-        return self.test_dataloader()
-
     def _part(self, name: str) -> _Windows:
         if name not in self._parts:
             # Seeds of three sequences; a seed next to another one gives other symbols.
@@ -190,16 +170,6 @@ class OpticalChannel(LightningDataModule):
             samples = (samples - samples.mean()) / samples.std(correction=0)
             self._parts[name] = _Windows(samples.float(), sent, self.taps)
         return self._parts[name]
-
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[Batch]:
-        return DataLoader(
-            self._part(part),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=_identity,
-        )
 
 
 class _Windows(Dataset[Batch]):
