@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from snnreg_plugins._checks import one_of
 from snnreg_plugins._models import as_module
 from snnreg_plugins.metrics.scores import Loss, Score, choose_score, loss_of_modules
 from snnreg_plugins.reports.own import scores_of
@@ -26,9 +27,14 @@ class Classifier(LightningModule):
     Args:
         network: Gives scores ``(B, K)``, or what the loss takes.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
-        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        scheduler: From an optimizer to a learning-rate scheduler.
         loss: From outputs and targets to a loss, such as ``nn.BCEWithLogitsLoss()`` or ``nn.MSELoss()``; cross-entropy
             if None.
+        scheduler_interval: When the scheduler is stepped: every ``"epoch"``, or every ``"step"`` of the optimizer, as
+            ``OneCycleLR`` wants it.
+
+    Raises:
+        ValueError: If ``scheduler_interval`` is neither.
 
     Example:
         >>> model = Classifier(nn.Linear(2, 3))
@@ -45,6 +51,7 @@ class Classifier(LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         loss: nn.Module | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         # A scripted one can be trained, if not watched.
@@ -54,6 +61,7 @@ class Classifier(LightningModule):
         self._is_scored = True
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.scheduler_interval = one_of("scheduler_interval", scheduler_interval, ("epoch", "step"))
 
     @override
     def forward(self, x: Tensor) -> Tensor:
@@ -114,4 +122,6 @@ class Classifier(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
+        if self.scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}]

@@ -97,8 +97,9 @@ class Equalizer(LoggedCosts, Classifier):
     Args:
         network: From samples ``(B, taps)`` to scores ``(B, K)``, a spiking network such as :class:`SpikingEqualizer`.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
-        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        scheduler: From an optimizer to a learning-rate scheduler.
         loss: From outputs and targets to a loss; cross-entropy if None.
+        scheduler_interval: When the scheduler is stepped: every ``"epoch"`` or every ``"step"``.
 
     Example:
         >>> Equalizer(SpikingEqualizer(taps=5))(torch.zeros(2, 5)).shape

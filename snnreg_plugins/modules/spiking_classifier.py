@@ -54,7 +54,7 @@ class SpikingClassifier(SpikingStart):
             they take by themselves.
         calibration_batches: Batches of training data to balance thresholds on; processes share them out.
         optimizer: From parameters to an optimizer; Adam with its defaults if None.
-        scheduler: From an optimizer to a learning-rate scheduler, stepped every epoch.
+        scheduler: From an optimizer to a learning-rate scheduler.
         truncation: Time steps that gradients flow back through neurons; all if None.
         checkpointing: Keep no activations for the backward pass, but compute them again there, a part of the batch at
             a time; see :class:`~snnreg_plugins.SpikingNetwork`.
@@ -70,6 +70,7 @@ class SpikingClassifier(SpikingStart):
             :math:`(1 - \lambda) \frac{1}{T} \sum_t \ell(o_t, y) + \lambda \, \mathrm{mean}((o - m)^2)`.
         tet_strength: λ.
         tet_target: m.
+        scheduler_interval: When the scheduler is stepped: every ``"epoch"``, or every ``"step"`` of the optimizer.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`. ``weights`` of few bits are trained, unless ``train_weights=False``. Of
             a network that spikes already, ``time_dim`` alone.
@@ -107,9 +108,10 @@ class SpikingClassifier(SpikingStart):
         per_step_loss: bool = False,
         tet_strength: float = 0.0,
         tet_target: float = 1.0,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
         **options: Unpack[ExportOptions],
     ) -> None:
-        super().__init__(network, optimizer, scheduler, loss)
+        super().__init__(network, optimizer, scheduler, loss, scheduler_interval)
         self.checkpoint = checkpoint
         self.timesteps = Timesteps(timesteps)
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)

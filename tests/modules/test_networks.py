@@ -67,17 +67,19 @@ def test_the_classifier_scores_all_samples_alike():
         torch.testing.assert_close(torch.cat(trainer().predict(module, inputs)), scores)
 
 
-def test_the_classifier_trains_with_optimizer_and_scheduler():
+@pytest.mark.parametrize(("interval", "rates"), [("epoch", (0.5, 0.5, 0.05, 0.05)), ("step", (0.5, 0.05, 5e-3, 5e-4))])
+def test_the_classifier_trains_with_optimizer_and_scheduler(interval, rates):
     x, y = torch.rand(8, 3), torch.arange(8) % 4
     module = Classifier(
         nn.Linear(3, 4),
         lambda parameters: torch.optim.SGD(parameters, lr=0.5),
         lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1),
+        scheduler_interval=interval,
     )
     weight = module.network.weight.detach().clone().requires_grad_()
     bias = module.network.bias.detach().clone().requires_grad_()
-    for rate in (0.5, 0.05):
+    for rate in rates:  # two batches that are alike in each epoch
         grads = torch.autograd.grad(F.cross_entropy(F.linear(x, weight, bias), y), (weight, bias))
         weight, bias = ((p - rate * g).detach().requires_grad_() for p, g in zip((weight, bias), grads, strict=True))
-    trainer(max_epochs=2).fit(module, DataLoader(TensorDataset(x, y), batch_size=8))
+    trainer(max_epochs=2).fit(module, DataLoader(TensorDataset(torch.cat((x, x)), torch.cat((y, y))), batch_size=8))
     torch.testing.assert_close(module.network.weight, weight)
