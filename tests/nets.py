@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -243,6 +244,11 @@ NETS = {
     "old_weight_norm": normed(old_weight_norm),
     "pruned": normed(prune_half),
 }  # fmt: skip
+
+
+def one_in(every, names):
+    """Names as parameters of a test, of which one in so many is run by default, and all of them as slow tests."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if index % every else []) for index, name in enumerate(names)]
 
 
 def make(name, dtype=torch.float64, seed=0):

@@ -31,8 +31,8 @@ NETWORKS = {
     "lenet": LeNet,
     "vgg": lambda: VGG(image_shape=(1, 28, 28), widths=(16, "P", 32, "P", 64, "P"), hidden=128, dropout=0.0),
 }
-#: What a run has unless --set says otherwise: options of a SpikingClassifier, and the teacher, a network of NETWORKS,
-#: "self" for the DNN that is exported, or "none".
+#: What a run has unless --set says otherwise: options of a SpikingClassifier; the teacher, a network of NETWORKS,
+#: "self" for the DNN that is exported, or "none"; and the learning rate, "one_cycle" or "cosine".
 INGREDIENTS = {
     "batch_norm": "keep",
     "train_thresholds": "neuron",
@@ -40,6 +40,7 @@ INGREDIENTS = {
     "threshold_std": 0.15,
     "per_channel": True,
     "teacher": "self",
+    "rate": "one_cycle",
 }
 
 
@@ -62,11 +63,15 @@ def trained(module: Classifier, images: FashionMNIST, epochs: int, *callbacks: C
     return timed(lambda: trainer.fit(module, images))
 
 
-def rates(epochs: int, peak: float) -> dict[str, Any]:
-    """Give Adam with a cosine decay, as arguments of a Classifier."""
+def rates(epochs: int, one_cycle_of: int | None = None, peak: float = 2e-3) -> dict[str, Any]:
+    """Give Adam with a cosine decay, or one cycle of so many steps an epoch, as arguments of a Classifier."""
+    schedulers = torch.optim.lr_scheduler
     return {
         "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=peak),
-        "scheduler": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
+        "scheduler": partial(schedulers.CosineAnnealingLR, T_max=epochs)
+        if one_cycle_of is None
+        else partial(schedulers.OneCycleLR, max_lr=peak, total_steps=epochs * one_cycle_of),
+        "scheduler_interval": "epoch" if one_cycle_of is None else "step",
     }
 
 
@@ -76,7 +81,7 @@ def dnn(name: str, options: argparse.Namespace, seed: int) -> nn.Module:
 
     def train() -> None:
         seed_everything(seed, verbose=False)
-        trained(Classifier(network, **rates(options.epochs, 2e-3)), data(options, seed), options.epochs)
+        trained(Classifier(network, **rates(options.epochs)), data(options, seed), options.epochs)
 
     return kept(network, options.cache / f"{name}-{options.epochs}-{seed}.pt", train)
 
@@ -93,7 +98,9 @@ def tuned(name: str, options: argparse.Namespace, seed: int, timesteps: int, sop
     given: dict[str, Any] = INGREDIENTS | dict(options.set)
     seed_everything(seed, verbose=False)
     images, teacher = data(options, seed), given.pop("teacher")
-    module = SpikingClassifier(dnn(name, options, seed), timesteps=timesteps, **rates(options.tuning, 2e-3), **given)
+    images.setup("fit")
+    steps = len(images.train_dataloader()) if given.pop("rate") == "one_cycle" else None
+    module = SpikingClassifier(dnn(name, options, seed), timesteps=timesteps, **rates(options.tuning, steps), **given)
     callbacks: list[Callback] = []
     if teacher != "none":
         callbacks.append(Distillation("self" if teacher == "self" else dnn(teacher, options, seed), alpha=0.5))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from snnreg_plugins import ConversionError, SynapticOperations, to_snntorch
 from snnreg_plugins.functional import OneToOne
 from tests.export.reference import simulate_model
-from tests.nets import Chain
+from tests.nets import Chain, one_in
 
 T = 12
 
@@ -232,7 +232,7 @@ def test_scores_are_those_of_a_plain_simulation(name):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", one_in(3, NETS))
 def test_scores_converge_to_those_of_the_network(name):
     model, x = NETS[name](), inputs(12)
     network = to_snntorch(model, x, timesteps=512, threshold="max")

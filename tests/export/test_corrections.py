@@ -104,7 +104,7 @@ def test_corrections_move_by_the_mean_gap_and_keep_the_best(correction):
 
 
 @pytest.mark.parametrize("correction", ["potential", "channel_potential", "bias"])
-@pytest.mark.parametrize("steps", [2, 4, 16])
+@pytest.mark.parametrize("steps", [2, 4, pytest.param(16, marks=pytest.mark.slow)])
 def test_corrections_bring_scores_closer(correction, steps):
     errors = {"none": 0.0, correction: 0.0}
     for name in ("two blocks", "pre-activation", "dense block", "identity shortcut", "norm between pools"):

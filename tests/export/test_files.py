@@ -59,13 +59,7 @@ def fresh(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if index % 4 else [])
-        for index, name in enumerate([*test_architectures.NETS, *FORMS])
-    ],
-)
+@pytest.mark.parametrize("name", nets.one_in(4, [*test_architectures.NETS, *FORMS]))
 def test_every_architecture_loads_around_fresh_weights(tmp_path, name):
     if name in FORMS:
         model, _, x = nets.make(name)

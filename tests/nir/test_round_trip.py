@@ -18,7 +18,10 @@ from tests.nir.networks import ROWS, seeded
 @pytest.mark.parametrize(
     ("row", "dtype"),
     [
-        *((row, torch.float32) for row in ROWS),
+        *(
+            pytest.param(row, torch.float32, marks=[pytest.mark.slow] if index % 3 else [])
+            for index, row in enumerate(ROWS)
+        ),
         *((row, torch.float64) for row in ("lenet", "LeakyReLU", "one dimension")),
     ],
 )

@@ -39,7 +39,7 @@ def stopped_by_hand(network, x, margins):
     return torch.stack(scores), torch.tensor(steps)
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("coding", ["constant", "latency", "neurons"])
 @pytest.mark.parametrize("name", VARIED)
 def test_scores_and_steps(name, coding, exact):

@@ -24,7 +24,7 @@ from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 from tests.helpers import soft_reset_neuron
-from tests.nets import NETS, make
+from tests.nets import NETS, make, one_in
 
 T = 6
 VARIED = ["mlp", "lenet_functional", "lenet_modules", "norm_on_input", "ends_in_relu", "reshapes", "three_dimensions"]
@@ -81,7 +81,7 @@ def spikes_of(network, x):
 @without_kernels
 @pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
-@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+@pytest.mark.parametrize("export", [to_snntorch, pytest.param(to_norse, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETS)
 def test_spikes_are_those_of_one_step_at_a_time(name, export):
     # In float64 a difference by rounding moves no spike of these networks.
@@ -205,7 +205,7 @@ def assert_same(found, expected):
 @without_kernels
 @pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", one_in(4, NETS))
 def test_gradients_are_those_of_one_step_at_a_time(name):
     network, x = exported(name, torch.float64)
     expected = gradients(network, x, exact=True)
@@ -277,7 +277,7 @@ def test_truncation_is_checked(value):
 
 @without_kernels
 @pytest.mark.usefixtures("compiled_or_not")
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", one_in(4, NETS))
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 def test_metrics_count_the_same(name):
     network, x = exported(name, torch.float64)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from snnreg_plugins import to_snntorch
 from tests.export.processes import loss_of, train_in_process
 from tests.export.reference import neurons_of
-from tests.nets import NETS, make
+from tests.nets import NETS, make, one_in
 
 T = 6
 # One of each part a network may have: max pooling, sum pooling, a norm on the input, an output scale, reshapes.
@@ -96,7 +96,7 @@ def interrupt_behind_a_neuron(network, x):
 
 @pytest.mark.parametrize("when", ["fresh", "after a forward", "after a backward", "after inference", "after an error"])
 @pytest.mark.parametrize("through", [copy.deepcopy, through_pickle, through_torch_save])
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", one_in(3, VARIED))
 def test_copies(name, through, when):
     network, x = exported(name, per_channel=True)
     kept = network(x) if when == "after a forward" else None  # with its graph
