@@ -13,9 +13,9 @@ from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
-from snnreg_plugins.reports.compare import Comparison, Events, comparisons, reads
 from snnreg_plugins.reports.diagnosis import Diagnosis, LayerDiagnosis, SharedSynapses
 from snnreg_plugins.reports.measure import run_as
+from snnreg_plugins.reports.pairs import Comparison, Events, comparisons, reads
 from snnreg_plugins.reports.remedies import LayerError, advise
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.hooks import Hooks
