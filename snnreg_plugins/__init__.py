@@ -32,9 +32,9 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.nir.files import from_nir as from_nir
     from snnreg_plugins.nir.files import to_nir as to_nir
     from snnreg_plugins.reports.diagnose import diagnose as diagnose
+    from snnreg_plugins.reports.folder import write_page as write_page
     from snnreg_plugins.reports.measure import report as report
-    from snnreg_plugins.reports.raster import record as record
-    from snnreg_plugins.reports.run import write_page as write_page
+    from snnreg_plugins.reports.record import record as record
     from snnreg_plugins.spiking.encoder import TableEncoder as TableEncoder
     from snnreg_plugins.training.compression import compressed_activations as compressed_activations
 
@@ -81,8 +81,8 @@ _NAMES = {
     ),
     "reports.diagnose": ("diagnose",),
     "reports.measure": ("report",),
-    "reports.raster": ("record",),
-    "reports.run": ("write_page",),
+    "reports.record": ("record",),
+    "reports.folder": ("write_page",),
     "spiking.encoder": ("TableEncoder",),
     "training.compression": ("compressed_activations",),
 }

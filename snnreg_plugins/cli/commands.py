@@ -27,8 +27,8 @@ from snnreg_plugins.cli.recipes import require_filled_in, require_readable
 from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
+from snnreg_plugins.reports.folder import Folder, write_page
 from snnreg_plugins.reports.own import exported_within
-from snnreg_plugins.reports.run import Run, write_page
 from snnreg_plugins.watching.layers import spikes_already
 
 _TIMESTEPS = 8
@@ -246,7 +246,7 @@ def write_report(run: str, output: str | None = None) -> None:
         run: The folder that ExportReport or ``snnreg export`` wrote to.
         output: The page, a name that ends in .html; report.html in that folder if not given.
     """
-    folder = Run(run)
+    folder = Folder(run)
     path = write_page(run, output)
     written = [str(path)]
     try:

@@ -17,12 +17,13 @@ from snnreg_plugins.export.options import CHOSEN
 from snnreg_plugins.metrics.scores import Score, Task, loss_of_modules
 from snnreg_plugins.reports.diagnose import diagnose
 from snnreg_plugins.reports.diagnosis import Diagnosis
+from snnreg_plugins.reports.folder import RECIPE, Contents, settings_of
 from snnreg_plugins.reports.measure import report
 from snnreg_plugins.reports.own import Readout, as_it_is, exported_within, require_around
-from snnreg_plugins.reports.raster import record
+from snnreg_plugins.reports.record import record
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
-from snnreg_plugins.reports.run import RECIPE, Contents, Run, settings_of
+from snnreg_plugins.reports.run import Run
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.layers import spikes_already
 

@@ -8,24 +8,12 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from snnreg_plugins._checks import as_integer
-from snnreg_plugins._models import device_of
 from snnreg_plugins._pictures import BLUE, GREY, literal
 from snnreg_plugins._text import Column, Note, Row, Table
-from snnreg_plugins.reports.measure import run_as
 from snnreg_plugins.reports.result import Result
-from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.spiking.recording import Recorder
-from snnreg_plugins.watching.layers import neuron_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Rows of a layer at least, however many layers there are.
-_FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,7 @@ class RasterLayer:
 
 @dataclass(frozen=True)
 class Raster(Result):
-    """When some neurons spike on some samples. Made by :func:`record`.
+    """When some neurons spike on some samples. Made by :func:`~snnreg_plugins.record`.
 
     Args:
         timesteps: T.
@@ -142,79 +130,3 @@ class Raster(Result):
 def spikes_of(trains: Iterable[str]) -> int:
     """Count the spikes of trains."""
     return sum(train.count("1") for train in trains)
-
-
-def record(
-    network: SpikingNetwork,
-    inputs: Tensor,
-    targets: Tensor | None,
-    *,
-    timesteps: int | None = None,
-    samples: int = 3,
-    rows: int = 120,
-) -> Raster:
-    """Record when some neurons spike.
-
-    Neurons are taken evenly spaced from each layer, active or not, so that what is seen is typical. The network runs
-    in eval mode and is left as it was, as is the random state.
-
-    Args:
-        network: The spiking network.
-        inputs: Inputs ``(B, ...)``, or with a dimension of time as the network takes them.
-        targets: Class indices ``(B,)``; None where samples have no class, as there is none either if a network gives
-            one score alone.
-        timesteps: T; that of the network if None.
-        samples: How many of the inputs to record, the first ones.
-        rows: How many neurons to record in all, spread over the layers; at least four of each layer.
-
-    Raises:
-        ValueError: If ``timesteps``, ``samples`` or ``rows`` is not positive.
-
-    Example:
-        >>> from snnreg_plugins import to_snntorch
-        >>> from torch import nn
-        >>> _ = torch.manual_seed(0)
-        >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
-        >>> raster = record(to_snntorch(model, x, timesteps=4), x, torch.zeros(100), samples=1, rows=4)
-        >>> raster.layers[0].name, raster.layers[0].shown
-        ('1', (0, 5, 10, 15))
-        >>> [len(train) for train in raster.layers[0].spikes[0]]
-        [4, 4, 4, 4]
-    """
-    samples, rows = as_integer("samples", samples), as_integer("rows", rows)
-    longest = network.timesteps if timesteps is None else as_integer("timesteps", timesteps)
-    dim = network.batch_dim_of(inputs)
-    inputs = inputs.narrow(dim, 0, min(samples, inputs.shape[dim]))
-    targets = None if targets is None else targets[:samples]
-    each = max(rows // max(len(neuron_layers(network.body)), 1), _FEWEST)
-    shown: dict[str, Tensor] = {}
-    sizes: dict[str, int] = {}
-
-    def some_of(name: str, spikes: Tensor) -> Tensor:
-        spikes = spikes.flatten(1) != 0
-        if name not in shown:
-            sizes[name] = spikes.shape[1]
-            shown[name] = torch.linspace(0, sizes[name] - 1, min(each, sizes[name])).round().long()
-        return spikes[:, shown[name].to(spikes.device)].cpu()
-
-    device = device_of(network)
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
-        recording = Recorder(network, some_of, potentials=False).run(inputs.to(device))
-    running = recording.scores
-    classes = None if targets is None or running.dim() != 3 or running.shape[2] < 2 else targets
-    return Raster(
-        timesteps=longest,
-        labels=() if classes is None else tuple(int(target) for target in classes),
-        decisions=() if classes is None else tuple(map(tuple, running.argmax(2).T.tolist())),
-        layers=tuple(
-            RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(spikes))
-            for name, spikes in recording.spikes.items()
-        ),
-    )
-
-
-def _trains(spikes: Tensor) -> tuple[tuple[str, ...], ...]:
-    """Write spikes (T, samples, neurons) as a character per step."""
-    trains = spikes.permute(1, 2, 0).int().tolist()
-    return tuple(tuple("".join(map(str, train)) for train in sample) for sample in trains)

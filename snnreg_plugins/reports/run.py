@@ -1,77 +1,40 @@
-"""The folder of a run: which files it has, and how they are written and read."""
+"""The folder of a run as it is written."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from snnreg_plugins._files import as_path, atomic, read_tensors, read_yaml
-from snnreg_plugins._pictures import SOFTWARE
+from snnreg_plugins._files import atomic, read_tensors
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.nir.files import to_nir
-from snnreg_plugins.reports.diagnosis import Diagnosis
-from snnreg_plugins.reports.page import HEADING, page
-from snnreg_plugins.reports.raster import Raster
-from snnreg_plugins.reports.report import Report
+from snnreg_plugins.reports.folder import (
+    BESIDE,
+    NETWORK,
+    NIR,
+    PAGE,
+    RECIPE,
+    RESULTS,
+    Contents,
+    Folder,
+    is_page,
+    write_text,
+)
 from snnreg_plugins.reports.result import Result
-from snnreg_plugins.reports.settings import Settings, flat
 from snnreg_plugins.spiking.network import SpikingNetwork
 
-NETWORK, NIR, PAGE, RECIPE = "spiking.pt", "spiking.nir", "report.html", "report.yaml"
-# What Lightning's command line writes to its own folder, which may be the run's.
-_COMMAND_LINE = "config.yaml"
-_RESULTS: dict[type[Result], str] = {Report: "report", Diagnosis: "diagnosis", Raster: "raster"}
-# Files that do not tell whose they are, and the one that was written before them and does.
-_BESIDE = {NIR: NETWORK, RECIPE: "report.json", "report.png": "report.json", "diagnosis.png": "diagnosis.json"}
 
-
-@dataclass(frozen=True)
-class Contents:
-    """What a run's folder tells.
-
-    Args:
-        title: Name of the run.
-        report: What the network scores and spends.
-        raster: When some neurons spike.
-        diagnosis: What each layer loses.
-        settings: Tables of names and values, by heading.
-    """
-
-    title: str
-    report: Report
-    raster: Raster | None
-    diagnosis: Diagnosis | None
-    settings: Mapping[str, Settings]
-
-    def page(self) -> str:
-        """Write the run as HTML."""
-        return page(self.report, title=self.title, raster=self.raster, diagnosis=self.diagnosis, settings=self.settings)
-
-
-class Run:
-    """The folder of a run. Nothing in it is written over or deleted that is not of a run.
+class Run(Folder):
+    """The folder of a run, to be written. Nothing in it is written over or deleted that is not of a run.
 
     Args:
         folder: The folder; it is made when it is first written to.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder)
         #: Files that were written.
         self.written: list[str] = []
-
-    @property
-    def title(self) -> str:
-        """Name of the run."""
-        return self.folder.resolve().name
-
-    def path(self, name: str) -> Path:
-        """Say where a file of the run is."""
-        return self.folder / name
 
     def claim(self, diagnosed: bool = True, html: bool = True) -> None:
         """Check that the folder can be written to, and that nothing in it is lost by it.
@@ -102,20 +65,18 @@ class Run:
     def _is_ours(self, name: str) -> bool:
         """Tell whether a file is of a run, by what it holds or by what is beside it."""
         path = self.path(name)
-        if name in _BESIDE:
-            return self._is_ours(_BESIDE[name])
+        if name in BESIDE:
+            return self._is_ours(BESIDE[name])
         try:
             if name == NETWORK:
                 return "conversion" in read_tensors(path, "run")
             if name == PAGE:
                 return is_page(path)
-            kind = next(kind for kind, stem in _RESULTS.items() if name == f"{stem}.json")
+            kind = next(kind for kind, stem in RESULTS.items() if name == f"{stem}.json")
             kind.load_json(path)
         except (ValueError, OSError):
             return False
         return True
-
-    # Written.
 
     def save_network(self, network: SpikingNetwork) -> list[str]:
         """Write the network; give the file's name. What an earlier run found of another network goes."""
@@ -133,7 +94,7 @@ class Run:
 
     def _earlier(self) -> list[str]:
         """Name the files that an earlier run wrote beside its network."""
-        others = [*_BESIDE, PAGE, *(f"{stem}.json" for stem in _RESULTS.values())]
+        others = [*BESIDE, PAGE, *(f"{stem}.json" for stem in RESULTS.values())]
         return [name for name in others if self.path(name).is_file() and self._is_ours(name)]
 
     def save_nir(self, network: SpikingNetwork) -> list[str]:
@@ -149,7 +110,7 @@ class Run:
 
     def save(self, result: Result) -> list[str]:
         """Write a result's numbers; give the file's name."""
-        name = f"{_RESULTS[type(result)]}.json"
+        name = f"{RESULTS[type(result)]}.json"
         result.save_json(self.path(name))
         self.written.append(name)
         return [name]
@@ -160,7 +121,7 @@ class Run:
         Raises:
             ModuleNotFoundError: If matplotlib is missing.
         """
-        name = f"{_RESULTS[type(result)]}.png"
+        name = f"{RESULTS[type(result)]}.png"
         result.save_plot(self.path(name))
         self.written.append(name)
         return [name]
@@ -173,169 +134,6 @@ class Run:
 
     def save_page(self, contents: Contents) -> list[str]:
         """Write the page; give the file's name."""
-        _write(contents.page(), self.path(PAGE))
+        write_text(contents.page(), self.path(PAGE))
         self.written.append(PAGE)
         return [PAGE]
-
-    # Read.
-
-    def read(self) -> Contents:
-        """Read what the folder tells.
-
-        A diagnosis of another network, as an earlier run may have left it, is left out.
-
-        Raises:
-            FileNotFoundError: If there is no report in it.
-            ValueError: If one of the files cannot be read.
-        """
-        if not self.path("report.json").is_file():
-            raise FileNotFoundError(
-                f"Expected argument `run` to name a folder that ExportReport wrote to, but there is no report.json in "
-                f"{os.fspath(self.folder)!r}."
-            )
-        report = Report.load_json(self.path("report.json"))
-        raster, diagnosis = self.path("raster.json"), self.path("diagnosis.json")
-        conversion = None
-        if self.path(NETWORK).is_file():
-            conversion = read_tensors(self.path(NETWORK), "run").get("conversion", {})
-        recipe = next((name for name in (RECIPE, _COMMAND_LINE) if self.path(name).is_file()), None)
-        return Contents(
-            title=self.title,
-            report=report,
-            raster=Raster.load_json(raster) if raster.is_file() else None,
-            diagnosis=_fitting(Diagnosis.load_json(diagnosis), report) if diagnosis.is_file() else None,
-            settings=settings_of(conversion, recipe and self.path(recipe)),
-        )
-
-    def page_path(self, output: str | os.PathLike[str] | None = None) -> Path:
-        """Choose where a page of the run goes, and the picture that may stand beside it.
-
-        Raises:
-            ValueError: If that is no name of a page, a file of the run, or something else than a page.
-        """
-        path = self.path(PAGE) if output is None else Path(output)
-        require_page(path)
-        own = {*_BESIDE, NETWORK, _COMMAND_LINE, *(f"{stem}.json" for stem in _RESULTS.values())} - {"report.png"}
-        for name in (path, path.with_suffix(".png")):
-            if name.name in own and name.resolve().parent == self.folder.resolve():
-                raise ValueError(
-                    f"Expected argument `output` to name a page beside the run's own files, but "
-                    f"{os.fspath(name)!r} is one of them."
-                )
-        return path
-
-    def picture_path(self, page: Path) -> Path:
-        """Choose where the picture beside a page goes.
-
-        Raises:
-            FileExistsError: If there is something else.
-        """
-        path = page.with_suffix(".png")
-        ours = path.resolve() == self.path("report.png").resolve() or not path.exists() or is_picture(path)
-        if not ours:
-            raise FileExistsError(f"{os.fspath(path)!r} is there already, and was not drawn by this package.")
-        return path
-
-
-def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str] | None = None) -> Path:
-    """Write a run as one page of HTML that needs nothing else: accuracy, operations and energy, spikes, settings.
-
-    Args:
-        run: The folder that :class:`~snnreg_plugins.callbacks.ExportReport` wrote to. Its ``report.json`` is read, and
-            where they are there ``raster.json``, ``diagnosis.json`` (if it is of the same network), ``spiking.pt``
-            (for the options of the export) and ``report.yaml`` or ``config.yaml``. Or a report.
-        path: The page; ``report.html`` in the run's folder if None. It appears when it is complete.
-
-    Returns:
-        Where the page is.
-
-    Raises:
-        FileNotFoundError: If the folder has no ``report.json``.
-        ValueError: If one of the files cannot be read, a report comes without a ``path``, or ``path`` is no name of
-            a page or one of a file that is something else.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from snnreg_plugins import to_snntorch
-        >>> from snnreg_plugins import report
-        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-        >>> x, y = torch.rand(100, 2), torch.randint(3, (100,))
-        >>> result = report(model, to_snntorch(model, x, timesteps=4), [(x, y)], steps=(1, 2, 4))
-        >>> page = write_page(result, Path(tempfile.mkdtemp()) / "report.html")
-        >>> page.read_text(encoding="utf-8").splitlines()[0]
-        '<!DOCTYPE html>'
-    """
-    if not isinstance(run, Report):
-        folder = Run(as_path("run", run))
-        contents = folder.read()
-        target = folder.page_path(path)
-        _write(contents.page(), target)
-        return target
-    if path is None:
-        raise ValueError("Expected argument `path` to name the page, as the report is in no folder, but got None.")
-    require_page(Path(path))
-    _write(page(run), path)
-    return Path(path)
-
-
-def settings_of(conversion: Any, recipe: str | os.PathLike[str] | None) -> dict[str, Settings]:
-    """Give the settings of an export and of a training as they are shown.
-
-    Args:
-        conversion: Options of the export; None if they are not known.
-        recipe: The YAML file of the training; None if there is none.
-
-    Raises:
-        ValueError: If that file cannot be read.
-    """
-    settings: dict[str, Settings] = {}
-    if conversion is not None:
-        if isinstance(conversion, dict):  # the structure is as long as the network is deep, and no setting
-            conversion = {name: value for name, value in conversion.items() if name != "structure"}
-        settings["Export (spiking.pt)"] = flat(conversion)
-    if recipe is not None:
-        settings[f"Training ({Path(recipe).name})"] = flat(read_yaml(recipe, "run", most=None))
-    return settings
-
-
-def require_page(path: Path) -> None:
-    """Raise a ValueError unless a page may be written to a path."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(
-            f"Expected argument `output` to name a page, such as 'page.html', but got {os.fspath(path)!r}."
-        )
-    if path.exists() and not is_page(path):
-        raise ValueError(
-            f"Expected argument `output` to name a new file or a page of a run, but {os.fspath(path)!r} is neither."
-        )
-
-
-def is_page(path: Path) -> bool:
-    """Tell whether a file is a page of a run."""
-    return path.is_file() and HEADING.encode() in _beginning(path)
-
-
-def is_picture(path: Path) -> bool:
-    """Tell whether a file is a picture that this package drew."""
-    return path.is_file() and SOFTWARE.encode() in _beginning(path)
-
-
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(1 << 13)
-
-
-def _write(content: str, path: str | os.PathLike[str]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-
-
-def _fitting(diagnosis: Diagnosis, report: Report) -> Diagnosis | None:
-    """Leave out the diagnosis of another network: thresholds tell."""
-    thresholds = {layer.name: (layer.threshold_min, layer.threshold_max) for layer in report.layers}
-    same = [
-        thresholds[layer.name] == (layer.threshold_min, layer.threshold_max)
-        for layer in diagnosis.layers
-        if layer.name in thresholds
-    ]
-    return diagnosis if same and all(same) else None

@@ -20,8 +20,8 @@ from snnreg_plugins import from_nir, load_network, report, save_network, to_nir,
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.data.idx import read_idx
 from snnreg_plugins.functional import EnergyTable
+from snnreg_plugins.reports.folder import settings_of
 from snnreg_plugins.reports.report import Report
-from snnreg_plugins.reports.run import settings_of
 
 OURS = Path(snnreg_plugins.__file__).parent
 MUTATIONS, CHUNKS = 100, 4

@@ -16,12 +16,13 @@ from snnreg_plugins import to_snntorch
 from snnreg_plugins._text import in_joules, in_short
 from snnreg_plugins.export.files import save_network
 from snnreg_plugins.reports.diagnose import diagnose
+from snnreg_plugins.reports.folder import write_page
 from snnreg_plugins.reports.measure import report
 from snnreg_plugins.reports.page import page
 from snnreg_plugins.reports.parts import LayerReport
-from snnreg_plugins.reports.raster import Raster, record
+from snnreg_plugins.reports.raster import Raster
+from snnreg_plugins.reports.record import record
 from snnreg_plugins.reports.report import Report
-from snnreg_plugins.reports.run import write_page
 from snnreg_plugins.reports.settings import flat
 from tests.browser import CHROMIUM, Browser
 
