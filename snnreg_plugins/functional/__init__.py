@@ -9,11 +9,22 @@ from snnreg_plugins.functional.bits import (
     unpack_bits,
     whole_codes,
 )
+from snnreg_plugins.functional.cost_models import (
+    COST_MODELS,
+    Arithmetic,
+    BitMatched,
+    EFLOPs,
+    Lemaire,
+    cost_model,
+    cost_models,
+)
+from snnreg_plugins.functional.costs import Cost, CostModel, LayerFacts
 from snnreg_plugins.functional.distillation import kl_of_logits, l2_of_logits, mean_square, prefix_means
 from snnreg_plugins.functional.draws import DISTRIBUTIONS, draw
 from snnreg_plugins.functional.encoding import midrise, normalized_rows, rounded_pattern
 from snnreg_plugins.functional.energy import ENERGY_TABLES, EnergyTable, break_even_rate, energy, energy_table
 from snnreg_plugins.functional.fewbits import FEW_BITS, magnitudes, round_weights, straight_through, unit_of
+from snnreg_plugins.functional.geometry import Geometry
 from snnreg_plugins.functional.lemaire import (
     LEMAIRE_SOURCE,
     LemaireEnergy,
@@ -32,6 +43,7 @@ from snnreg_plugins.functional.penalties import (
     rate_bounds,
     transformed_l1,
 )
+from snnreg_plugins.functional.prices import PriceList
 from snnreg_plugins.functional.readout import READOUTS, outputs_of, per_step_loss, running_scores
 from snnreg_plugins.functional.symbols import bit_error_rate, gray_code
 from snnreg_plugins.functional.synapses import (
@@ -47,6 +59,7 @@ from snnreg_plugins.functional.synapses import (
 from snnreg_plugins.functional.thresholds import local, maximum, mmse, percentile
 
 __all__ = [
+    "COST_MODELS",
     "DISTRIBUTIONS",
     "ENERGY_TABLES",
     "FEW_BITS",
@@ -54,11 +67,22 @@ __all__ = [
     "PENALTIES",
     "READOUTS",
     "SYNAPTIC_LAYERS",
+    "Arithmetic",
+    "BitMatched",
+    "Cost",
+    "CostModel",
+    "EFLOPs",
     "EnergyTable",
+    "Geometry",
+    "LayerFacts",
+    "Lemaire",
     "LemaireEnergy",
     "OneToOne",
+    "PriceList",
     "bit_error_rate",
     "break_even_rate",
+    "cost_model",
+    "cost_models",
     "count_events",
     "dense_macs",
     "dequantize",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
-from torch import nn
-
-from snnreg_plugins._checks import as_flag, as_integer, as_number, as_sizes
+from snnreg_plugins._checks import as_flag, as_integer, as_number
 from snnreg_plugins.functional.energy import ENERGY_TABLES
-from snnreg_plugins.functional.synapses import TRANSPOSED_CONVOLUTIONS, OneToOne, SynapticLayer, fan_out
+from snnreg_plugins.functional.geometry import Geometry
+from snnreg_plugins.functional.synapses import SynapticLayer
 
 #: Where the model was published.
 LEMAIRE_SOURCE = (
@@ -49,6 +47,12 @@ class LemaireEnergy:
     def total(self) -> float:
         """Energy of operations and memory accesses, in J."""
         return self.operations + self.memory
+
+    @classmethod
+    def of(cls, parts: Mapping[str, float]) -> LemaireEnergy:
+        """Sum up the operations among parts of a cost."""
+        memory = {name: parts.get(name, 0.0) for name in ("potentials", "weights", "inputs", "outputs")}
+        return cls(sum(parts.get(name, 0.0) for name in ("macs", "synapses", "neurons")), **memory)
 
     def __add__(self, other: LemaireEnergy) -> LemaireEnergy:
         return LemaireEnergy(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
@@ -139,23 +143,59 @@ def lemaire_energy(
         >>> f"{spent.total:.2e}"
         '1.77e-08'
     """
-    size = _Geometry(layer, input_shape)
+    size = Geometry.of(layer, input_shape)
     timesteps, leaky = as_integer("timesteps", timesteps), as_flag("leaky", leaky)
-    events_in, events_out = _count("events_in", events_in), _count("events_out", events_out)
-    effective_macs = _count("effective_macs", effective_macs)
-    sops = None if sops is None else _count("sops", sops)
+    return LemaireEnergy.of(
+        lemaire_parts(
+            size,
+            updates=timesteps * size.outputs,
+            events_in=_count("events_in", events_in),
+            events_out=_count("events_out", events_out),
+            sops=None if sops is None else _count("sops", sops),
+            effective_macs=_count("effective_macs", effective_macs),
+            leaky=leaky,
+            bits=bits,
+            weight_bits=weight_bits,
+        )
+    )
+
+
+def lemaire_parts(
+    size: Geometry,
+    *,
+    updates: float,
+    events_in: float,
+    events_out: float,
+    sops: float | None = None,
+    effective_macs: float = 0.0,
+    leaky: bool = False,
+    bits: int = 32,
+    weight_bits: int | None = None,
+) -> dict[str, float]:
+    """Give the same by the names of a :class:`~snnreg_plugins.functional.Cost`, for the sizes of a layer.
+
+    Args:
+        size: Sizes of the layer.
+        updates: T N.
+        events_in: As in :func:`lemaire_energy`, and so all below.
+        events_out: The same.
+        sops: The same.
+        effective_macs: The same.
+        leaky: The same.
+        bits: The same.
+        weight_bits: The same.
+    """
     summed = events_in * size.reached if sops is None else sops
     read = events_in * size.taps if sops is None else sops
-    updates = timesteps * size.outputs
-    accumulates = summed + updates + events_out
-    multiplies = effective_macs + (updates if leaky else 0)
-    return LemaireEnergy(
-        operations=1e-12 * (accumulates * _PRICES.ac + multiplies * _PRICES.mac),
-        potentials=2 * (read + updates) * ram_access(size.outputs, bits),
-        weights=(read + effective_macs) * ram_access(size.weights, _width(bits, weight_bits)),
-        inputs=(events_in + effective_macs / size.macs_per_read) * ram_access(size.inputs, bits),
-        outputs=events_out * ram_access(size.outputs, bits),
-    )
+    return {
+        "macs": 1e-12 * effective_macs * _PRICES.mac,
+        "synapses": 1e-12 * summed * _PRICES.ac,
+        "neurons": 1e-12 * ((updates + events_out) * _PRICES.ac + (updates * _PRICES.mac if leaky else 0)),
+        "weights": (read + effective_macs) * ram_access(size.weights, _width(bits, weight_bits)),
+        "potentials": 2 * (read + updates) * ram_access(size.outputs, bits),
+        "inputs": (events_in + effective_macs / size.macs_per_read) * ram_access(size.inputs, bits),
+        "outputs": events_out * ram_access(size.outputs, bits),
+    }
 
 
 def lemaire_dense_energy(
@@ -191,13 +231,18 @@ def lemaire_dense_energy(
         >>> f"{lemaire_dense_energy(nn.Linear(100, 10), (100,)).total:.2e}"
         '1.82e-08'
     """
-    size = _Geometry(layer, input_shape)
-    return LemaireEnergy(
-        operations=1e-12 * (size.macs * _PRICES.mac + size.outputs * _PRICES.ac),
-        weights=size.macs * ram_access(size.weights, _width(bits, weight_bits)),
-        inputs=size.macs / size.macs_per_read * ram_access(size.inputs, bits),
-        outputs=size.outputs * ram_access(size.outputs, bits),
-    )
+    return LemaireEnergy.of(lemaire_dense_parts(Geometry.of(layer, input_shape), bits, weight_bits))
+
+
+def lemaire_dense_parts(size: Geometry, bits: int = 32, weight_bits: int | None = None) -> dict[str, float]:
+    """Give the same by the names of a :class:`~snnreg_plugins.functional.Cost`, for the sizes of a layer."""
+    return {
+        "macs": 1e-12 * size.macs * _PRICES.mac,
+        "neurons": 1e-12 * size.outputs * _PRICES.ac,
+        "weights": size.macs * ram_access(size.weights, _width(bits, weight_bits)),
+        "inputs": size.macs / size.macs_per_read * ram_access(size.inputs, bits),
+        "outputs": size.outputs * ram_access(size.outputs, bits),
+    }
 
 
 def _width(bits: int, weight_bits: int | None) -> int:
@@ -230,7 +275,7 @@ def lemaire_break_even_rate(
         >>> f"{lemaire_break_even_rate(nn.Conv2d(32, 64, 3, padding=1), (32, 16, 16), timesteps=4):.3f}"
         '0.167'
     """
-    size, timesteps = _Geometry(layer, input_shape), as_integer("timesteps", timesteps)
+    size, timesteps = Geometry.of(layer, input_shape), as_integer("timesteps", timesteps)
 
     def spent(rate: float) -> float:
         spikes = rate * timesteps
@@ -246,60 +291,6 @@ def lemaire_break_even_rate(
 
     silent, dense = spent(0.0), lemaire_dense_energy(layer, input_shape, bits=bits).total
     return (dense - silent) / (spent(1.0) - silent) if dense >= silent else math.nan
-
-
-class _Geometry:
-    """Sizes of a layer for inputs of one shape.
-
-    Attributes:
-        inputs: Input positions.
-        outputs: Output positions.
-        weights: Weights, without biases.
-        macs: MACs of all outputs, with padded zeros.
-        reached: Synapses that the model lets an event reach.
-        taps: Weights that the model lets an event read.
-        macs_per_read: MACs of a DNN for which an input is read once.
-    """
-
-    def __init__(self, layer: SynapticLayer, input_shape: Sequence[int]) -> None:
-        fan_out(layer, input_shape)  # checks both
-        shape = as_sizes("input_shape", input_shape)
-        self.inputs, self.weights = math.prod(shape), layer.weight.numel()
-        self.macs_per_read = layer.out_features if isinstance(layer, nn.Linear) else 1
-        if isinstance(layer, OneToOne):
-            self.outputs = self.macs = self.inputs
-            self.reached = self.taps = 1
-        elif isinstance(layer, nn.Linear):
-            self.outputs = self.inputs // layer.in_features * layer.out_features
-            self.macs = self.inputs * layer.out_features
-            self.reached = self.taps = layer.out_features
-        else:
-            self._of_convolution(layer, shape)
-
-    def _of_convolution(self, layer: Any, shape: tuple[int, ...]) -> None:
-        window, positions = math.prod(layer.kernel_size), math.prod(_output_sizes(layer, shape[1:]))
-        self.outputs = layer.out_channels * positions
-        self.taps = layer.out_channels // layer.groups * window
-        if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # an input reaches the whole window, whatever the stride
-            self.macs = self.inputs * self.taps
-            self.reached = self.taps
-            return
-        self.macs = self.outputs * layer.in_channels // layer.groups * window
-        steps = zip(layer.kernel_size, layer.stride, strict=True)
-        self.reached = layer.out_channels // layer.groups * math.prod(math.ceil(k / s) for k, s in steps)
-
-
-def _output_sizes(layer: Any, sizes: Sequence[int]) -> list[int]:
-    outputs = []
-    for dim, size in enumerate(sizes):
-        span, stride = layer.dilation[dim] * (layer.kernel_size[dim] - 1), layer.stride[dim]
-        if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
-            outputs.append((size - 1) * stride - 2 * layer.padding[dim] + span + layer.output_padding[dim] + 1)
-        else:
-            padding = {"same": span, "valid": 0}[layer.padding] if isinstance(layer.padding, str) else None
-            both = 2 * layer.padding[dim] if padding is None else padding
-            outputs.append((size + both - span - 1) // stride + 1)
-    return outputs
 
 
 def _count(argument: str, value: float) -> float:

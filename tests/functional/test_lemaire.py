@@ -14,7 +14,7 @@ from snnreg_plugins.functional import (
     operations,
     ram_access,
 )
-from snnreg_plugins.functional.lemaire import _Geometry
+from snnreg_plugins.functional.geometry import Geometry
 
 # int32, Horowitz, ISSCC 2014, in pJ.
 ADD, MULTIPLY_ADD = 0.1, 3.1 + 0.1
@@ -133,7 +133,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
 def test_sizes_are_those_of_the_layer(layer, shape):
-    size = _Geometry(layer, shape)
+    size = Geometry.of(layer, shape)
     x = torch.ones(1, *shape)
     assert size.outputs == layer(x).numel()
     assert size.inputs == math.prod(shape)
@@ -147,7 +147,7 @@ def test_sizes_are_those_of_the_layer(layer, shape):
 @pytest.mark.parametrize(("layer", "shape"), [LAYERS[0], LAYERS[2]], ids=str)
 def test_at_the_break_even_rate_both_spend_the_same(layer, shape):
     rate = lemaire_break_even_rate(layer, shape, timesteps=1)
-    size = _Geometry(layer, shape)
+    size = Geometry.of(layer, shape)
     both = lemaire_energy(layer, shape, timesteps=1, events_in=rate * size.inputs, events_out=rate * size.outputs)
     assert 0 < rate < 1
     assert both.total == pytest.approx(lemaire_dense_energy(layer, shape).total)
