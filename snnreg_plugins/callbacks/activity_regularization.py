@@ -9,18 +9,28 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from snnreg_plugins._checks import as_names, as_number, as_percent, one_of, shown
+from snnreg_plugins._checks import as_integer, as_names, as_number, as_percent, one_of, shown
 from snnreg_plugins.callbacks.added_loss import AddedLossCallback
-from snnreg_plugins.functional.penalties import PENALTIES, Penalty, expected_rate, rate_bounds
+from snnreg_plugins.functional.energy import EnergyTable, energy_table
+from snnreg_plugins.functional.penalties import (
+    PENALTIES,
+    Penalty,
+    energy_at_rate,
+    energy_of_spikes,
+    expected_rate,
+    rate_bounds,
+)
 from snnreg_plugins.functional.synapses import SynapticLayer
 from snnreg_plugins.training.penalty import ActivityPenalty
 from snnreg_plugins.training.thresholds import RunningThresholds
-from snnreg_plugins.watching.layers import synaptic_layers
+from snnreg_plugins.watching.layers import spikes_already, synaptic_layers
+from snnreg_plugins.watching.samples import tensors_in
 
 
 class ActivityRegularization(AddedLossCallback):
@@ -71,13 +81,26 @@ class ActivityRegularization(AddedLossCallback):
     than that of one batch of all samples. What averages or scales spikes in between, as pooling and dropout do,
     averages and scales their rates; other dimensions in front, such as tokens, count as samples.
 
+    ``"energy"`` is what the spiking network spends on a sample, in nJ, whatever ``weighting`` is:
+
+    .. math:: \frac{1}{B} \sum_l s_l \sum_\text{calls} \sum_b \sum_i F_{li} \, e_{AC} \, s_{bi}
+
+    with the events s and the fan-out of every position, for a training batch of B samples: all calls that a backward
+    pass reaches add up, time steps among them. On a spiking network ``penalty/<layer>`` is the layer's energy as
+    :class:`~snnreg_plugins.Energy` counts it (of averages of spikes, where some of them are of one spike), and the
+    surrogate passes the gradient on; a hidden layer that reads real values has the energy of its MACs there, where the
+    table prices them, and no gradient. On a DNN it is the energy in ``timesteps`` T at the expected rate,
+    :math:`T e_{AC} \, \text{clip}(a / \lambda, 0, 1)` for :math:`e_{AC} s`: an estimate, too low by k² behind average
+    pooling over k × k, whose spikes all go on. As of all penalties, the network's own input is left out: what the
+    first layer spends is not to be trained.
+
     λ is saved in checkpoints. Training that is resumed goes on bit by bit where the data does: within an epoch,
     Lightning starts again at the epoch's first batch, unless the loader keeps its place (``state_dict``).
 
     Args:
         penalty: ``"l1"``, ``"l2"``, ``"hoyer"``, ``"hoyer_square"``, ``"transformed_l1"``, ``"expected_rate"``,
-            ``"rate_bounds"``, or a function ``(activity, weight) -> scalar`` that is a mean over the samples of
-            ``activity`` of shape ``(B, ...)``; ``weight`` is None or the fan-out, broadcastable to a sample.
+            ``"rate_bounds"``, ``"energy"``, or a function ``(activity, weight) -> scalar`` that is a mean over the
+            samples of ``activity`` of shape ``(B, ...)``; ``weight`` is None or the fan-out, broadcastable to a sample.
         strength: Factor of the penalty. A mapping from patterns to factors sets it by layer (the first pattern that
             matches counts) and leaves layers without a match alone.
         weighting: How layers and positions count: ``"uniform"`` or by ``"fan_out"``.
@@ -85,17 +108,21 @@ class ActivityRegularization(AddedLossCallback):
             (``"features.*"``) or its type (``"Conv2d"``).
         start_epoch: First epoch with a penalty.
         warmup_epochs: Epochs over which the strength rises linearly to its full value.
-        percent: For ``"expected_rate"``: the percentile of activity that is the threshold λ, as in threshold
-            balancing. λ is kept for each layer as a running mean of the batches' percentiles. Where a layer sees a
-            batch in several calls, as in a loop over time steps, or in parts as in a network with ``checkpointing``,
-            its percentile is the mean of theirs, and that of the first call is λ until the first batch ends: training
-            is then another one by that much.
-        momentum: For ``"expected_rate"``: share of the old λ in the running mean.
+        percent: For ``"expected_rate"``, and ``"energy"`` of a DNN: the percentile of activity that is the threshold λ,
+            as in threshold balancing. λ is kept for each layer as a running mean of the batches' percentiles. Where a
+            layer sees a batch in several calls, as in a loop over time steps, or in parts as in a network with
+            ``checkpointing``, its percentile is the mean of theirs, and that of the first call is λ until the first
+            batch ends: training is then another one by that much.
+        momentum: For the same: share of the old λ in the running mean.
         low: For ``"rate_bounds"``: the lowest rate without a penalty, in spikes/neuron/step; none if None.
         high: For ``"rate_bounds"``: the highest; none if None.
+        table: For ``"energy"``: what an operation costs, as for :class:`~snnreg_plugins.Energy`; if None,
+            ``"horowitz_fp32"``.
+        timesteps: For ``"energy"`` of a DNN: the time steps T of the spiking network to come.
 
     Raises:
-        ValueError: If an argument is out of range, or on start of training, if a pattern matches no layer.
+        ValueError: If an argument is out of range, or on start of training, if a pattern matches no layer, or
+            ``timesteps`` of an energy is missing, or given for a network that has its own.
         MisconfigurationException: In training, where the penalty could not be exact (LBFGS with line search,
             DeepSpeed, ``loss.backward()`` in place of ``manual_backward``), where no activity was seen, where the
             gradient of the penalty is 0 everywhere, or where a layer that was asked for by its name is never called.
@@ -108,7 +135,9 @@ class ActivityRegularization(AddedLossCallback):
 
     def __init__(
         self,
-        penalty: Literal["l1", "l2", "hoyer", "hoyer_square", "transformed_l1", "expected_rate", "rate_bounds"]
+        penalty: Literal[
+            "l1", "l2", "hoyer", "hoyer_square", "transformed_l1", "expected_rate", "rate_bounds", "energy"
+        ]
         | Penalty = "l1",
         strength: float | dict[str, float] = 1e-2,
         weighting: Literal["uniform", "fan_out"] = "uniform",
@@ -119,6 +148,8 @@ class ActivityRegularization(AddedLossCallback):
         momentum: float = 0.9,
         low: float | None = None,
         high: float | None = None,
+        table: str | EnergyTable | None = None,
+        timesteps: int | None = None,
     ) -> None:
         super().__init__(start_epoch, warmup_epochs)
         if not callable(penalty):
@@ -135,6 +166,9 @@ class ActivityRegularization(AddedLossCallback):
         self.momentum = as_number("momentum", momentum, "[0, 1)")
 
         self.low, self.high = _bounds(penalty, low, high)
+        _only_for("energy", penalty, table=table, timesteps=timesteps)
+        self.table = energy_table("horowitz_fp32" if table is None else table)
+        self.timesteps = None if timesteps is None else as_integer("timesteps", timesteps)
 
         self._function = _NAMED[penalty] if isinstance(penalty, str) else penalty
         self._thresholds = RunningThresholds(self.percent, self.momentum)
@@ -156,6 +190,7 @@ class ActivityRegularization(AddedLossCallback):
             percent=self.percent,
             momentum=self.momentum,
             **({} if self.penalty != "rate_bounds" else {"low": self.low, "high": self.high}),
+            **({} if self.penalty != "energy" else {"table": self.table, "timesteps": self.timesteps}),
         )
 
     @override
@@ -178,12 +213,17 @@ class ActivityRegularization(AddedLossCallback):
         values = self._thresholds.values
         self._thresholds.values = {name: value.to(pl_module.device) for name, value in values.items()}
         layers = self._choose(synaptic_layers(pl_module))
+        spikes = spikes_already(pl_module)
+        if self.penalty == "energy":
+            self._function = self._energy(spikes)
         self._penalty = ActivityPenalty(
             self._function,
             pl_module,
             layers,
-            by_fan_out=self.weighting == "fan_out",
-            thresholds=self._thresholds if self._function is expected_rate else None,
+            by_fan_out=self.weighting == "fan_out" or self.penalty == "energy",
+            thresholds=self._thresholds
+            if self._function is expected_rate or (self.penalty == "energy" and not spikes)
+            else None,
             bounds=(self.low or 0.0, math.inf if self.high is None else self.high)
             if self.penalty == "rate_bounds"
             else None,
@@ -197,7 +237,7 @@ class ActivityRegularization(AddedLossCallback):
             self._running.watch(found)
             self._unwatched -= found
         # Not at the start of the epoch, which a run that is resumed within one does not see.
-        self._running.start_batch(self._factor(trainer))
+        self._running.start_batch(self._factor(trainer), self.samples(batch) if self.penalty == "energy" else None)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -245,6 +285,45 @@ class ActivityRegularization(AddedLossCallback):
         assert self._penalty is not None, "between on_fit_start and on_fit_end"
         return self._penalty
 
+    def samples(self, batch: Any) -> int:
+        """Return the samples of a training batch, which ``"energy"`` is per; override for batches that do not tell.
+
+        Args:
+            batch: A batch of data, as the module's steps get it. The first dimension of its tensors is taken, or of
+                the last one in a pair, such as ``(input, label)`` with inputs of shape ``(T, B, ...)``.
+        """
+        sizes = {len(tensor) for tensor in tensors_in(batch) if tensor.dim()}
+        if len(sizes) > 1 and isinstance(batch, (tuple, list)) and len(batch) == 2:
+            sizes = {len(tensor) for tensor in tensors_in(batch[1]) if tensor.dim()}
+        if len(sizes) != 1:
+            raise MisconfigurationException(
+                f"Penalty 'energy' is per sample, but the tensors of a batch tell {sorted(sizes) or 'no'} samples. "
+                f"Override {type(self).__name__}.samples(batch) to return their number."
+            )
+        return sizes.pop()
+
+    def _energy(self, spikes: bool) -> Penalty:
+        """Give the energy of a call per synapse, in nJ."""
+        ac, mac = 1e-3 * self.table.ac, 1e-3 * self.table.mac if self.table.prices_macs else 0.0
+        if not ac:
+            raise ValueError(
+                f"Expected argument `table` to have a price for SOPs, which penalty='energy' takes down, but got one "
+                f"of 0: {self.table.source}."
+            )
+        if spikes and self.timesteps is not None:
+            raise ValueError(
+                f"Expected argument `timesteps` for a DNN alone, as a network that spikes takes its own, but got "
+                f"{self.timesteps}. Leave it out."
+            )
+        if spikes:
+            return partial(energy_of_spikes, ac=ac, mac=mac)
+        if self.timesteps is None:
+            raise ValueError(
+                "Expected argument `timesteps` for penalty='energy' of a DNN, the time steps of the spiking network to "
+                "come, but got None. Give the number that it is exported with, such as timesteps=8."
+            )
+        return partial(energy_at_rate, ac=ac, timesteps=self.timesteps)
+
     def _say_what_is_missing(self, penalty: ActivityPenalty) -> None:
         """Say once which layers get no penalty."""
         penalty.sightings.looking = False
@@ -283,19 +362,14 @@ class ActivityRegularization(AddedLossCallback):
         }
 
 
-_NAMED: dict[str, Penalty] = PENALTIES | {"rate_bounds": rate_bounds}
+_NAMED: dict[str, Penalty] = {**PENALTIES, "rate_bounds": rate_bounds, "energy": energy_of_spikes}
 _PATIENCE = 100  # backward passes to wait for all layers, in manual optimization
 
 
 def _bounds(penalty: Any, low: float | None, high: float | None) -> tuple[float | None, float | None]:
     """Check bounds of rates, which are given for the penalty that has some."""
+    _only_for("rate_bounds", penalty, low=low, high=high)
     if penalty != "rate_bounds":
-        for argument, value in (("low", low), ("high", high)):
-            if value is not None:
-                raise ValueError(
-                    f"Expected argument `{argument}` for penalty='rate_bounds' alone, but got {shown(value)} for "
-                    f"{shown(penalty)}."
-                )
         return None, None
     if low is None and high is None:
         raise ValueError(
@@ -306,6 +380,16 @@ def _bounds(penalty: Any, low: float | None, high: float | None) -> tuple[float 
     if low is not None and high is not None and low > high:
         raise ValueError(f"Expected argument `high` to be at least `low`, {low}, but got {high}.")
     return low, high
+
+
+def _only_for(name: str, penalty: Any, **arguments: Any) -> None:
+    """Refuse arguments of a named penalty that are given for another one."""
+    for argument, value in arguments.items():
+        if value is not None and penalty != name:
+            raise ValueError(
+                f"Expected argument `{argument}` for penalty={name!r} alone, but got {shown(value)} for "
+                f"{shown(penalty)}."
+            )
 
 
 def _name(penalty: Any) -> str:

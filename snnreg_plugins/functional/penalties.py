@@ -219,6 +219,51 @@ def expected_rate_of_spikes(
     return _mean(_single(_rising(activity)) / torch.maximum(level, smallest), weight)
 
 
+def energy_of_spikes(activity: Tensor, weight: Tensor | None = None, *, ac: float, mac: float = 0.0) -> Tensor:
+    r"""Mean energy of a synapse: events by the price of an accumulate, or real values by that of a multiplication.
+
+    .. math:: \frac{1}{B} \sum_b \frac{\sum_i w_i \, e_{AC} |s_{bi}| / u}{\sum_i w_i} \quad \text{or} \quad
+        \frac{1}{B} \sum_b \frac{\sum_i w_i \, e_{MAC} [s_{bi} \neq 0]}{\sum_i w_i}
+
+    Whole numbers are events, u = 1, as :class:`~snnreg_plugins.Energy` counts them; of constant multiples of spikes, as
+    pooling leaves them, the smallest is one. All else is real-valued: its energy has the gradient 0. The gradient of
+    events is :math:`e_{AC} / u` wherever there is none or a positive spike, so that the surrogate passes it to neurons
+    that nearly fire, too.
+
+    Args:
+        activity: Spikes, counts of spikes or constant multiples of them, of shape ``(B, ...)``; or real values.
+        weight: How much each position counts, broadcastable to one sample.
+        ac: Energy per accumulate.
+        mac: Energy per multiply-accumulate.
+
+    Example:
+        >>> energy_of_spikes(torch.tensor([[1.0, 0.0, 1.0, 2.0]]), ac=0.9)
+        tensor(0.9000)
+        >>> energy_of_spikes(torch.tensor([[0.3, 0.0, 1.0, 0.8]]), ac=0.9, mac=4.6)
+        tensor(3.4500)
+    """
+    magnitude = _single(_rising(activity))
+    whole = (magnitude.detach() == magnitude.detach().round()).all()
+    unit = torch.where(whole, 1.0, _smallest(activity))
+    spent = torch.where(are_spikes(activity), magnitude * (ac / unit), (magnitude.detach() != 0).to(magnitude) * mac)
+    return _mean(spent, weight)
+
+
+def energy_at_rate(
+    activity: Tensor, weight: Tensor | None = None, *, threshold: Tensor | float, ac: float, timesteps: int
+) -> Tensor:
+    r"""Mean energy of a synapse in T time steps at the :func:`expected_rate`: :math:`T e_{AC}` times that.
+
+    Args:
+        activity: Of a DNN, of shape ``(B, ...)``.
+        weight: How much each position counts, broadcastable to one sample.
+        threshold: As for :func:`expected_rate`.
+        ac: Energy per accumulate.
+        timesteps: T.
+    """
+    return expected_rate(activity, weight, threshold=threshold) * (timesteps * ac)
+
+
 def rate_bounds(activity: Tensor, weight: Tensor | None = None, *, low: float = 0.0, high: float = math.inf) -> Tensor:
     r"""How far the rates of neurons are out of bounds, squared; of each neuron over the samples, not of each sample.
 

@@ -61,9 +61,9 @@ class Carrier:
 
     .. math:: \sum_c s_c \frac{a_c}{\sum_{d \in \text{group of } c} a_d} v_c
 
-    over the calls c that are reached for the first time, with strength s, amount a and value v. Where the penalty is a
-    function of a layer's mean, f(m) with :math:`m = \sum_c a_c v_c / \sum_c a_c` over its calls, it stands in place of
-    each v.
+    over the calls c that are reached for the first time, with strength s, amount a and value v; or, with the samples of
+    the batch below the line, per sample. Where the penalty is a function of a layer's mean, f(m) with
+    :math:`m = \sum_c a_c v_c / \sum_c a_c` over its calls, it stands in place of each v.
     """
 
     def __init__(self) -> None:
@@ -73,13 +73,14 @@ class Carrier:
         self.calls: list[Call] = []  # that this backward pass brings the penalty of
         self.fixed: set[str] = set()  # layers that read what depends on no parameter, in any backward pass
         self.twice: set[str] = set()  # layers whose gradient, taken with create_graph=True, is in a loss
+        self.samples: int | None = None  # of the batch, where the penalty is a sum per sample and no mean over calls
         # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean.
         self._scale = 0.0
         self._amounts: dict[str, float] = {}
 
-    def start_batch(self) -> None:
+    def start_batch(self, samples: int | None = None) -> None:
         """Forget what no backward pass asked for."""
-        self.compiled = []
+        self.compiled, self.samples = [], samples
         self.ran_without_scale = self.collected_without_scale = False
 
     def start(self, loss: Tensor, scale: float) -> Graph:
@@ -139,7 +140,9 @@ class Carrier:
 
     def slope(self, call: Call) -> float:
         """Derivative of the penalty by the value of one call."""
-        return call.strength * call.amount / self._amounts[call.group] if call.due else 0.0
+        if not call.due:
+            return 0.0
+        return call.strength * call.amount / (self.samples or self._amounts[call.group])
 
     def carried_slope(self, call: Call, below: Node | None) -> float:
         """Derivative of the scaled loss by the value of one call, in the backward pass that is under way.
@@ -232,13 +235,13 @@ class Logged:
     passes: dict[str, int] = field(default_factory=dict)
 
     def add(self, carrier: Carrier, factor: float) -> None:
-        """Add each layer's mean over its calls, and the penalty as it is added to the loss."""
+        """Add each layer's mean over its calls, or sum per sample, and the penalty as it is added to the loss."""
         amounts: dict[str, float] = {}
         for call in carrier.calls:
             amounts[call.name] = amounts.get(call.name, 0.0) + call.amount
         for call in carrier.calls:
             value = call.penalty.detach()
-            self._add(call.name, value, call.amount / amounts[call.name])
+            self._add(call.name, value, call.amount / (carrier.samples or amounts[call.name]))
             self._add("", value, factor * carrier.slope(call))
         for name in [*amounts, ""] if amounts else ():
             self.passes[name] = self.passes.get(name, 0) + 1

@@ -79,12 +79,17 @@ class ActivityPenalty:
                 self._hooks.before(layer, self._read)
                 self.sightings.expect(name)
 
-    def start_batch(self, factor: float) -> None:
-        """Have the forward passes to come carry the penalty times a factor."""
+    def start_batch(self, factor: float, samples: int | None = None) -> None:
+        """Have the forward passes to come carry the penalty times a factor.
+
+        Args:
+            factor: The factor.
+            samples: Samples of the batch, if the penalty is the sum over calls per sample; else it is their mean.
+        """
         self._factor = factor
         self.active = factor > 0
         self.ran_backward = False
-        self._carrier.start_batch()
+        self._carrier.start_batch(samples)
 
     def _read(self, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Put the penalty of one call of a layer on the way of its gradient."""
