@@ -318,14 +318,6 @@ def test_a_second_recipe_replaces_the_list_or_adds_to_it(command, capsys):
     assert settings["trainer"]["max_epochs"] == 7
 
 
-def test_no_words_are_a_cry_for_help(command, capsys):
-    assert refused(command) == 0
-    said = capsys.readouterr().out
-    assert all(f" {name} " in said for name in ("fit", "export"))
-    assert "snnreg report" in said
-    assert "snnreg profile" in said
-
-
 def test_an_interruption_is_no_traceback(command, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

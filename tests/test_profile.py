@@ -630,10 +630,10 @@ def test_a_refusal_is_one_line(command, words, message):
 
 
 def test_help_mentions_the_command(command, capsys):
-    for words in (["--help"], ["profile", "--help"], ["profile", "x:y", "--input-shape", "1", "--print_config"]):
+    for words in (["profile", "--help"], ["profile", "x:y", "--input-shape", "1", "--print_config"]):
         with pytest.raises(SystemExit) as stop:
             command(*words)
         assert not stop.value.code
     printed = capsys.readouterr().out
-    assert "snnreg profile module.path:factory" in " ".join(printed.split())
+    assert "snnreg profile module.path:name --input-shape 1 28 28" in " ".join(printed.split())
     assert "--timesteps" in printed

@@ -1,7 +1,10 @@
-"""The command line: ``lightning fit --config recipes/x.yaml``, the same as ``snnreg ...``; ``snnreg profile``.
+"""The command line: ``snnreg fit --config recipes/x.yaml``, the same as ``lightning ...``; ``snnreg profile``.
 
-- ``door``: which command is meant, and how what went wrong is told.
+- ``door``: which subcommand is meant, and how what went wrong is told.
+- ``subcommands``: all of them, a row each; a new one is a row there and a file here.
 - ``commands``: Lightning's command line with ``export``.
+- ``report``, ``profile``: a subcommand each, without Lightning.
+- ``parser``, ``sentences``: their parser, and what parsers say.
 - ``overrides``: callbacks of a recipe by name, ``--callback.ActivityRegularization.strength 2``.
 - ``recipes``: which files recipes are, and what may stand in them.
 """

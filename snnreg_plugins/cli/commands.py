@@ -1,4 +1,4 @@
-"""Lightning's command line with ``export``, and ``snnreg report``."""
+"""Lightning's command line with ``export``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Container, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,11 +23,10 @@ from snnreg_plugins._models import part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks import ExportReport, FewBitWeights, QCFSActivations
 from snnreg_plugins.cli.overrides import overridden, split_overrides
+from snnreg_plugins.cli.parser import InOneSentence
 from snnreg_plugins.cli.recipes import require_filled_in, require_readable
-from snnreg_plugins.cli.sentences import in_one_sentence
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Task
-from snnreg_plugins.reports.folder import Folder, write_page
 from snnreg_plugins.reports.own import exported_within
 from snnreg_plugins.watching.layers import spikes_already
 
@@ -38,11 +37,6 @@ _KNOWN = ("best", "last", "hpc", "registry")
 _VERSION = "pytorch-lightning_version"
 # How the settings of a run begin.
 _HEADER = b"# lightning.pytorch=="
-_DESCRIPTION = "Train sparse networks, export them to spiking neurons, and see what every spike costs."
-_EPILOG = (
-    "Two more commands need no recipe: `snnreg report RUN_DIR` writes the report of a run as a page, and `snnreg "
-    "profile module.path:factory --input-shape 1 28 28` tells what any network spends, layer by layer."
-)
 _OF_ALL = (
     "Modules in the current folder are found: --model my_module.Net. An argument of a callback in the recipe: "
     "--callback.ActivityRegularization.strength 2; of the second of that class: "
@@ -120,17 +114,8 @@ class ExportTrainer(Trainer):
         exporter.run(model, datamodule)
 
 
-class Parser(LightningArgumentParser):
+class Parser(InOneSentence, LightningArgumentParser):
     """Lightning's parser, which tells in a sentence what is wrong, and not all options there are."""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a parser within, whose caller goes on
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        program = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {in_one_sentence(message)}\nAll options: {program} --help\n")
-        raise AssertionError("exit() has returned")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -161,7 +146,7 @@ class CLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"description": _DESCRIPTION, "epilog": _EPILOG, **about},
+            parser_kwargs={"prog": "snnreg", **about},
         )
 
     @staticmethod
@@ -237,31 +222,3 @@ def _class_of(path: str) -> Any:
         return getattr(import_module(home), name, None)
     except ImportError:
         return None
-
-
-def write_report(run: str, output: str | None = None) -> None:
-    """Write a run as one page of HTML, with a PNG beside it.
-
-    Args:
-        run: The folder that ExportReport or ``snnreg export`` wrote to.
-        output: The page, a name that ends in .html; report.html in that folder if not given.
-    """
-    folder = Folder(run)
-    path = write_page(run, output)
-    written = [str(path)]
-    try:
-        picture = folder.picture_path(path)
-        folder.read().report.save_plot(picture)
-        written.append(str(picture))
-    except (ModuleNotFoundError, FileExistsError) as error:
-        print(f"No picture: {error}")
-    print(f"Written: {', '.join(written)}")
-
-
-def run_report(words: list[str]) -> None:
-    """Run ``snnreg report``, which needs no model and no data."""
-    parser = Parser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
-    parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
-    parser.add_function_arguments(write_report, as_positional=True)
-    arguments = parser.parse_args(words).as_dict()
-    write_report(arguments["run"], arguments["output"])

@@ -6,17 +6,28 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import trainer
+from snnreg_plugins import __version__
+from snnreg_plugins.cli.subcommands import OTHERS, TRAINING, listed
 
-from snnreg_plugins import profile
-from snnreg_plugins.cli.commands import CLI, run_report
-from snnreg_plugins.cli.recipes import packaged
+_USAGE = """\
+usage: snnreg SUBCOMMAND [options]
 
-_SUBCOMMANDS = (*CLI.subcommands(), "report")
+Train sparse networks, make them spike, and see what every spike costs.
+
+subcommands:
+{subcommands}
+
+  snnreg SUBCOMMAND --help   options of a subcommand
+  snnreg --version           version of this package, and of what it stands on
+"""
+# What tells most about a run, beside this package.
+_STANDS_ON = ("torch", "lightning", "snntorch", "norse")
 # How torch begins when weights are not those of a module.
 _MISFIT = "Error(s) in loading state_dict"
 
@@ -24,29 +35,63 @@ _MISFIT = "Error(s) in loading state_dict"
 def run() -> None:
     """Run the command that the words of the command line give."""
     words = sys.argv[1:]
-    profiles = words[:1] == ["profile"]
-    if words and not profiles and words[0] not in _SUBCOMMANDS and not words[0].startswith("-"):
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE.format(subcommands=listed()), end="")
+        return
+    if words[0] == "--version":
+        print(_versions())
+        return
+    if words[0] not in (*TRAINING, *OTHERS) and not words[0].startswith("-"):
         _pass_on()
-    # In place: processes that are started for other devices read it too.
-    sys.argv[1:] = packaged(words) or ["--help"]
+        sys.exit(_unknown(words[0]))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own modules are found, as `python -m` does
-    # Data in memory needs no workers, and the other warning is Lightning's own to heed.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     try:
-        if profiles:
-            profile.main(words[1:])
-        elif words[:1] == ["report"]:
-            run_report(words[1:])
+        if words[0] in OTHERS:
+            OTHERS[words[0]].run(words[1:])
         else:
-            CLI()
+            _train(words)
     except Exception as error:
         # What this package refuses is told in a line; a bug, here or elsewhere, keeps its traceback.
         refusal = _refusal(error)
         if refusal is None:
             raise
         sys.exit(f"error: {refusal}")
+
+
+def _train(words: Sequence[str]) -> None:
+    """Run a subcommand of Lightning."""
+    from snnreg_plugins.cli.commands import CLI
+    from snnreg_plugins.cli.recipes import packaged
+
+    # In place: processes that are started for other devices read it too.
+    sys.argv[1:] = packaged(words)
+    # Data in memory needs no workers, and the other warning is Lightning's own to heed.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    CLI()
+
+
+def _versions() -> str:
+    """Give the versions of this package, and of what it stands on, as a bug report wants them."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    others = ", ".join(f"{name} {_version(name)}" for name in _STANDS_ON)
+    return f"snnreg_plugins {__version__} (Python {python}, {others})"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _unknown(word: str) -> str:
+    """Say that there is no such subcommand, and which ones there are."""
+    names = [*TRAINING, *OTHERS]
+    close = get_close_matches(word, names, n=1)
+    meant = f"Did you mean `snnreg {close[0]}`? " if close else ""
+    return f"error: There is no subcommand {word[:50]!r}. {meant}There are {', '.join(names)}; see snnreg --help."
 
 
 def _refusal(error: BaseException | None) -> str | None:
@@ -56,18 +101,26 @@ def _refusal(error: BaseException | None) -> str | None:
         ours = raised_in.is_relative_to(Path(__file__).parents[1])
         if ours and isinstance(error, (ValueError, TypeError, OSError, ImportError)):
             return str(error)
-        # Lightning refuses settings so; and files are outside of any program.
-        of_settings = raised_in.is_relative_to(Path(trainer.__file__).parent) and isinstance(
-            error, (ValueError, KeyError)
-        )
-        if of_settings or isinstance(error, MisconfigurationException):
+        if _is_of_lightning(error, raised_in):
             return " ".join(str(error.args[0]).split())
+        # Files are outside of any program.
         if isinstance(error, OSError) and error.filename is not None:
             return str(error)
         if isinstance(error, RuntimeError) and str(error).startswith(_MISFIT):
             return f"The checkpoint does not fit the model of the recipe. {' '.join(str(error).split())}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_of_lightning(error: BaseException, raised_in: Path) -> bool:
+    """Tell whether Lightning refused settings."""
+    if "lightning.pytorch" not in sys.modules:
+        return False
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch import trainer
+
+    of_trainer = raised_in.is_relative_to(Path(trainer.__file__).parent)
+    return isinstance(error, MisconfigurationException) or (of_trainer and isinstance(error, (ValueError, KeyError)))
 
 
 def _pass_on() -> None:

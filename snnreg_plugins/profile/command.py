@@ -1,4 +1,4 @@
-"""``snnreg profile``: a network of the user's by its name in a module, and a batch for it."""
+"""What ``snnreg profile`` runs: a network of the user's by its name in a module, and a batch for it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._files import read_batch
-from snnreg_plugins.functional.energy import ENERGY_TABLES
-from snnreg_plugins.profile.measure import profile
-from snnreg_plugins.profile.result import LEMAIRE
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 def load_factory(path: str) -> nn.Module:
@@ -119,57 +112,3 @@ def load_inputs(data: str, input_shape: Sequence[int] | None, batch: int, batch_
             f"{list(input_shape)}."
         )
     return held.narrow(batch_dim, 0, min(batch, held.shape[batch_dim]))
-
-
-def main(words: Sequence[str]) -> None:
-    """Run ``snnreg profile`` with the words after it."""
-    parser = _parser()
-    options = parser.parse_args(list(words))
-    made = load_factory(options.factory)
-    inputs = load_inputs(options.data, options.input_shape, options.batch, options.batch_dim)
-    result = profile(
-        made,
-        inputs,
-        timesteps=options.timesteps,
-        table=options.table,
-        batch_dim=options.batch_dim,
-        input_events=options.input_events,
-    )
-    result.print()
-    if options.output is not None:
-        path = Path(options.output) / "profile.json"
-        result.save_json(path)
-        print(f"Wrote {path}")
-
-
-def _parser() -> ArgumentParser:
-    import jsonargparse
-
-    tables = ", ".join((*ENERGY_TABLES, LEMAIRE))
-    parser = jsonargparse.ArgumentParser(
-        prog="snnreg profile",
-        usage="snnreg profile module.path:name --input-shape 1 28 28 [options]",
-        description="Run any network on a batch, and print what each layer does: operations, spikes, energy.",
-    )
-    parser.add_argument(
-        "factory", type=str, help="module.path:name of a network, or of what makes one, such as networks:make_net"
-    )
-    from_file = jsonargparse.ActionConfigFile  # type: ignore[attr-defined]
-    parser.add_argument("-c", "--config", action=from_file, help="these options from a YAML file")
-    parser.add_argument("--input-shape", type=int, nargs="+", help="shape of a sample, without the batch: 1 28 28")
-    parser.add_argument("--batch", type=int, default=8, help="number of samples (default: 8)")
-    parser.add_argument(
-        "--batch-dim", type=int, default=0, help="dimension of the batch; 1 for input (T, B, ...) (default: 0)"
-    )
-    parser.add_argument(
-        "--data", type=str, default="random", help="random, or a file that torch.save wrote, of a tensor of samples"
-    )
-    parser.add_argument(
-        "--input-events", type=bool, help="whether whole numbers in the data are events (true), or cost MACs (false)"
-    )
-    parser.add_argument("--timesteps", type=int, help="calls of a network that takes one time step at a time")
-    parser.add_argument(
-        "--table", type=str, default="horowitz_fp32", help=f"energy: {tables}, or a YAML file with ac, mac and source"
-    )
-    parser.add_argument("--output", type=str, help="folder to write profile.json to")
-    return parser

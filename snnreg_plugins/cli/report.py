@@ -1,0 +1,36 @@
+"""``snnreg report``: a run as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from snnreg_plugins.cli.parser import Parser
+from snnreg_plugins.reports.folder import Folder, write_page
+
+
+def main(words: Sequence[str]) -> None:
+    """Run ``snnreg report`` with the words behind it."""
+    parser = Parser(prog="snnreg report", description="Write a run as one page of HTML, with a PNG beside it.")
+    parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
+    parser.add_function_arguments(write_report, as_positional=True)
+    arguments = parser.parse_args(list(words)).as_dict()
+    write_report(arguments["run"], arguments["output"])
+
+
+def write_report(run: str, output: str | None = None) -> None:
+    """Write a run as one page of HTML, with a PNG beside it.
+
+    Args:
+        run: The folder that ExportReport or ``snnreg export`` wrote to.
+        output: The page, a name that ends in .html; report.html in that folder if not given.
+    """
+    folder = Folder(run)
+    path = write_page(run, output)
+    written = [str(path)]
+    try:
+        picture = folder.picture_path(path)
+        folder.read().report.save_plot(picture)
+        written.append(str(picture))
+    except (ModuleNotFoundError, FileExistsError) as error:
+        print(f"No picture: {error}")
+    print(f"Written: {', '.join(written)}")
