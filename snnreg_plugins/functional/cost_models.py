@@ -101,7 +101,7 @@ class Lemaire(CostModel):
         return self._cost(
             **lemaire_parts(
                 size,
-                updates=facts.timesteps * facts.uses * size.outputs,
+                updates=facts.state_updates,
                 events_in=facts.counted("events_in"),
                 events_out=facts.events_out,
                 sops=facts.sops,

@@ -61,6 +61,9 @@ class LayerFacts:
         zero_weights: Those that are exactly zero.
         geometry: Sizes of the layer; None for products that no layer makes, or neurons alone.
         weight_bits: Bits of a weight; None for those of all numbers.
+        steps: Steps that a sample took on average, fewer than T where some leave early; T if None.
+        states: Updates of potentials or of sums; if None, ``updates``, or for a layer without neurons, which adds up,
+            one of each output in each step.
     """
 
     name: str
@@ -85,6 +88,8 @@ class LayerFacts:
     zero_weights: int = 0
     geometry: Geometry | None = None
     weight_bits: int | None = None
+    steps: float | None = None
+    states: float | None = None
 
     @property
     def operations(self) -> float:
@@ -93,10 +98,12 @@ class LayerFacts:
 
     @property
     def state_updates(self) -> float:
-        """Numbers that are updated in all steps: potentials of neurons, or sums of what adds up."""
+        """Updates of potentials of neurons, or of sums of what adds up."""
+        if self.states is not None:
+            return self.states
         if self.updates or self.geometry is None:
             return self.updates
-        return self.timesteps * self.uses * self.geometry.outputs
+        return (self.timesteps if self.steps is None else self.steps) * self.uses * self.geometry.outputs
 
     def counted(self, name: str) -> float:
         """Give a number that need not have been counted.

@@ -295,21 +295,25 @@ def count_known_events(x: Tensor, steps: int) -> list[int] | None:
 def sample_shape(layer: SynapticLayer, x: Tensor) -> tuple[int, ...]:
     """Return the shape of one sample of a layer's input, without batch and leading dimensions."""
     _require_synaptic(layer)
-    if isinstance(layer, OneToOne):
-        return tuple(x.shape[1:])
-    dims = 1 if isinstance(layer, nn.Linear) else 1 + len(layer.kernel_size)
-    return tuple(x.shape[-dims:])
+    return sample_shape_of(layer, tuple(x.shape))
+
+
+def sample_shape_of(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same of an input of some shape; of what is no synaptic layer, as for one-to-one synapses."""
+    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+        return shape[1:]
+    return shape[-1:] if isinstance(layer, nn.Linear) else shape[-1 - len(layer.kernel_size) :]
 
 
 class Synapses:
     """The synapses of a layer for inputs of one shape, prepared so that counting takes little time.
 
     Args:
-        layer: A synaptic layer.
+        layer: A synaptic layer; None for weights all of whose inputs reach as many.
         fan_out_map: Its :func:`fan_out` for that shape.
     """
 
-    def __init__(self, layer: SynapticLayer, fan_out_map: Tensor) -> None:
+    def __init__(self, layer: SynapticLayer | None, fan_out_map: Tensor) -> None:
         # All channels of a convolution have the same fan-out, and so have all features of a linear layer.
         positions = fan_out_map[(0,) if isinstance(layer, CONVOLUTIONS) else (0,) * fan_out_map.dim()].double().cpu()
         self.inputs = fan_out_map.numel()

@@ -144,6 +144,16 @@ class SpikingNetwork(NetworkSettings):
         )
 
     @property
+    def weight_bits(self) -> int | None:
+        """Bits that a weight has in memory; None for those of all numbers."""
+        return self.conversion.get("weight_bits")
+
+    def initial_potentials(self) -> dict[nn.Module, Tensor]:
+        """Give the potentials that neuron layers begin with."""
+        starts = {name: it for name, it in self.body.named_modules() if isinstance(it, InitialState)}
+        return {self.body.get_submodule(name.removesuffix("_initial")): it.potential for name, it in starts.items()}
+
+    @property
     def levels(self) -> dict[str, Tensor]:
         """What a spike of each neuron layer is worth in activation of the DNN, by the layer's name in the body.
 

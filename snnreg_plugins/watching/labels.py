@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from snnreg_plugins.watching.fan_outs import fan_out_of
 from snnreg_plugins.watching.observer import Observer
-from snnreg_plugins.watching.tally import fan_out_of
 
 #: By label: samples, SOPs, effective and dense MACs.
 ByLabel: TypeAlias = dict[Any, list[int]]

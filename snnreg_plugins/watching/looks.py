@@ -10,7 +10,7 @@ from snnreg_plugins import _torch
 from snnreg_plugins.watching.inputs import InputEvents
 from snnreg_plugins.watching.layers import only_decays
 from snnreg_plugins.watching.multiples import Multiples
-from snnreg_plugins.watching.products import Products
+from snnreg_plugins.watching.products import Cost, Products
 from snnreg_plugins.watching.recurrent import is_recurrent
 from snnreg_plugins.watching.steps import steps_of_call
 
@@ -37,21 +37,24 @@ class Looks:
     Args:
         model: The model.
         index: Its modules whose products are looked for, with a number.
-        count: What to call as ``count(owner, site, cost)`` for each product; see :class:`Products`.
+        count: What to call as ``count(owner, site, cost, at_zero)`` for each product; see :class:`Products`.
         miss: What to call as ``miss(owner, what)`` for each that cannot be counted.
         multiples: Where to remember what is made of events.
         input_events: Whether whole numbers in the model's input are events.
+        zero_weights: Whether to count what is multiplied by weights of zero.
     """
 
     def __init__(
         self,
         model: nn.Module,
         index: Mapping[nn.Module, int],
-        count: Callable[[nn.Module, int, tuple[int, int, int]], None],
+        count: Callable[[nn.Module, int, Cost, Cost], None],
         miss: Callable[[nn.Module, str], None],
         multiples: Multiples,
         input_events: InputEvents,
+        zero_weights: bool = False,
     ) -> None:
+        self.zero_weights = zero_weights
         self.model, self.index, self.count, self.miss, self.multiples = model, index, count, miss, multiples
         # What is counted by what it reads and gives, and what is no synapse.
         self._left_alone = {module for module in index if is_recurrent(module) or only_decays(module)}
@@ -71,9 +74,8 @@ class Looks:
         key = self.index[module], module.training
         self._passes = self._begun[key] = self._begun.get(key, 0) + 1
         if self.always or is_due(self._passes):
-            self._products = Products(
-                self.model, self.index, self._found, self._missed, self.multiples, self.input_events, given
-            )
+            how = self.multiples, self.input_events, given, self.zero_weights
+            self._products = Products(self.model, self.index, self._found, self._missed, *how)
             self._products.__enter__()
 
     def end(self) -> None:
@@ -84,13 +86,13 @@ class Looks:
             if not self.always:
                 self.multiples.forget_hidden()
 
-    def _found(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
+    def _found(self, owner: nn.Module, site: int, cost: Cost, at_zero: Cost) -> None:
         if owner in self._left_alone:
             return
         if not self.always and self._passes > _ALL_LOOKED_AT:
             self.miss(owner, _EXPECTED)
         self.always = True
-        self.count(owner, site, cost)
+        self.count(owner, site, cost, at_zero)
 
     def _missed(self, owner: nn.Module, what: str) -> None:
         if owner in self._left_alone:

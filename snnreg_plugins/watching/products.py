@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,11 @@ _MULTIPLIES = re.compile(
 _HARMLESS = "upsample"
 
 
+#: SOPs, effective and dense MACs.
+Cost: TypeAlias = tuple[int, int, int]
+_NOTHING: Cost = (0, 0, 0)
+
+
 class Products(_torch.dispatch_mode()):  # type: ignore[misc]
     """Counts the products of activity with weights, and of two activities, while it is on.
 
@@ -63,27 +69,29 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
     Args:
         model: The model whose parameters are the weights.
         owners: Its modules.
-        count: What to call as ``count(owner, site, (SOPs, effective MACs, dense MACs))`` for each product; the owner is
-            the innermost module whose forward makes it, and the site tells its place in the code.
+        count: What to call as ``count(owner, site, (SOPs, effective MACs, dense MACs), at_zero)`` for each product; the
+            owner is the innermost module whose forward makes it, and the site tells its place in the code.
         miss: What to call as ``miss(owner, what)`` for each product that is not counted.
         multiples: Where to remember what is made of events, and to look it up.
         input_events: Whether whole numbers in the model's input are events.
         given: The model's input.
+        zero_weights: Whether to count in ``at_zero`` what is multiplied by weights of exactly zero; else it has zeros.
     """
 
     def __init__(
         self,
         model: nn.Module,
         owners: Container[nn.Module],
-        count: Callable[[nn.Module, int, tuple[int, int, int]], None],
+        count: Callable[[nn.Module, int, Cost, Cost], None],
         miss: Callable[[nn.Module, str], None],
         multiples: Multiples,
         input_events: InputEvents,
         given: Iterable[Tensor] = (),
+        zero_weights: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.count, self.miss, self.multiples = model, count, miss, multiples
-        self.input_events = input_events
+        self.input_events, self.zero_weights = input_events, zero_weights
         self.counted_by_hook = 0  # products to come whose layer is watched
         self._owners = owners
         self._weights = {identity[0] for identity in _storages(model.parameters())}
@@ -195,8 +203,14 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         self.counted_by_hook -= counted
         return counted
 
-    def _count(self, weighted: Tensor, total: Callable[[Tensor], Tensor]) -> None:
-        """Count activity that meets weights; ``total`` gives what weights of 1 make of an activity."""
+    def _count(self, weighted: Tensor, total: Callable[[Tensor], Tensor], at_zero: Callable[[Tensor], Tensor]) -> None:
+        """Count activity that meets weights.
+
+        Args:
+            weighted: The activity.
+            total: What weights of 1 make of an activity.
+            at_zero: What those do that stand where weights are exactly zero, in the place of all others zeros.
+        """
         x = self.multiples.events(weighted)
         known = self.multiples.find(weighted)
         if known is not None and known.hidden and known.factor != 1:
@@ -204,10 +218,15 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         magnitudes, dense = x.detach().abs().double(), int(total(torch.ones_like(x, dtype=torch.float64)))
         is_given = self.origins.is_given(weighted)
         is_real = is_given and self.input_events.are_multiplied(self._owner(), x) and not is_binary(x)
-        if is_integer_valued(x) and not is_real:
-            self.count(*self._place(), (int(total(magnitudes)), 0, dense))
-        else:
-            self.count(*self._place(), (0, int(total((magnitudes != 0).double())), dense))
+        spiking = is_integer_valued(x) and not is_real
+        counted = magnitudes if spiking else (magnitudes != 0).double()
+        costs = []
+        for each, of_all in ((total, dense), (at_zero, None if self.zero_weights else 0)):
+            if of_all is None:
+                of_all = round(float(at_zero(torch.ones_like(counted))))
+            cost = round(float(each(counted))) if of_all else 0
+            costs.append((cost, 0, of_all) if spiking else (0, cost, of_all))
+        self.count(*self._place(), *costs)
 
     def _count_matrices(self, first: Tensor, second: Tensor) -> None:
         active = self._activities(first, second)
@@ -216,11 +235,20 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         first = first.unsqueeze(0) if first.dim() == 1 else first
         second = second.unsqueeze(-1) if second.dim() == 1 else second
         if all(active):
-            self.count(*self._place(), (0, _pairs(first, second), _pairs(torch.ones_like(first), second, dense=True)))
+            cost = (0, _pairs(first, second), _pairs(torch.ones_like(first), second, dense=True))
+            self.count(*self._place(), cost, _NOTHING)
         elif active[0]:
-            self._count(first, lambda x: x.sum() * second.shape[-1])
+            self._count(
+                first,
+                lambda x: x.sum() * second.shape[-1],
+                lambda x: (x.sum(-2) * (second == 0).sum(-1)).sum(),
+            )
         else:
-            self._count(second, lambda x: x.sum() * first.shape[-2])
+            self._count(
+                second,
+                lambda x: x.sum() * first.shape[-2],
+                lambda x: (x.sum(-1) * (first == 0).sum(-2)).sum(),
+            )
 
     def _count_convolution(self, func: Any, args: tuple[Any, ...]) -> None:
         x, weight, _, *rest = args
@@ -234,12 +262,13 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         if all(active):
             masks = [(operand != 0).double() for operand in (x, weight)]
             ones = [torch.ones_like(mask) for mask in masks]
-            self.count(*self._place(), (0, int(convolve(*masks)), int(convolve(*ones))))
+            self.count(*self._place(), (0, int(convolve(*masks)), int(convolve(*ones))), _NOTHING)
         elif active[0]:
-            ones_like = torch.ones_like(weight, dtype=torch.float64)
-            self._count(x, lambda x: convolve(x.sum(0, keepdim=True), ones_like))
+            all_of, zeros = torch.ones_like(weight, dtype=torch.float64), (weight == 0).double()
+            self._count(x, *(partial(_of_a_batch, convolve, kernel) for kernel in (all_of, zeros)))
         else:
-            self._count(weight, lambda weight: convolve(torch.ones_like(x, dtype=torch.float64), weight))
+            all_of, zeros = torch.ones_like(x, dtype=torch.float64), (x == 0).double()
+            self._count(weight, partial(convolve, all_of), partial(convolve, zeros))
 
     def _count_attention(self, given: dict[str, Any]) -> None:
         query, key, value = (given[name] for name in ("query", "key", "value"))
@@ -255,15 +284,15 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
         weights = scores.softmax(-1).to(query.dtype)
         for first, second in ((query, key.transpose(-2, -1)), (weights, value)):
             dense = _pairs(torch.ones_like(first), second, dense=True)
-            self.count(*self._place(), (0, _pairs(first, second), dense))
+            self.count(*self._place(), (0, _pairs(first, second), dense), _NOTHING)
 
     def _count_outer(self, first: Tensor, second: Tensor, output: Tensor) -> None:
         """Count an element-wise product that spreads activity over weights: a matrix product before its sum."""
         active = self._activities(first, second)
         if active[0] == active[1] or output.numel() <= max(first.numel(), second.numel()):
             return
-        x = first if active[0] else second
-        self._count(x, lambda x: x.sum() * (output.numel() // x.numel()))
+        x, weight = (first, second) if active[0] else (second, first)
+        self._count(x, lambda x: x.sum() * (output.numel() // x.numel()), lambda x: (x * (weight == 0)).sum())
 
     def _is_unknown(self, func: Any, inputs: list[Tensor]) -> bool:
         name = func.overloadpacket.__name__
@@ -280,6 +309,10 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
             size = positions_of(x, output, given, _AVERAGES[func.overloadpacket])
             if not self.multiples.remember_average(x, output, size, hidden=True):
                 self.miss(owner, SEVERAL_SIZES)
+
+
+def _of_a_batch(convolve: Callable[[Tensor, Tensor], Tensor], weight: Tensor, x: Tensor) -> Tensor:
+    return convolve(x.sum(0, keepdim=True), weight)
 
 
 def _in_a_reparametrization() -> bool:

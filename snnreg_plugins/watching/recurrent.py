@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+
+from snnreg_plugins.functional.synapses import Synapses
+from snnreg_plugins.watching.inputs import is_binary
+from snnreg_plugins.watching.products import Cost
 
 _FORWARDS = {nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward}
 
@@ -24,11 +28,37 @@ class Factor(NamedTuple):
         steps: The activity of each step, ``(B, features)``; B may fall, where sequences end.
         fan_out: How many weights each value meets.
         below: Whether it is the input of the first layer.
+        weight: The weights, ``(fan_out, features)``.
     """
 
     steps: list[Tensor]
     fan_out: int
     below: bool
+    weight: Tensor
+
+    def counted(
+        self, events: Callable[[Tensor], Tensor], currents: bool, zero_weights: bool
+    ) -> Iterator[tuple[Cost, Cost]]:
+        """Count what each step multiplies, and what of it by weights of exactly zero, if that is asked for.
+
+        Args:
+            events: Makes events of spikes times a constant.
+            currents: Whether whole numbers above 1 are multiplied, too.
+            zero_weights: Whether to count these.
+        """
+        zeros = (self.weight.detach() == 0).sum(0).double()
+        for step in self.steps:
+            x = events(step)
+            synapses = Synapses(layer=None, fan_out_map=torch.tensor(self.fan_out).expand(x.shape[1:]))
+            cost = synapses.count(x)
+            if currents and cost[0] and not is_binary(step):
+                cost = 0, synapses.count((x != 0).to(x.dtype))[0], cost[2]
+            at_zero: Cost = (0, 0, 0)
+            if zero_weights and zeros.any():
+                met = round(float((x != 0 if cost[1] else x.abs()).sum(0, dtype=torch.float64) @ zeros))
+                dense = len(x) * round(float(zeros.sum()))
+                at_zero = (0, met, dense) if cost[1] else (met, 0, dense)
+            yield cost, at_zero
 
 
 def factors(layer: nn.RNNBase, args: tuple[Any, ...], output: Any, with_own: bool = True) -> Iterator[Factor]:
@@ -58,12 +88,14 @@ def factors(layer: nn.RNNBase, args: tuple[Any, ...], output: Any, with_own: boo
         else:
             above = _run_alone(layer, index, args[0], x, initial)
         for direction, outputs in enumerate(above.chunk(directions, -1)):
-            weight = getattr(layer, f"weight_ih_l{index}" + ("_reverse" if direction else ""))
-            yield Factor(list(torch.split(x, sizes)), weight.shape[0], index == 0)
+            of_input, of_own = (
+                getattr(layer, f"weight_{which}_l{index}" + ("_reverse" if direction else "")) for which in ("ih", "hh")
+            )
+            yield Factor(list(torch.split(x, sizes)), of_input.shape[0], index == 0, of_input)
             if not with_own:
                 continue
             before = _before(torch.split(outputs, sizes), hidden[index * directions + direction], bool(direction))
-            yield Factor(before, weight.shape[0], False)
+            yield Factor(before, of_own.shape[0], False, of_own)
         x = above
 
 

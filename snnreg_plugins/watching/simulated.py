@@ -41,6 +41,11 @@ class SimulatedNetwork(nn.Module):
         return self._steps_taken
 
     @property
+    def weight_bits(self) -> int | None:
+        """Bits that a weight has in memory; None for those of all numbers."""
+        return None
+
+    @property
     def only_layers_multiply(self) -> bool:
         """Whether nothing but synaptic layers multiplies activity."""
         return False
@@ -56,6 +61,10 @@ class SimulatedNetwork(nn.Module):
             path: Its name in this network.
         """
         return path
+
+    def initial_potentials(self) -> dict[nn.Module, Tensor]:
+        """Give the potentials that neuron layers begin with, each shaped to broadcast over a sample; 0 of others."""
+        return {}
 
     def known_events(self) -> Known:
         """Find the modules that handle events alone, and those that never do, by how the network is built."""

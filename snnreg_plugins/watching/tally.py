@@ -11,22 +11,23 @@ from torch import Tensor, nn
 
 from snnreg_plugins import _torch
 from snnreg_plugins._models import as_module, require_sizes
+from snnreg_plugins.functional.costs import Need
 from snnreg_plugins.functional.synapses import (
     CONVOLUTIONS,
-    Synapses,
     SynapticLayer,
     count_events_by_step,
     count_known_events,
-    fan_out,
     is_integer_valued,
     is_synaptic,
     sample_shape,
 )
 from snnreg_plugins.watching.averages import AVERAGE_POOLS, SEVERAL_SIZES, averaged_over
 from snnreg_plugins.watching.counts import Table
+from snnreg_plugins.watching.details import Details
+from snnreg_plugins.watching.fan_outs import SynapsesByShape
 from snnreg_plugins.watching.held import Held
 from snnreg_plugins.watching.hooks import uncompiled, unwatched
-from snnreg_plugins.watching.inputs import InputEvents, is_binary
+from snnreg_plugins.watching.inputs import InputEvents
 from snnreg_plugins.watching.layers import (
     is_own_decay,
     is_spiking_neuron,
@@ -38,14 +39,14 @@ from snnreg_plugins.watching.layers import (
 from snnreg_plugins.watching.looks import Looks, is_derived, is_due, may_multiply
 from snnreg_plugins.watching.multiples import Multiple, Multiples
 from snnreg_plugins.watching.observer import Observer
+from snnreg_plugins.watching.products import Cost
 from snnreg_plugins.watching.recurrent import factors, is_recurrent
 from snnreg_plugins.watching.samples import identities, tensors_in
 from snnreg_plugins.watching.simulated import SimulatedNetwork, known_events, names_in_dnn
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
 from snnreg_plugins.watching.watch import Watch
+from snnreg_plugins.watching.wiring import Wiring
 
-# Input shapes of a layer, on average, whose fan-out is kept at most.
-_SHAPES = 8
 _SOPS, _, _DENSE, _SPIKES, _NEURON_STEPS = range(5)
 
 
@@ -63,8 +64,10 @@ class Tally(Watch):
     - ``modules``: the modules by name; ``synapses`` and ``neurons`` name the rows of layers; ``called`` all rows that
       had a call, in the order of their first calls, with the number of calls.
     - ``missed``: what could not be counted, as pairs of a name and a reason.
+    - ``wiring``: which neurons a layer drives, and how layers are called.
 
-    Quantities are ``"sops"``, ``"effective_macs"``, ``"dense_macs"``, ``"spikes"`` and ``"neuron_steps"``.
+    Quantities are ``"sops"``, ``"effective_macs"``, ``"dense_macs"``, ``"spikes"`` and ``"neuron_steps"``, and those of
+    :class:`~snnreg_plugins.watching.details.Details` that are asked for.
 
     Args:
         model: The model to watch.
@@ -74,6 +77,7 @@ class Tally(Watch):
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
         input_events: Whether whole numbers that a layer reads from the model's input are events; if False they cost
             MACs, unless all of them are 0 or 1. None to take them for events, and tell ``on_doubt``.
+        counting: What else to count, which takes time: ``"events"``, ``"zero_weights"``, ``"activity"``.
         observer: Who wants more.
         on_miss: What to call as ``on_miss(name, what)`` once for everything that cannot be counted.
         on_doubt: What to call as ``on_doubt(name, largest)`` once for a layer that reads whole numbers above 1 from the
@@ -89,7 +93,7 @@ class Tally(Watch):
         16
     """
 
-    quantities = ("sops", "effective_macs", "dense_macs", "spikes", "neuron_steps")
+    quantities: tuple[str, ...] = ("sops", "effective_macs", "dense_macs", "spikes", "neuron_steps")
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Tally(Watch):
         products: bool = True,
         batch_dim: int = 0,
         input_events: bool | None = None,
+        counting: Iterable[Need] = (),
         observer: Observer | None = None,
         on_miss: Callable[[str, str], None] | None = None,
         on_doubt: Callable[[str, float], None] | None = None,
@@ -111,6 +116,8 @@ class Tally(Watch):
         neurons = _renamed(neuron_layers(model), names) if spikes else {}
         #: Names of the rows of synaptic and of neuron layers.
         self.synapses, self.neurons = tuple(synapses), tuple(neurons)
+        self.details = Details(model, counting, self._count_detail)
+        self.quantities = (*type(self).quantities, *self.details.quantities)
         products = products and operations
         # Modules whose products are looked for, since no input of theirs tells what they multiply.
         owners = _renamed(dict(model.named_modules()), names) if products else {}
@@ -131,13 +138,19 @@ class Tally(Watch):
         simulated = {part for it in model.modules() if isinstance(it, SimulatedNetwork) for part in it.modules()}
         # What a network simulates is known; of others it is looked at what their neurons emit.
         self._spiking = [it for it in model.modules() if is_spiking_neuron(it) and it not in simulated]
-        self._synapses: dict[Any, Synapses] = {}
+        self._synapses = SynapsesByShape(len(self.names))
         self._real = [True] * len(self.names)  # what a layer's input was at last
+        zeros = self.details.counts_zeros
         self._looks = (
-            Looks(model, self.index, self._multiplied, self._miss, self._multiples, self._input_events)
+            Looks(model, self.index, self._multiplied, self._miss, self._multiples, self._input_events, zeros)
             if products
             else None
         )
+
+    @property
+    def called(self) -> dict[str, int]:
+        """Calls by name, in the order of the first ones; of a simulated network, time steps."""
+        return self.wiring.called
 
     def require_operations(self) -> None:
         """Raise a ValueError if there is nothing in the model that could multiply."""
@@ -162,6 +175,8 @@ class Tally(Watch):
             self.hooks.before(self.modules[name], self._arrive)
         for name in self.neurons:
             self.hooks.after(self.modules[name], self._emit)
+            if self.details.watches_neurons:
+                self.hooks.before(self.modules[name], self.details.got)
         for module in self.model.modules() if self.synapses else ():
             if isinstance(module, AVERAGE_POOLS):
                 self.hooks.after(module, self._average)
@@ -173,9 +188,7 @@ class Tally(Watch):
 
     def _forget(self) -> None:
         super()._forget()
-        #: Calls by name, in the order of the first ones; of a simulated network, time steps.
-        self.called: dict[str, int] = {}
-        self._steps_called: dict[str, tuple[int, int]] = {}  # in the pass under way: the first, and behind the last
+        self.wiring = Wiring()
         #: Rows whose time steps cannot be told.
         self.without_steps: dict[str, None] = {}
         self._sites: dict[tuple[int, int], int] = {}  # calls by row and place in the code
@@ -199,7 +212,8 @@ class Tally(Watch):
     def _begun(self, module: nn.Module, given: list[Tensor]) -> None:
         row = self._outermost = self.index.get(module, -1)
         self._thorough = is_due(self._passes + 1)
-        self._holds = isinstance(module, SimulatedNetwork) and not self._thorough and self.observer is None
+        looked_at = self.observer is not None or bool(self.details.quantities)
+        self._holds = isinstance(module, SimulatedNetwork) and not self._thorough and not looked_at
         if row >= 0 and self._is_synaptic(row) and not is_derived(module):
             # Layers that a checkpoint calls again come from a pass of the whole model.
             self.alone |= module is not self.model and not _torch.is_in_backward()
@@ -212,9 +226,7 @@ class Tally(Watch):
 
     def _ended(self, samples: int | None) -> None:
         super()._ended(samples)
-        for name, (first, behind) in self._steps_called.items():
-            self.called[name] += behind - first
-        self._steps_called.clear()
+        self.wiring.end_pass()
         if self._held.end_pass(samples is not None):
             self._count_held()
         if self.observer is not None:
@@ -240,21 +252,12 @@ class Tally(Watch):
 
     def _count_arrival(self, layer: SynapticLayer, x: Tensor) -> None:
         row, steps = self.index[layer], steps_of_call()
-        self._remember_call(row, steps)
+        self.wiring.arrived(self.names[row], steps, tuple(x.shape))
         known = self._reads_events[row] and not self._thorough
         if known and self._holds and steps is not None and self._held.add(row, steps, x):
             return
         if not (known and self._count_known(row, layer, x, steps)):
             self._count_any(row, layer, x, steps)
-
-    def _remember_call(self, row: int, call: CallSteps | None) -> None:
-        name = self.names[row]
-        if call is None:
-            self.called[name] = self.called.get(name, 0) + 1
-        else:  # several steps, of a part of the batch
-            self.called.setdefault(name, 0)
-            first, behind = self._steps_called.get(name, (call.first_step, 0))
-            self._steps_called[name] = min(first, call.first_step), max(behind, call.first_step + call.steps)
 
     def _count_known(self, row: int, layer: SynapticLayer, x: Tensor, call: CallSteps | None) -> bool:
         """Count an input known to hold events alone, where its sum does not tell otherwise.
@@ -263,7 +266,7 @@ class Tally(Watch):
         is known no more. Weights and inputs of a network cannot make it so, only other neurons.
         """
         shape, steps = x.shape[1:], 1 if call is None else call.steps
-        synapses = self._synapses_of(row, layer, shape)
+        synapses = self._synapses.of(row, layer, shape)
         sops = synapses.count_known(x, steps)
         if sops is None:
             return False
@@ -271,6 +274,8 @@ class Tally(Watch):
         first = self.call_in_pass(row) if call is None else call.first_step
         self._counts.add(row, _SOPS, first, sops, call is not None)
         self._counts.add(row, _DENSE, first, dense, call is not None)
+        if self.details.quantities:
+            self.details.arrived(row, layer, x, shape, [(n, 0, dense[0]) for n in sops], first, call is not None)
         if self.observer is not None:
             self.observer.arrived(self.names[row], layer, x, shape, (sum(sops), 0, sum(dense)))
         return True
@@ -280,7 +285,7 @@ class Tally(Watch):
         for row, call, inputs in self._held.take():
             shape = inputs[0].shape
             layer: Any = self.modules[self.names[row]]
-            synapses = self._synapses_of(row, layer, shape[1:])
+            synapses = self._synapses.of(row, layer, shape[1:])
             sops = synapses.count_known(torch.cat(inputs), len(inputs) * call.steps)
             if sops is None:
                 for x in inputs:
@@ -306,7 +311,7 @@ class Tally(Watch):
         if products is not None and products.origins.is_given(given) and not self._is_analog[row]:
             self._is_analog[row] = self._input_events.are_multiplied(layer, x)
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
-        synapses = self._synapses_of(row, layer, shape)
+        synapses = self._synapses.of(row, layer, shape)
         steps = 1 if call is None else call.steps
         costs = synapses.count_steps(x, steps, real=self._real[row])
         currents = self._is_analog[row] and not (call is not None and call.events)
@@ -319,23 +324,21 @@ class Tally(Watch):
             doubt = self._multiples.doubt(x, how, bool(self._spiking))
             if doubt:
                 self._miss(layer, doubt)
-        self._add(row, self.call_in_pass(row) if call is None else call.first_step, costs, call is not None)
+        first, told = (self.call_in_pass(row), False) if call is None else (call.first_step, True)
+        self._add(row, first, costs, told)
+        if self.details.quantities:
+            self.details.arrived(row, layer, x, shape, costs, first, told)
         if self.observer is not None:
             sops, effective, dense = map(sum, zip(*costs, strict=True))
             self.observer.arrived(self.names[row], layer, x, shape, (sops, effective, dense))
-
-    def _synapses_of(self, row: int, layer: SynapticLayer, shape: tuple[int, ...]) -> Synapses:
-        found = self._synapses.get((row, shape))
-        if found is None:
-            if len(self._synapses) >= _SHAPES * len(self.index):  # inputs of ever new sizes
-                self._synapses.clear()
-            found = self._synapses[row, shape] = Synapses(layer, fan_out_of(layer, shape))
-        return found
 
     def _add(self, row: int, first_step: int, costs: Sequence[tuple[int, int, int]], told: bool = False) -> None:
         for column, values in enumerate(zip(*costs, strict=True)):
             if column == _DENSE or any(values):
                 self._counts.add(row, column, first_step, values, told)
+
+    def _count_detail(self, row: int, name: str, first_step: int, values: Sequence[int], told: bool) -> None:
+        self._counts.add(row, self.quantities.index(name), first_step, values, told)
 
     @uncompiled
     def _emit(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -347,7 +350,7 @@ class Tally(Watch):
 
     def _count_spikes(self, layer: nn.Module, spikes: Tensor) -> None:
         row, call = self.index[layer], steps_of_call()
-        self._remember_call(row, call)
+        self.wiring.emitted(self.names[row], call)
         if call is None:
             # All steps at once have the time in a dimension of their own.
             dim = time_dim(layer)
@@ -360,6 +363,9 @@ class Tally(Watch):
         events = (count_known_events(x, steps) if known else None) or count_events_by_step(x, steps)
         self._counts.add(row, _SPIKES, first, events, call is not None)
         self._counts.add(row, _NEURON_STEPS, first, [spikes.numel() // steps] * steps, call is not None)
+        if self.details.watches_neurons:
+            begins = first == 0 and not (call is None and self.continues)
+            self.details.emitted(row, layer, spikes, steps, first, begins, call)
         if self.observer is not None:
             self.observer.emitted(self.names[row], layer, spikes, call)
 
@@ -372,16 +378,15 @@ class Tally(Watch):
             products = None if self._looks is None else self._looks.products
             if products is not None and products.origins.is_given(args[0]):
                 self._is_analog[row] = self._input_events.are_multiplied(layer, next(tensors_in(args)))
-            for activity, reached, below in factors(layer, args, output, not is_own_decay(layer, self.model)):
-                for step, x in enumerate(activity, start=first):
-                    synapses = Synapses(layer, torch.tensor(reached).expand(x.shape[1:]))  # type: ignore[arg-type]
-                    sops, macs, dense = synapses.count(self._multiples.events(x))
-                    if below and sops and self._is_analog[row] and not is_binary(x):
-                        sops, macs = 0, synapses.count((x != 0).to(x.dtype))[0]
-                    self._add(row, step, [(sops, macs, dense)])
-                steps = len(activity)
+            for factor in factors(layer, args, output, not is_own_decay(layer, self.model)):
+                currents = factor.below and self._is_analog[row]
+                counted = factor.counted(self._multiples.events, currents, self.details.counts_zeros)
+                for step, (cost, at_zero) in enumerate(counted, start=first):
+                    self._add(row, step, [cost])
+                    self.details.multiplied(row, step, at_zero)
+                steps = len(factor.steps)
         self._steps_run[row] = first + steps
-        self.called[name] = self.called.get(name, 0) + steps
+        self.wiring.called[name] = self.wiring.called.get(name, 0) + steps
         if layer.training and layer.dropout and layer.num_layers > 1:
             self._miss(layer, "its layers above the first, as their dropout is not known")
         if self.observer is not None:
@@ -389,7 +394,7 @@ class Tally(Watch):
 
     # What the close look finds.
 
-    def _multiplied(self, owner: nn.Module, site: int, cost: tuple[int, int, int]) -> None:
+    def _multiplied(self, owner: nn.Module, site: int, cost: Cost, at_zero: Cost) -> None:
         """Count a product outside of layers."""
         row = self.index[owner]
         name = self.names[row]
@@ -397,10 +402,12 @@ class Tally(Watch):
             self.without_steps[name] = None
         if name not in self.layers:
             calls = self._sites[row, site] = self._sites.get((row, site), 0) + 1
-            self.called[name] = max(self.called.get(name, 0), calls)
+            self.wiring.called[name] = max(self.wiring.called.get(name, 0), calls)
         # A recurrent cell multiplies its input and its state in one call, which is one time step.
         products = 2 if isinstance(owner, nn.RNNCellBase) else 1
-        self._add(row, self.call_in_pass((row, site)) // products, [cost])
+        step = self.call_in_pass((row, site)) // products
+        self._add(row, step, [cost])
+        self.details.multiplied(row, step, at_zero)
         if self.observer is not None:
             self.observer.multiplied(name)
 
@@ -440,8 +447,3 @@ class Tally(Watch):
 
 def _renamed(modules: Mapping[str, nn.Module], names: Mapping[str, str]) -> dict[str, nn.Module]:
     return {names[path]: module for path, module in modules.items()}
-
-
-def fan_out_of(layer: SynapticLayer, shape: tuple[int, ...]) -> Tensor:
-    """Give the fan-out of a synaptic layer, or of one-to-one synapses of another package."""
-    return fan_out(layer, shape) if is_synaptic(layer) else torch.tensor(1).expand(shape)

@@ -33,7 +33,7 @@ class Watch:
         batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
     """
 
-    quantities: ClassVar[tuple[str, ...]]
+    quantities: tuple[str, ...]
     #: Whether the hooks know that a call may hold several time steps.
     many_steps: ClassVar[bool] = True
 
