@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.metrics import TimeSteps as TimeSteps
     from snnreg_plugins.nir.files import from_nir as from_nir
     from snnreg_plugins.nir.files import to_nir as to_nir
+    from snnreg_plugins.reports.compare import compare as compare
     from snnreg_plugins.reports.diagnose import diagnose as diagnose
     from snnreg_plugins.reports.folder import write_page as write_page
     from snnreg_plugins.reports.measure import report as report
@@ -79,6 +80,7 @@ _NAMES = {
         "from_nir",
         "to_nir",
     ),
+    "reports.compare": ("compare",),
     "reports.diagnose": ("diagnose",),
     "reports.measure": ("report",),
     "reports.record": ("record",),

@@ -82,6 +82,7 @@ def test_there_are_all_recipes():
         "digit_rows_recurrent",
         "digits_lenet_expected_rate",
         "digits_lenet_finetune",
+        "digits_lenet_none",
         "digits_lenet_one_step",
         "digits_lenet_tandem",
         "fashion_mnist_lenet_expected_rate",

@@ -37,6 +37,7 @@ TRAINING = {
 # The others, in the order in which they are listed. To add one is a row here.
 OTHERS = {
     "report": Subcommand("write a run as a page", "snnreg_plugins.cli.report:main"),
+    "compare": Subcommand("put runs beside each other", "snnreg_plugins.cli.compare:main"),
     "profile": Subcommand("tell what any network spends, layer by layer", "snnreg_plugins.cli.profile:main"),
 }
 

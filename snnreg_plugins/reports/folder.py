@@ -11,13 +11,14 @@ from typing import Any
 from snnreg_plugins._files import as_path, atomic, read_tensors, read_yaml
 from snnreg_plugins._pictures import SOFTWARE
 from snnreg_plugins.reports.diagnosis import Diagnosis
-from snnreg_plugins.reports.page import HEADING, page
+from snnreg_plugins.reports.page import HEADINGS, page
 from snnreg_plugins.reports.raster import Raster
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
 from snnreg_plugins.reports.settings import Settings, flat
 
-NETWORK, NIR, PAGE, RECIPE = "spiking.pt", "spiking.nir", "report.html", "report.yaml"
+NETWORK, NIR, REPORT = "spiking.pt", "spiking.nir", "report.json"
+PAGE, RECIPE = "report.html", "report.yaml"
 # What Lightning's command line writes to its own folder, which may be the run's.
 _COMMAND_LINE = "config.yaml"
 #: The results that are kept, and the names of their files.
@@ -77,24 +78,41 @@ class Folder:
             FileNotFoundError: If there is no report in it.
             ValueError: If one of the files cannot be read.
         """
-        if not self.path("report.json").is_file():
-            raise FileNotFoundError(
-                f"Expected argument `run` to name a folder that ExportReport wrote to, but there is no report.json in "
-                f"{os.fspath(self.folder)!r}."
-            )
-        report = Report.load_json(self.path("report.json"))
+        report = self.report()
         raster, diagnosis = self.path("raster.json"), self.path("diagnosis.json")
-        conversion = None
-        if self.path(NETWORK).is_file():
-            conversion = read_tensors(self.path(NETWORK), "run").get("conversion", {})
-        recipe = next((name for name in (RECIPE, _COMMAND_LINE) if self.path(name).is_file()), None)
         return Contents(
             title=self.title,
             report=report,
             raster=Raster.load_json(raster) if raster.is_file() else None,
             diagnosis=_fitting(Diagnosis.load_json(diagnosis), report) if diagnosis.is_file() else None,
-            settings=settings_of(conversion, recipe and self.path(recipe)),
+            settings=self.settings(),
         )
+
+    def report(self) -> Report:
+        """Read what the network scores and spends.
+
+        Raises:
+            FileNotFoundError: If there is no report in the folder.
+            ValueError: If it cannot be read.
+        """
+        if not self.path(REPORT).is_file():
+            raise FileNotFoundError(
+                f"Expected argument `run` to name a folder that ExportReport wrote to, but there is no report.json in "
+                f"{os.fspath(self.folder)!r}."
+            )
+        return Report.load_json(self.path(REPORT))
+
+    def settings(self) -> dict[str, Settings]:
+        """Read the settings of export and training, where they are there.
+
+        Raises:
+            ValueError: If one of the files cannot be read.
+        """
+        conversion = None
+        if self.path(NETWORK).is_file():
+            conversion = read_tensors(self.path(NETWORK), "run").get("conversion", {})
+        recipe = next((name for name in (RECIPE, _COMMAND_LINE) if self.path(name).is_file()), None)
+        return settings_of(conversion, recipe and self.path(recipe))
 
     def page_path(self, output: str | os.PathLike[str] | None = None) -> Path:
         """Choose where a page of the run goes, and the picture that may stand beside it.
@@ -201,7 +219,7 @@ def require_page(path: Path) -> None:
 
 def is_page(path: Path) -> bool:
     """Tell whether a file is a page of a run."""
-    return path.is_file() and HEADING.encode() in _beginning(path)
+    return path.is_file() and any(heading.encode() in _beginning(path) for heading in HEADINGS)
 
 
 def is_picture(path: Path) -> bool:

@@ -17,8 +17,8 @@ from snnreg_plugins.reports.raster import Raster, spikes_of
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.settings import Settings
 
-#: What every page is called; a file tells by it that it is one.
-HEADING = "Spiking network report"
+#: What pages are called, of a run and of several; a file tells by it that it is one.
+HEADING, COMPARED = HEADINGS = "Spiking network report", "Spiking networks compared"
 
 # Settings that are shown without being asked for.
 _FEW = 20
@@ -57,7 +57,6 @@ def page(
     content: dict[str, Any] = {
         "title": title,
         "heading": HEADING,
-        "style": Markup(_resource("page.css")),
         "report": report,
         "facts": list(_facts(report)),
         "raster": raster,
@@ -68,7 +67,17 @@ def page(
         "settings": settings or {},
         "few": _FEW,
     }
-    return _environment().get_template("page.html.jinja").render(content)
+    return rendered("page.html.jinja", content)
+
+
+def rendered(template: str, content: Mapping[str, Any]) -> str:
+    """Write a page by its template.
+
+    Args:
+        template: Its name.
+        content: What the template reads; that and text in it are escaped, what is markup is not.
+    """
+    return _environment().get_template(template).render(style=Markup(_resource("page.css")), **content)
 
 
 def _facts(report: Report) -> Iterator[_Fact]:

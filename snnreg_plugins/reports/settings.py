@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -28,7 +29,10 @@ def flat(value: Any) -> Settings:
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Walk nested settings; a class's arguments come after it, and what is None is left out."""
+    """Walk nested settings; a class's arguments come after it, and what is None is left out.
+
+    Of several classes, as callbacks are, each goes by its name, as on the command line: others may be added before it.
+    """
     if value is None or _SECRET.search(name.split(" ")[0]):
         return
     if depth == 0:
@@ -41,8 +45,14 @@ def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, str]]:
             shown = _shortened(str(key))
             yield from _leaves(item, f"{name}.{shown}" if name else shown, depth - 1)
     elif isinstance(value, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in value):
+        seen: Counter[str] = Counter()
         for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{index}]", depth - 1)
+            where = f"[{index}]"
+            if isinstance(item, dict) and "class_path" in item:
+                own = _shortened(str(item["class_path"]).rpartition(".")[2])
+                seen[own] += 1
+                where = f".{own}" if seen[own] == 1 else f".{own}.{seen[own]}"
+            yield from _leaves(item, f"{name}{where}", depth - 1)
     elif isinstance(value, (list, tuple)):
         yield name, _shortened(f"[{', '.join(_shortened(str(item)) for item in islice(value, _MOST))}]")
     else:
