@@ -17,7 +17,7 @@ from snnreg_plugins.spiking.network import SpikingNetwork, require_network
 
 
 class ExitMargins(tuple[float, ...]):
-    r"""Margins :math:`m_1, \dots, m_{T-1}`, with what they did on the samples that they were found on.
+    r"""Margins :math:`m_1, \ldots, m_{T-1}`, with what they did on the samples that they were found on.
 
     A tuple, to be set as ``network.exit_margins``.
 
@@ -68,7 +68,7 @@ def exit_margins(
         sops: The budget in SOPs/sample, on average over samples.
 
     Returns:
-        :math:`m_1, \dots, m_{T-1}`; infinite where nobody may leave. To be set as ``network.exit_margins``. Their
+        :math:`m_1, \ldots, m_{T-1}`; infinite where nobody may leave. To be set as ``network.exit_margins``. Their
         attributes ``agreement``, ``timesteps`` and ``sops`` tell what they do on the samples.
 
     Raises:
