@@ -95,6 +95,16 @@ def put_before(trainer: Trainer, callback: Callback, others: list[Callback]) -> 
         callbacks.insert(first, callback)
 
 
+def end_bar(trainer: Trainer) -> None:
+    """End the progress bar that is drawn anew all the time, as Lightning does in its teardown.
+
+    Without it, the bar is drawn over what is printed when a fit ends.
+    """
+    live = getattr(getattr(trainer.progress_bar_callback, "progress", None), "live", None)
+    if live is not None:
+        live.stop()
+
+
 def finds_unused_parameters(strategy: Any) -> bool:
     """Tell whether DDP looks in every step for parameters that get no gradient.
 

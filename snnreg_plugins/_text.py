@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from rich import table as rich
-
-# Words beside the first column of a table that is printed are cut so short.
-_WIDEST = 12
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -106,47 +100,6 @@ def one_line(text: object) -> str:
         'two words'
     """
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
-
-
-def new_table(title: str) -> rich.Table:
-    """Make an empty table for the terminal."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    return Table(
-        title=Text(one_line(title)),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-
-
-def for_terminal(table: Table) -> rich.Table:
-    """Draw a table for the terminal; nothing in it is read as markup."""
-    from rich.text import Text
-
-    drawn = new_table(table.caption)
-    for index, column in enumerate(table.columns):
-        title = Text(column.title)
-        if index == 0:
-            drawn.add_column(title, overflow="fold")
-        elif column.words:
-            drawn.add_column(title, overflow="ellipsis", max_width=_WIDEST)
-        else:
-            drawn.add_column(title, justify="right", no_wrap=True)
-    blank = " " * len(table.sign)
-    group = table.rows[0].group if table.rows else 0
-    for row, (name, *cells) in zip(table.rows, table.written(), strict=True):
-        if row.group != group:
-            drawn.add_section()
-            group = row.group
-        sign = f"{table.sign if row.marked else blank} " if table.sign else ""
-        drawn.add_row(*(Text(one_line(cell)) for cell in (f"{sign}{name}", *cells)))
-    return drawn
 
 
 def estimate(source: str, scope: str = "", prices: str = "") -> str:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "snnreg_plugins"
 # Rooms by floor, from the ground up: a room may import those of the floors below it.
 FLOORS = [
     {"_text", "_checks", "_imports", "_torch", "_lightning"},
-    {"_files", "_batches", "_models"},
+    {"_console", "_files", "_batches", "_models"},
     {"_weights"},
     {"_pictures", "functional", "data"},
     {"frameworks"},

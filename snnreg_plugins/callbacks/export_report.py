@@ -19,6 +19,8 @@ from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer, shown
+from snnreg_plugins._console import say
+from snnreg_plugins._lightning import end_bar
 from snnreg_plugins._models import device_of
 from snnreg_plugins.callbacks.measurement import Calls
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
@@ -178,6 +180,7 @@ class ExportReport(MeasuringCallback):
                 "ExportReport exports a network that was not trained: no optimizer took a step. With max_epochs=0 that "
                 "is what was asked for; of a network that was trained before, its weights have to be loaded."
             )
+        end_bar(trainer)
         trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         with tempfile.TemporaryDirectory() if trial else nullcontext(self.output_dir) as place:
             run = Run(place)
@@ -188,7 +191,7 @@ class ExportReport(MeasuringCallback):
                 done = f"wrote {', '.join(run.written)} to {place}, and no more" if run.written else "wrote nothing"
                 rank_zero_warn(f"ExportReport {done}. {type(error).__name__}: {error}")
             if trial:
-                print("Nothing of this is kept, as it was a fast_dev_run")
+                say("Nothing of this is kept, as it was a fast_dev_run")
 
     def run(
         self,

@@ -41,8 +41,9 @@ class SpikingValidation(MeasuringCallback):
     Logged, each over all validation batches and processes: ``snn/accuracy``, ``snn/spike_rate`` (spikes/neuron/step),
     ``snn/sops`` and ``snn/effective_macs`` (per sample; the MACs are those of the analog first layer), ``snn/energy``
     (J/sample), ``snn/sops/<layer>``, ``snn/spike_rate/<layer>``; and ``dnn/accuracy``, ``dnn/effective_macs``,
-    ``dnn/dense_macs``, ``dnn/energy`` (of a DNN that skips zeros). ``snn/accuracy`` is on the progress bar. Of several
-    validation loaders each has its own numbers, named as Lightning names them: ``snn/accuracy/dataloader_idx_0``.
+    ``dnn/dense_macs``, ``dnn/energy`` (of a DNN that skips zeros). ``snn/accuracy`` and ``snn/sops`` are on the
+    progress bar. Of several validation loaders each has its own numbers, named as Lightning names them:
+    ``snn/accuracy/dataloader_idx_0``.
 
     What is scored is told by the labels and by the training loss of the first batch: accuracy for classes, for one
     logit and for multi-label outputs; ``snn/mse`` and ``dnn/mse``, the mean squared error, for a regression. Where that
@@ -352,7 +353,8 @@ class SpikingValidation(MeasuringCallback):
         self, pl_module: LightningModule, score: Score | None, values: dict[str, Any], loader: int, loaders: int
     ) -> None:
         """Log the figures of a loader."""
-        shown = {} if score is None else {name: values.pop(name) for name in [f"snn/{score.name}"]}
+        names = [*([] if score is None else [f"snn/{score.name}"]), "snn/sops"]
+        shown = {name: values.pop(name) for name in names if name in values}
         pl_module.log_dict(_named(shown, loader, loaders), prog_bar=True, sync_dist=True, add_dataloader_idx=False)
         pl_module.log_dict(_named(values, loader, loaders), sync_dist=True, add_dataloader_idx=False)
 

@@ -4,6 +4,7 @@
 - ``subcommands``: all of them, a row each; a new one is a row there and a file here.
 - ``commands``: Lightning's command line with ``export``.
 - ``report``, ``profile``: a subcommand each, without Lightning.
+- ``messages``: what Lightning says, and what of it is left out.
 - ``parser``, ``sentences``: their parser, and what parsers say.
 - ``overrides``: callbacks of a recipe by name, ``--callback.ActivityRegularization.strength 2``.
 - ``recipes``: which files recipes are, and what may stand in them.

@@ -22,6 +22,7 @@ import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._models import part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks import ExportReport, FewBitWeights, QCFSActivations
+from snnreg_plugins.cli.messages import quieten_run
 from snnreg_plugins.cli.overrides import overridden, split_overrides
 from snnreg_plugins.cli.parser import InOneSentence
 from snnreg_plugins.cli.recipes import require_filled_in, require_readable
@@ -148,6 +149,15 @@ class CLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"prog": "snnreg", **about},
         )
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, which leaves out what nobody needs."""
+        given = self._get(self.config_init, "trainer")["callbacks"]  # the Trainer adds its own to this list
+        given = list(given) if isinstance(given, list) else [given]
+        trainer = super().instantiate_trainer(**kwargs)
+        quieten_run(trainer, given, getattr(self.model, "example_input_array", None) is not None)
+        return trainer
 
     @staticmethod
     @override

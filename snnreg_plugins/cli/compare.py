@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
 from snnreg_plugins.reports.compare import compare
 from snnreg_plugins.reports.folder import REPORT, Folder
@@ -50,6 +51,6 @@ def write_comparison(runs: Sequence[str], output: str | None = None) -> None:
         found.save_plot(picture)
         written.append(str(picture))
     except (ModuleNotFoundError, FileExistsError) as error:
-        print(f"No picture: {error}")
+        say(f"No picture: {error}")
     found.print()
-    print(f"Written: {', '.join(written)}")
+    say(f"Written: {', '.join(written)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -62,13 +61,12 @@ def run() -> None:
 def _train(words: Sequence[str]) -> None:
     """Run a subcommand of Lightning."""
     from snnreg_plugins.cli.commands import CLI
+    from snnreg_plugins.cli.messages import quieten
     from snnreg_plugins.cli.recipes import packaged
 
     # In place: processes that are started for other devices read it too.
     sys.argv[1:] = packaged(words)
-    # Data in memory needs no workers, and the other warning is Lightning's own to heed.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    quieten()
     CLI()
 
 

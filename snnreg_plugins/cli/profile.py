@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
 from snnreg_plugins.functional.energy import ENERGY_TABLES
 from snnreg_plugins.profile import load_factory, load_inputs, profile
@@ -25,11 +26,12 @@ def main(words: Sequence[str]) -> None:
         batch_dim=options.batch_dim,
         input_events=options.input_events,
     )
-    result.print()
-    if options.output is not None:
-        path = Path(options.output) / "profile.json"
+    path = None if options.output is None else Path(options.output) / "profile.json"
+    if path is not None:
         result.save_json(path)
-        print(f"Wrote {path}")
+    result.print()
+    if path is not None:
+        say(f"Written: {path}")
 
 
 def _parser() -> Parser:

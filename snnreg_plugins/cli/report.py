@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
 from snnreg_plugins.reports.folder import Folder, write_page
 
@@ -32,5 +33,5 @@ def write_report(run: str, output: str | None = None) -> None:
         folder.read().report.save_plot(picture)
         written.append(str(picture))
     except (ModuleNotFoundError, FileExistsError) as error:
-        print(f"No picture: {error}")
-    print(f"Written: {', '.join(written)}")
+        say(f"No picture: {error}")
+    say(f"Written: {', '.join(written)}")

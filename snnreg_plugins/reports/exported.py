@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from snnreg_plugins._console import held, say
 from snnreg_plugins._models import part_of
 from snnreg_plugins.export import ConversionError, deploy, to_snntorch
 from snnreg_plugins.export.options import CHOSEN
@@ -31,6 +32,7 @@ from snnreg_plugins.watching.layers import spikes_already
 _LONGEST = 64
 
 
+@held()
 def export_run(
     model: nn.Module,
     datamodule: Any,
@@ -50,7 +52,7 @@ def export_run(
     metric: Metric | Task | Score | None = None,
     part: str | None = None,
 ) -> Report:
-    """Export ``model``, write the files of a run, print its results and return the report.
+    """Export ``model``, write the files of a run, return the report, and print the results when all is done.
 
     The network is written first, so that it is there whatever becomes of the rest.
 
@@ -98,7 +100,7 @@ def export_run(
     written = _save(run, network)
     if isinstance(network, SpikingNetwork) and dnn is whole and options.get("threshold") == "auto":
         chosen = {name: network.conversion[name] for name in CHOSEN}
-        print(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
+        say(f"threshold='auto' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}")
     data = [unpack(batch) for batch in _first(_only(datamodule.test_dataloader()), limit_batches)]
     if isinstance(trained, SpikingNetwork) and dnn is not whole and data:
         require_around(whole, trained, data[0][0])
@@ -110,10 +112,10 @@ def export_run(
         diagnosis = diagnose(dnn, network, data)
         written += _write(run, diagnosis)
     elif diagnosed:
-        print("No diagnosis: there is no DNN to compare the network with")
+        say("No diagnosis: there is no DNN to compare the network with")
     if html:
         written = [*_write_page(run, network, data, result, diagnosis, steps, recipe), *written]
-    print(f"Written to {run.folder}: {', '.join(written)}")
+    say(f"Written to {run.folder}: {', '.join(written)}")
     return result
 
 
@@ -138,7 +140,7 @@ def _only(loader: Any) -> Any:
     loaders = list(loader.values()) if isinstance(loader, dict) else loader
     if isinstance(loaders, (list, tuple)) and loaders and all(isinstance(one, DataLoader) for one in loaders):
         if len(loaders) > 1:
-            print(f"Measured on the first of {len(loaders)} test loaders")
+            say(f"Measured on the first of {len(loaders)} test loaders")
         return loaders[0]
     return loader
 
@@ -178,7 +180,7 @@ def _write_page(
         try:
             settings = settings_of(given, run.path(RECIPE))
         except ValueError as error:  # no reason to end a training so
-            print(f"No settings of the training on the page: {error}")
+            say(f"No settings of the training on the page: {error}")
     return [*run.save_page(Contents(run.title, result, raster, diagnosis, settings)), *written]
 
 
@@ -193,5 +195,5 @@ def _where_it_can(otherwise: str, write: Callable[[], list[str]]) -> list[str]:
     try:
         return write()
     except (ImportError, ConversionError) as error:
-        print(f"{otherwise}: {error}")
+        say(f"{otherwise}: {error}")
         return []

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from snnreg_plugins._batches import begun, mean_frame, pairs_of
 from snnreg_plugins._checks import as_integers
+from snnreg_plugins._console import progress as working
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.functional.energy import TABLE_OF_WEIGHTS, EnergyTable, energy_table
@@ -303,9 +304,8 @@ def run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
 
 def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk the batches that hold a sample."""
-    pairs = pairs_of(data)
-    if progress:
-        from rich.progress import track
-
-        pairs = iter(track(pairs, "Measuring", total=len(data) if isinstance(data, Sized) else None))
-    return pairs
+    total = len(data) if isinstance(data, Sized) else None
+    with working("Measuring", total, shown=progress) as step:
+        for pair in pairs_of(data):
+            yield pair
+            step("")

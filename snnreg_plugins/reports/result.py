@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from snnreg_plugins._console import show
 from snnreg_plugins._files import read_json, write_json
 from snnreg_plugins._pictures import drawn
-from snnreg_plugins._text import Note, Table, for_terminal
+from snnreg_plugins._text import Note, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
 
 Read = TypeVar("Read", bound="Result")
-
-# How a note looks in the terminal, by its weight.
-_STYLES = {"plain": "none", "strong": "bold", "small": "dim"}
 
 
 class Result:
@@ -63,15 +61,7 @@ class Result:
         Args:
             console: Where to print; the terminal if None.
         """
-        from rich.console import Console
-        from rich.text import Text
-
-        console = console or Console()
-        for part in self.shown():
-            if isinstance(part, Table):
-                console.print(for_terminal(part))
-            else:
-                console.print(Text(part.text, style=_STYLES[part.weight]))
+        show(self.shown(), console)
 
     def save_plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the numbers side by side, to a PNG (or what the suffix says).

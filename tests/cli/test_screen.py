@@ -1,0 +1,49 @@
+"""The main job as a person sees it: in terminals of several widths, and in a pipe of another encoding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_cli import MOMENT
+
+FIT = [sys.executable, "-m", "snnreg_plugins", "fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *MOMENT]
+EVERY = ["--callback.SpikingValidation.every_n_epochs=1"]
+NOISE = ("FLOPs", "is not empty", "Tip", "http")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [55, 80, 120])
+def test_the_main_job_in_a_terminal(columns, tmp_path):
+    pytest.importorskip("pyte")
+    from tests.screen import screen
+
+    code, lines = screen([*FIT, "--trainer.max_epochs=2", *EVERY], columns, tmp_path)
+    assert not code
+    text = " ".join(line.strip() for line in lines)
+    assert "Energy is an estimate from published numbers, not a measurement" in text
+    assert "communication or static power" in text  # the paragraph's end
+    assert sum(line.startswith("Epoch 1/1") for line in lines) == 1
+    assert not any(line.startswith("Epoch 0/1") for line in lines)
+    (title,) = [line for line in lines if "DNN and SNN, per sample" in line]
+    assert title.startswith("DNN and SNN")
+    for label in ("DNN, dense", "SNN, T = 32", "network.conv1"):
+        assert any(line.strip().startswith(label) for line in lines)
+    assert "Written to" in text
+    assert lines.index(title) > max(index for index, line in enumerate(lines) if "Epoch" in line)
+    assert not [line for line in lines if any(noise in line for noise in NOISE)]
+    assert "snn/sops" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp932"])
+def test_the_main_job_in_a_pipe(encoding, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(FIT, capture_output=True, cwd=tmp_path, env=environment, check=True)
+    out = done.stdout.decode(encoding)
+    assert "Energy is an estimate" in out
+    assert "Written to runs" in out
+    assert "\x1b" not in out
