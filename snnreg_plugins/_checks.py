@@ -8,6 +8,7 @@
 - :func:`as_flag`: True or False.
 - :func:`as_name`, :func:`as_names`: a text, some texts, or None.
 - :func:`matching`: names that patterns match.
+- :func:`require_known`: no name but those there are; close ones are told.
 
 Each gives the value as plain Python has it, so that what is kept can be compared, printed and written to YAML. NumPy's
 scalars and tensors without dimensions are taken for the number that they hold, and so are texts of numbers, as YAML
@@ -20,6 +21,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -320,3 +322,30 @@ def matching(argument: str, patterns: list[str] | None, names: list[str], of: st
                 f"none of {names}."
             )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def require_known(argument: str, names: Iterable[Any], known: Iterable[str]) -> None:
+    """Check that there are no names but some.
+
+    Args:
+        argument: What has them, for the error.
+        names: The names.
+        known: Those there may be.
+
+    Raises:
+        ValueError: If there is another one.
+
+    Example:
+        >>> require_known("penalties.l1", ["strenght"], ["strength", "weighting"])
+        Traceback (most recent call last):
+            ...
+        ValueError: Expected names in `penalties.l1` to be among strength, weighting, but got 'strenght'. Did you ...
+    """
+    allowed = list(known)
+    for name in names:
+        if name not in allowed:
+            close = get_close_matches(str(name).lower(), allowed, 1)
+            raise ValueError(
+                f"Expected names in `{argument}` to be among {', '.join(allowed)}, but got {shown(name)}."
+                + "".join(f" Did you mean {meant!r}?" for meant in close)
+            )

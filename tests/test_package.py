@@ -28,7 +28,7 @@ FLOORS = [
     {"nir", "training"},
     {"reports"},
     {"modules", "callbacks"},
-    {"profile", "neurobench"},
+    {"profile", "neurobench", "sweeps"},
     {"cli"},
     {"__main__"},
 ]

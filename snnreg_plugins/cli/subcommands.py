@@ -38,6 +38,8 @@ TRAINING = {
 OTHERS = {
     "report": Subcommand("write a run as a page", "snnreg_plugins.cli.report:main"),
     "compare": Subcommand("put runs beside each other", "snnreg_plugins.cli.compare:main"),
+    "sweep": Subcommand("train one recipe with many penalties and strengths", "snnreg_plugins.cli.sweep:main"),
+    "front": Subcommand("draw what a sweep found, and tell what is best", "snnreg_plugins.cli.front:main"),
     "profile": Subcommand("tell what any network spends, layer by layer", "snnreg_plugins.cli.profile:main"),
 }
 

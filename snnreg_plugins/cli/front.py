@@ -1,0 +1,28 @@
+"""``snnreg front``: what the trainings of a sweep show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from snnreg_plugins.cli.parser import Parser
+from snnreg_plugins.sweeps.front import find_front
+from snnreg_plugins.sweeps.page import write_front
+from snnreg_plugins.sweeps.results import read_results
+
+_ABOUT = "Draw score against operations and energy of the results of sweeps, and tell what is best."
+
+
+def main(words: Sequence[str]) -> None:
+    """Run ``snnreg front`` with the words behind it."""
+    parser = Parser(prog="snnreg front", description=_ABOUT)
+    parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
+    parser.add_argument("results", nargs="+", help="Results of one or more sweeps: results.csv or results.parquet.")
+    parser.add_argument(
+        "--output", type=str, help="The page, such as front.html; beside the first results if not given. A PNG is too."
+    )
+    given = parser.parse_args(list(words))
+    found = find_front(read_results(given.results))
+    path = Path(given.results[0]).with_name("front.html") if given.output is None else Path(given.output)
+    found.print()
+    print(f"Written: {', '.join(write_front(found, path))}")

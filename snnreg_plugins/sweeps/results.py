@@ -1,0 +1,231 @@
+"""The results of a sweep as a table: one row for each trial, seed, export and T; CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from snnreg_plugins._checks import shown
+from snnreg_plugins._files import as_path, atomic, require_file
+from snnreg_plugins._imports import needed
+from snnreg_plugins.reports.report import Report
+
+#: A row: names and plain values.
+Row = dict[str, Any]
+#: What every row has, in this order; what varied stands between "penalty" and "export".
+BEFORE = ("study", "trial", "state", "seed", "penalty")
+MEASURED = (
+    "export",
+    "timesteps",
+    "score_name",
+    "higher_is_better",
+    "samples",
+    "score",
+    "spike_rate",
+    "sops",
+    "effective_macs",
+    "energy",
+    "dnn_score",
+    "dnn_sops",
+    "dnn_effective_macs",
+    "dnn_dense_macs",
+    "dnn_energy",
+    "dnn_dense_energy",
+    "energy_table",
+    "pj_per_mac",
+    "pj_per_sop",
+)
+AFTER = ("seconds", "device", "snnreg_plugins", "torch", "lightning", "snntorch", "python", "error")
+_PACKAGES = ("snnreg_plugins", "torch", "lightning", "snntorch")
+COMPLETE, FAILED = "complete", "failed"
+#: What is no penalty.
+NONE = "none"
+# What a front is made of.
+_NEEDED = ("penalty", "seed", "export", "timesteps", "score", "sops", "energy", "dnn_score", "dnn_effective_macs")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
+_WORDS = ("study", "state", "penalty", "export", "score_name", "energy_table", "device", *_PACKAGES, "python", "error")
+
+
+def rows_of(report: Report, export: str) -> list[Row]:
+    """Give a row for each T of a report.
+
+    Args:
+        report: What a network scores and spends.
+        export: Name of the options that it was exported with.
+    """
+    dnn = report.dnn
+    of_dnn = {
+        "dnn_score": dnn and dnn.score,
+        "dnn_sops": dnn and dnn.sops,
+        "dnn_effective_macs": dnn and dnn.effective_macs,
+        "dnn_dense_macs": dnn and dnn.dense_macs,
+        "dnn_energy": dnn and dnn.energy,
+        "dnn_dense_energy": dnn and dnn.dense_energy,
+    }
+    return [
+        {
+            "export": export,
+            "timesteps": step.timesteps,
+            "score_name": report.score_name,
+            "higher_is_better": report.higher_is_better,
+            "samples": report.samples,
+            "score": step.score,
+            "spike_rate": step.spike_rate,
+            "sops": step.sops,
+            "effective_macs": step.effective_macs,
+            "energy": step.energy,
+            **of_dnn,
+            "energy_table": report.table,
+            "pj_per_mac": report.mac,
+            "pj_per_sop": report.ac,
+        }
+        for step in report.steps
+    ]
+
+
+def versions() -> Row:
+    """Give the versions that a number may depend on."""
+    return {**{name: _version(name) for name in _PACKAGES}, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        import snnreg_plugins
+
+        return snnreg_plugins.__version__ if package == "snnreg_plugins" else ""
+
+
+def ordered(rows: Iterable[Row]) -> tuple[list[str], list[Row]]:
+    """Give the columns, and rows that have all of them."""
+    rows = list(rows)
+    known = (*BEFORE, *MEASURED, *AFTER)
+    varied = dict.fromkeys(name for row in rows for name in row if name not in known)
+    columns = [*BEFORE, *varied, *MEASURED, *AFTER]
+    return columns, [{name: row.get(name) for name in columns} for row in rows]
+
+
+def write_csv(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
+    """Write rows as CSV; what a row lacks is empty. The file appears when it is complete."""
+    columns, rows = ordered(rows)
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
+    """Write rows as Parquet. The file appears when it is complete.
+
+    Raises:
+        ModuleNotFoundError: If pyarrow is missing.
+    """
+    with needed("Parquet", "pyarrow", "snnreg_plugins[parquet]"):
+        import pyarrow
+        from pyarrow import parquet
+    columns, rows = ordered(rows)
+    table = pyarrow.table({name: _column([row[name] for row in rows]) for name in columns})
+    with atomic(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """Give the values of a column one type: numbers as floats where some are, and all as text where some are."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and len(kinds) > 1:
+        return [None if value is None else float(value) for value in values]
+    return [None if value is None else str(value) for value in values] if len(kinds) > 1 else list(values)
+
+
+def read_results(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Row]:
+    """Read the rows of one or more sweeps, CSV or Parquet by the suffix.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If one cannot be read, or holds no results of a sweep.
+        ModuleNotFoundError: If pyarrow is missing, and one is Parquet.
+    """
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not files:
+        raise ValueError("Expected argument `results` to name one or more files, but got none.")
+    return [row for file in files for row in _read(as_path("results", file))]
+
+
+def _read(path: Path) -> list[Row]:
+    require_file(path, "results")
+    try:
+        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"Expected argument `results` to name results of a sweep, but {error}") from error
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file, strict=True)
+        _require_columns(path, reader.fieldnames or ())
+        rows = [{name: _value(name, text) for name, text in row.items()} for row in reader]
+    return [_checked(path, number, row) for number, row in enumerate(rows, start=2)]
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    with needed("Parquet", "pyarrow", "snnreg_plugins[parquet]"):
+        from pyarrow import parquet
+    table = parquet.read_table(path)
+    _require_columns(path, table.column_names)
+    return [_checked(path, number, row) for number, row in enumerate(table.to_pylist(), start=1)]
+
+
+def _require_columns(path: Path, names: Iterable[str]) -> None:
+    names = list(names)
+    missing = [name for name in _NEEDED if name not in names]
+    if missing:
+        raise ValueError(f"{os.fspath(path)!r} has no column {', '.join(missing)}.")
+
+
+def _value(name: str, text: Any) -> Any:
+    """Read what :func:`write_csv` wrote."""
+    if not isinstance(text, str):
+        raise ValueError(f"a row has more or fewer values than the header: {shown(text)}.")
+    if text == "":
+        return None
+    if name in _WORDS:
+        return text
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(text) if _WHOLE.fullmatch(text) else float(text)
+    except ValueError:
+        return text
+
+
+def _checked(path: Path, number: int, row: Row) -> Row:
+    """Check what a front is made of, in a row of a trial that did not fail."""
+    if row.get("state", COMPLETE) == FAILED:
+        return row
+    for name in _NEEDED:
+        value = row[name]
+        if name in ("penalty", "export"):
+            continue
+        if value is None and name.startswith("dnn_"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"row {number} of {os.fspath(path)!r} has {name} {shown(value)}, which is no number.")
+    return row
+
+
+def varied_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the columns of what varied."""
+    known = {*BEFORE, *MEASURED, *AFTER}
+    return list(dict.fromkeys(name for row in rows for name in row if name not in known))

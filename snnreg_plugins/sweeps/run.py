@@ -1,0 +1,176 @@
+"""Run a sweep: here, or in several processes, with what is done and found on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from snnreg_plugins._checks import as_integer
+from snnreg_plugins._text import Note, for_terminal, one_line
+from snnreg_plugins.sweeps.front import find_front
+from snnreg_plugins.sweeps.study import Study
+from snnreg_plugins.sweeps.trial import Job
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# Rows of the front that are shown while a sweep runs.
+_ROWS = 8
+_LOOK = 1.0  # seconds between looks at what workers do
+
+
+def run_sweep(job: Job, workers: int = 1, console: Console | None = None) -> Study:
+    """Run a sweep until all its trials have ended; go on with it if it was begun.
+
+    Args:
+        job: The sweep.
+        workers: How many processes run trials on this machine; they share its cores.
+        console: Where to show how far it is; the terminal if None.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: If a value is none for its option, or no trial ended well.
+        KeyboardInterrupt: If it is interrupted; what was begun is begun again next time.
+    """
+    workers = as_integer("workers", workers)
+    job.check()
+    study = Study(job)
+    with _shown(study, workers, console) as progress:
+        if workers == 1:
+            study.work(progress.update)
+        else:
+            _work_in_processes(job, workers, progress)
+    return study
+
+
+def _work_in_processes(job: Job, workers: int, progress: Progress) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(job, workers)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        while any(process.is_alive() for process in processes):
+            time.sleep(_LOOK)
+            progress.update()
+    except KeyboardInterrupt:
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join()
+        raise
+    if all(process.exitcode for process in processes):
+        codes = ", ".join(str(process.exitcode) for process in processes)
+        raise ChildProcessError(
+            f"All {workers} workers ended before the sweep did, with exit codes {codes}. The same command goes on; "
+            "with fewer `workers` there is more memory for each."
+        )
+
+
+def _work(job: Job, workers: int) -> None:
+    """Run trials in a process of its own."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    try:
+        Study(job).work(lambda: None)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class Progress:
+    """What is done, how long the rest takes, and the front so far.
+
+    Args:
+        study: The study.
+        workers: How many processes run it here.
+    """
+
+    def __init__(self, study: Study, workers: int) -> None:
+        self._study, self._workers = study, workers
+        self._told = {trial.number for trial in study.current() if trial.state.is_finished()}
+        self._begun = time.monotonic()
+        self._done_before = self._done()
+        self.draw: Any = None
+        self.tell: Any = None
+
+    def _done(self) -> int:
+        return sum(trial.state.is_finished() for trial in self._study.current())
+
+    def update(self) -> None:
+        """Show what has changed."""
+        if self.draw is not None:
+            self.draw(self.rendered())
+        if self.tell is not None:
+            for trial in self._study.current():
+                if trial.state.is_finished() and trial.number not in self._told:
+                    self._told.add(trial.number)
+                    self.tell(f"{self.line()}; trial {trial.number} {trial.state.name.lower()}")
+
+    def line(self) -> str:
+        """Say how far it is."""
+        done, wanted = self._done(), self._study.wanted
+        failed = len(self._study.failures())
+        parts = [f"{done} of {wanted} trials", f"{failed} failed" if failed else "", self._left(done, wanted)]
+        return ", ".join(part for part in parts if part)
+
+    def _left(self, done: int, wanted: int) -> str:
+        """Say how long the rest takes, by how long trials took: those that ended since this began."""
+        here = done - self._done_before
+        elapsed = time.monotonic() - self._begun
+        if not here or done >= wanted:
+            return ""
+        return f"{timedelta(seconds=round(elapsed / here * (wanted - done)))} left"
+
+    def rendered(self) -> RenderableType:
+        """Draw a bar, how far it is, and the front so far."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        done, wanted = self._done(), self._study.wanted
+        parts: list[Any] = [Text(f"Sweep {one_line(self._study.name)}: {self.line()}")]
+        parts.append(ProgressBar(total=max(wanted, 1), completed=done, width=50))
+        rows = self._study.rows()
+        if any(row.get("score") is not None for row in rows):
+            parts.append(for_terminal(find_front(rows).front_table(_ROWS)))
+        return Group(*parts)
+
+
+@contextmanager
+def _shown(study: Study, workers: int, console: Console | None) -> Iterator[Progress]:
+    """Show progress: a live picture in a terminal, else a line for each trial."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = console or Console(file=sys.stdout)  # this one, as trials write to others
+    progress = Progress(study, workers)
+    if not console.is_terminal:
+        progress.tell = lambda line: print(line, file=console.file, flush=True)
+        yield progress
+        progress.update()
+        return
+    with Live(progress.rendered(), console=console, redirect_stdout=False, redirect_stderr=False) as live:
+        progress.draw = live.update
+        yield progress
+        progress.update()
+
+
+def failures(study: Study) -> Note | None:
+    """Say which trials failed, and why; None if none did."""
+    failed = study.failures()
+    if not failed:
+        return None
+    lines = [f"{name} failed: {reason}" for name, reason in failed[:_ROWS]]
+    more = len(failed) - len(lines)
+    lines += [f"and {more} more: see the column `error` of the results"] if more else []
+    return Note("\n".join(lines), "strong")

@@ -1,0 +1,352 @@
+"""The study of a sweep, kept by Optuna: which trials there are, who runs them, and what they found."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snnreg_plugins._files import digest
+from snnreg_plugins._imports import needed
+from snnreg_plugins.sweeps.axes import Choices, Value
+from snnreg_plugins.sweeps.recipe import label
+from snnreg_plugins.sweeps.results import COMPLETE, FAILED, Row, write_csv, write_parquet
+from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
+from snnreg_plugins.sweeps.trial import Job, seeds_of, values_of
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial, Trial
+
+# A process that is alive says so every so many seconds; one that has not for so many is taken for dead.
+HEARTBEAT, GRACE = 10, 40
+# How often a trial is begun whose process dies, as where it takes all the memory.
+_TRIES = 3
+_PAUSE = 2.0  # seconds between looks at what others do
+_CONNECTING = 10  # seconds
+_DIED = "The process that ran it ended without a word: it was killed, or the machine was out of memory."
+# What is kept with a trial, and with the study.
+_POINT, _ROWS, _ERROR, _AGAIN, _TRY, _WHERE = "point", "rows", "error", "again_of", "try", "machine"
+_SPACE, _READY = "space", "ready"
+
+
+class Study:
+    """A sweep's study; one is made where there is none yet.
+
+    Args:
+        job: The sweep.
+
+    Raises:
+        ModuleNotFoundError: If Optuna is missing.
+        ValueError: If the storage cannot be reached, or has another sweep of that name.
+    """
+
+    def __init__(self, job: Job) -> None:
+        with needed("A sweep", "optuna", "snnreg_plugins[sweep]"):
+            import optuna
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.job = job
+        self.output = Path(job.sweep.output)
+        self.name = job.sweep.name or "sweep"
+        storage = self._storage()
+        how = {"study_name": self.name, "storage": storage, "sampler": self._sampler(0)}
+        try:
+            self.study = optuna.create_study(**how, directions=["maximize", "minimize"])  # type: ignore[arg-type]
+            is_new = True
+        except optuna.exceptions.DuplicatedStudyError:
+            self.study = optuna.load_study(**how)  # type: ignore[arg-type]
+            is_new = False
+        self._begin(is_new)
+        self._running: int | None = None
+
+    # Where it is kept.
+
+    def _storage(self) -> RDBStorage:
+        url = self.job.sweep.storage
+        if url is None:
+            self.output.mkdir(parents=True, exist_ok=True)
+            url = f"sqlite:///{(self.output / 'study.db').resolve()}"
+        waiting = {"timeout": 60} if url.startswith("sqlite") else {}
+        if url.startswith("postgresql"):
+            waiting = {"connect_timeout": _CONNECTING}
+        how: dict[str, Any] = {
+            "engine_kwargs": {"connect_args": waiting, "pool_pre_ping": True},
+            "heartbeat_interval": HEARTBEAT,
+            "grace_period": GRACE,
+            "heartbeat_stale_trial_callback": _again_if_few,
+        }
+        try:
+            return _opened(url, how)
+        except Exception as error:
+            reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"Expected argument `storage` to name a database that can be reached, but got "
+                f"{without_password(url)!r}: {reason[0][:300]}. Is the server running, its driver installed, and the "
+                "URL right, such as postgresql+psycopg://user@host/name? Without `storage` the study is kept in a file "
+                "in `output`."
+            ) from error
+
+    # What it is about.
+
+    def _begin(self, is_new: bool) -> None:
+        sweep = self.job.sweep
+        space = {"sweep": {**sweep.space(), "recipe": None}, "recipe": self.job.recipe}
+        if is_new:
+            self.study.set_user_attr(_SPACE, {name: digest(value) for name, value in _leaves(space, "")})
+            if sweep.search == "grid":
+                self._enqueue(False)
+            self.study.set_user_attr(_READY, True)
+            return
+        deadline = time.monotonic() + GRACE
+        while not (kept := self.study.user_attrs).get(_READY) and time.monotonic() < deadline:
+            time.sleep(0.2)  # who made it fills it
+        differing = _differing(kept.get(_SPACE, {}), dict(_leaves(space, "")))
+        if differing is not None:
+            raise ValueError(
+                f"Expected argument `name` to be that of a new study, or of this very sweep, but the one of the name "
+                f"{self.name!r} has another {differing}. Give it another `name` and `output`, and draw both: snnreg "
+                "front a/results.csv b/results.csv"
+            )
+        if not kept.get(_READY):  # who made it is gone
+            if sweep.search == "grid":
+                self._enqueue(True)
+            self.study.set_user_attr(_READY, True)
+        if sweep.retry_failed:
+            self._retry()
+
+    def _enqueue(self, has_some: bool) -> None:
+        there = {digest(trial.user_attrs.get(_POINT)) for trial in self.trials()} if has_some else set()
+        for point in self.job.sweep.grid():
+            if digest(point) not in there:
+                self.study.enqueue_trial(point, user_attrs={_POINT: point})
+
+    def _retry(self) -> None:
+        superseded = self._superseded()
+        for trial in self.trials():
+            if trial.state.name == "FAIL" and trial.number not in superseded:
+                _again(self.study, trial, 1)
+
+    def _sampler(self, trials: int) -> optuna.samplers.BaseSampler:
+        """Make what chooses: a new one for each trial, so that a study that goes on does not repeat itself."""
+        from optuna import samplers
+
+        sweep = self.job.sweep
+        seed = (sweep.all_seeds[0] + 1_000_003 * trials) % 2**31
+        if (trials and sweep.storage is not None) or _is_worker():
+            seed = (seed + 7919 * os.getpid() + sum(platform.node().encode())) % 2**31
+        if sweep.search == "nsga2":
+            return samplers.NSGAIISampler(population_size=min(20, max(4, (sweep.trials or 20) // 4)), seed=seed)
+        if sweep.search == "tpe":
+            return samplers.TPESampler(seed=seed)
+        return samplers.RandomSampler(seed=seed)
+
+    # Trials.
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials."""
+        return self.study.get_trials(deepcopy=False)
+
+    def _superseded(self) -> set[int]:
+        """Numbers of those that were begun again."""
+        return {trial.user_attrs[_AGAIN] for trial in self.trials() if _AGAIN in trial.user_attrs}
+
+    def current(self) -> list[FrozenTrial]:
+        """The trials that count: none that was begun again, and none that was one too many."""
+        superseded = self._superseded()
+        return [one for one in self.trials() if one.number not in superseded and one.state.name != "PRUNED"]
+
+    @property
+    def wanted(self) -> int:
+        """How many trials the study is to have."""
+        sweep, known = self.job.sweep, len(self.current())
+        if sweep.search != "grid":
+            return sweep.trials or 0
+        return known if sweep.trials is None else min(sweep.trials, known)
+
+    def work(self, changed: Callable[[], None]) -> None:
+        """Run trials until there are as many as wanted, or none is left.
+
+        Args:
+            changed: Called when a trial has begun or ended, and while others are waited for.
+        """
+        from optuna.storages import fail_stale_trials
+
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fail_stale_trials(self.study)
+            states = [trial.state.name for trial in self.current()]
+            done = states.count("COMPLETE") + states.count("FAIL")
+            if done >= self.wanted:
+                return
+            is_left = self.job.sweep.search != "grid" or "WAITING" in states
+            if is_left and done + states.count("RUNNING") < self.wanted:
+                self._run_one()
+                self.write()
+            elif "RUNNING" in states:  # by others, who may fail
+                time.sleep(_PAUSE)
+            else:
+                return
+            changed()
+
+    def _run_one(self) -> None:
+        self.study.sampler = self._sampler(len(self.trials()))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
+        except KeyboardInterrupt:
+            self._leave_to_others()
+            raise
+
+    def _leave_to_others(self) -> None:
+        """Have the trial that was interrupted begun again."""
+        for trial in self.trials():
+            if trial.number == self._running and trial.state.name in ("FAIL", "RUNNING"):
+                _again(self.study, trial, trial.user_attrs.get(_TRY, 1))
+
+    def _objective(self, trial: Trial) -> tuple[float, float]:
+        sweep = self.job.sweep
+        if sweep.search == "grid" and _POINT not in trial.user_attrs:
+            import optuna
+
+            raise optuna.TrialPruned  # another process took the last one
+        self._running = trial.number
+        point = _suggested(trial, sweep)
+        trial.set_user_attr(_POINT, point)
+        trial.set_user_attr(_WHERE, platform.node())
+        folder = self.output / "trials" / f"{trial.number:04d}"
+        try:
+            rows = self.job.run(point, seeds_of(point, sweep), folder)
+        except Exception as error:
+            trial.set_user_attr(_ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
+            raise
+        trial.set_user_attr(_ROWS, rows)
+        return values_of(rows, sweep)
+
+    # What they found.
+
+    def rows(self) -> list[Row]:
+        """Give the rows of all trials that ended."""
+        return [row for trial in self.current() for row in self._rows(trial)]
+
+    def _rows(self, trial: FrozenTrial) -> Iterator[Row]:
+        point: dict[str, Value] = trial.user_attrs.get(_POINT, {})
+        named = {"study": self.name, "trial": trial.number, **self._columns(point)}
+        if trial.state.name == "COMPLETE":
+            for row in trial.user_attrs[_ROWS]:
+                yield {**named, "state": COMPLETE, **row}
+        elif trial.state.name == "FAIL":
+            error = trial.user_attrs.get(_ERROR, _DIED)
+            yield {**named, "seed": point.get(SEED), "state": FAILED, "error": error}
+
+    def _columns(self, point: Mapping[str, Value]) -> dict[str, Value]:
+        """Name what varied as it stands in the results."""
+        if not point:
+            return {}
+        variant = self.job.sweep.variant(point)
+        before = "budget_" if variant.kind == "ActivityBudget" else ""
+        arguments = {name: value for name, value in variant.arguments(point).items() if name != "penalty"}
+        common = {name: point[name] for name in self.job.sweep.common}
+        return {PENALTY: variant.name, **{f"{before}{name}": value for name, value in arguments.items()}, **common}
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Say which trials failed, and why."""
+        failed = [trial for trial in self.current() if trial.state.name == "FAIL"]
+        named = [(one, label(one.user_attrs.get(_POINT, {PENALTY: "?"}))) for one in failed]
+        return [(f"Trial {one.number} ({name})", one.user_attrs.get(_ERROR, _DIED)) for one, name in named]
+
+    def write(self) -> list[Path]:
+        """Write the results; give the files."""
+        rows = self.rows()
+        if not rows:
+            return []
+        written = [self.output / "results.csv"]
+        write_csv(rows, written[0])
+        try:
+            write_parquet(rows, self.output / "results.parquet")
+            written.append(self.output / "results.parquet")
+        except ModuleNotFoundError:
+            pass  # CSV has it all
+        return written
+
+
+def _opened(url: str, how: Mapping[str, Any]) -> RDBStorage:
+    """Open a database, and make its tables if there are none; of several that do so at once, one tries again."""
+    from optuna.storages import RDBStorage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats are experimental there
+        try:
+            return RDBStorage(url, **how)
+        except Exception as error:
+            if not any(told in str(error) for told in ("already exists", "duplicate key")):
+                raise
+        time.sleep(1)
+        return RDBStorage(url, **how)
+
+
+def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:
+    """Have all that varies chosen: by the grid, or by a search."""
+    point: dict[str, Value] = {}
+    if sweep.search == "grid":
+        point[SEED] = trial.suggest_categorical(SEED, sweep.all_seeds)
+    point[PENALTY] = trial.suggest_categorical(PENALTY, [one.name for one in sweep.variants])
+    for name, axis in {**sweep.variant(point).named(), **sweep.common}.items():
+        is_fixed = isinstance(axis, Choices) and len(axis.values) == 1
+        point[name] = axis.points()[0] if is_fixed else axis.suggest(trial, name)
+    return point
+
+
+def _again(study: optuna.Study, trial: FrozenTrial, tries: int) -> None:
+    """Have a trial begun again."""
+    point = trial.user_attrs.get(_POINT)
+    attributes = {**({} if point is None else {_POINT: point}), _AGAIN: trial.number, _TRY: tries}
+    study.enqueue_trial(point or trial.params, user_attrs=attributes)
+
+
+def _again_if_few(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Have a trial begun again whose process died, unless that has happened too often."""
+    tries = trial.user_attrs.get(_TRY, 1)
+    if tries < _TRIES:
+        _again(study, trial, tries + 1)
+
+
+def _is_worker() -> bool:
+    import multiprocessing
+
+    return multiprocessing.parent_process() is not None
+
+
+def without_password(url: str) -> str:
+    """Write the URL of a database so that others may see it."""
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except Exception:
+        return url.partition("@")[2] or url
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Walk nested settings by their whole names."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _differing(kept: Mapping[str, str], asked: Mapping[str, Any]) -> str | None:
+    """Name a setting in which two sweeps differ, and what is asked for; None if there is none."""
+    for name in [*asked, *kept]:
+        found = digest(asked[name]) if name in asked else None
+        if kept.get(name) != found:
+            short = name.removeprefix("sweep.")
+            return f"`{short}` than {asked[name]!r:.80}" if name in asked else f"`{short}`, which is not given here"
+    return None

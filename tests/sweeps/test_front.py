@@ -1,0 +1,130 @@
+"""Results as tables and files, and the front of them by hand."""
+
+from __future__ import annotations
+
+import csv
+import re
+from statistics import fmean, stdev
+
+import pytest
+
+from snnreg_plugins import cli
+from snnreg_plugins.sweeps import find_front, read_results, write_front
+from snnreg_plugins.sweeps.results import write_csv, write_parquet
+
+HEADER = "penalty,seed,export,timesteps,score,sops,energy,dnn_score,dnn_effective_macs\n"
+
+
+def row(penalty, strength, seed, score, sops, *, timesteps=4, dnn=0.9, **more):
+    return {
+        "study": "s", "trial": 0, "state": "complete", "seed": seed, "penalty": penalty, "strength": strength,
+        "export": "by layer", "timesteps": timesteps, "score_name": "accuracy", "higher_is_better": True,
+        "samples": 100, "score": score, "sops": sops, "energy": 1e-12 * sops, "dnn_score": dnn,
+        "dnn_effective_macs": sops / 2, "energy_table": "horowitz_fp32", **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("none", None, 0, 0.895, 400.0),
+    row("none", None, 1, 0.905, 500.0, dnn=0.91),
+    row("l1", 0.1, 0, 0.903, 200.0),
+    row("l1", 0.1, 1, 0.905, 240.0),
+    row("l1", 0.3, 0, 0.897, 100.0),
+    row("l1", 0.3, 1, 0.899, 100.0),
+    row("l1", 1, 0, 0.80, 300.0),  # beaten by others
+    {"study": "s", "trial": 9, "state": "failed", "seed": 0, "penalty": "l2", "error": "ValueError: no"},
+]
+
+
+def test_the_front_is_that_of_means_and_losses_are_to_the_dnn_without_a_penalty():
+    found = find_front(ROWS)
+    assert (found.reference, found.reference_is_none, found.failed) == (pytest.approx(0.905), True, 1)
+    point = next(one for one in found.points if one.setting == "strength 0.1")
+    assert (point.seeds, point.label) == (2, "l1")
+    assert point.sops.value == fmean([200, 240])
+    assert point.sops.spread == stdev([200, 240])
+    # 0.904 is within 0.25 points, 0.898 within 1 of 0.905; none, at 0.900, within 0.5.
+    least = {loss: found.cheapest("l1", loss) for loss in (0.05, 0.25, 0.5, 1.0)}
+    assert {loss: one and one.setting for loss, one in least.items()} == {
+        0.05: None, 0.25: "strength 0.1", 0.5: "strength 0.1", 1.0: "strength 0.3",
+    }  # fmt: skip
+    assert found.cheapest("none", 0.5).sops.value == 450
+    assert found.cheapest("none", 0.25) is None
+    assert [(one.label, one.setting) for one in found.best()] == [("l1", "strength 0.3"), ("l1", "strength 0.1")]
+    assert [one.setting for one in found.best_of("none")] == [""]
+
+
+def test_without_an_unpenalised_network_losses_are_to_the_best_and_lower_scores_can_be_better():
+    assert find_front([one for one in ROWS if one["penalty"] == "l1"]).reference_title == "the best DNN"
+    errors = [{**one, "score_name": "mse", "higher_is_better": False} for one in ROWS[2:6]]
+    assert [one.setting for one in find_front(errors).best()] == ["strength 0.3"]
+    alone = find_front([{**one, "dnn_score": None, "dnn_effective_macs": None} for one in ROWS])
+    assert alone.reference_title == "the best SNN"
+    assert alone.reference == pytest.approx(0.904)
+    assert [figure.title for figure in alone.figures()] == ["SNN against SOPs", "SNN against energy"]
+
+
+def test_weightings_and_shares_pruned_are_ways_of_their_own_and_later_rows_count():
+    rows = [
+        row("l1", 1, 0, 0.9, 10.0, weighting=kind, pruning=share)
+        for kind in ("uniform", "fan_out")
+        for share in (0, 0.5)
+    ]
+    assert find_front(rows).labels == [
+        "l1, uniform",
+        "l1, uniform, 50 % pruned",
+        "l1, fan-out",
+        "l1, fan-out, 50 % pruned",
+    ]
+    assert find_front([rows[0], {**rows[0], "sops": 30.0}]).points[0].sops.value == 30
+
+
+def test_csv_and_parquet_hold_the_same_and_are_read_back(tmp_path):
+    write_csv(ROWS, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 1 + len(ROWS)
+    assert find_front(read_results(tmp_path / "r.csv")) == find_front(ROWS)
+    both = read_results([tmp_path / "r.csv", tmp_path / "r.csv"])
+    assert find_front(both).points == find_front(ROWS).points
+    pytest.importorskip("pyarrow")
+    write_parquet(ROWS, tmp_path / "r.parquet")
+    assert find_front(read_results(tmp_path / "r.parquet")) == find_front(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no column"),
+        ("penalty,seed\nl1,0\n", "no column export"),
+        (
+            HEADER + "l1,0,a,4,nan,1,1,1,1\n",
+            "score nan",
+        ),
+        (HEADER + "l1,0,a\n", "more or fewer"),
+        (HEADER, "none; 0 failed"),
+    ],
+)
+def test_files_that_hold_no_results_are_refused(text, told, tmp_path):
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        find_front(read_results(tmp_path / "r.csv"))
+
+
+def test_the_command_prints_and_writes_a_page_and_leaves_other_files_alone(tmp_path, monkeypatch, capsys):
+    write_csv(ROWS, tmp_path / "results.csv")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["snnreg", "front", "results.csv"])
+    cli.main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "l1 220 220 100" in told
+    assert "1 trial failed" in told
+    page = (tmp_path / "front.html").read_text()
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    assert not re.search(r"(src|href)=|url\((?!#hatch)|<script", page)
+    assert page.count("<svg") > 4
+    cli.main()  # over its own
+    (tmp_path / "mine.html").write_text("mine")
+    for output, reason in (("mine.html", "neither"), ("page.txt", "front.html")):
+        with pytest.raises(ValueError, match=reason):
+            write_front(find_front(ROWS), tmp_path / output)
+    assert (tmp_path / "mine.html").read_text() == "mine"

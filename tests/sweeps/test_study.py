@@ -1,0 +1,179 @@
+"""Studies: resumed, shared by processes, searched, and kept in a database."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from snnreg_plugins.sweeps import find_front, read_results, run_sweep
+from tests.sweeps.jobs import Quick, quick
+
+pytest.importorskip("optuna")
+
+ROOT = Path(__file__).parents[2]
+
+
+def begun(folder):
+    file = folder / "begun.txt"
+    return [line.split(" ", 1)[1] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_grid_runs_each_point_once_is_resumed_and_keeps_failures(tmp_path):
+    told = Console(file=io.StringIO())
+    run_sweep(quick(tmp_path / "out", trials=2), console=told)
+    assert len(begun(tmp_path)) == 2
+    study = run_sweep(quick(tmp_path / "out"), console=told)
+    assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 4
+    assert "4 of 4 trials, 1 failed" in told.file.getvalue()
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert Counter(row["state"] for row in rows) == {"complete": 3 * 2, "failed": 1}
+    assert [row["error"] for row in rows if row["state"] == "failed"] == ["RuntimeError: no luck"]
+    assert study.failures() == [("Trial 2 (l1, seed 0, strength 13)", "RuntimeError: no luck")]
+    assert find_front(rows).cheapest("l1", 5.0).setting == "strength 2"
+    run_sweep(quick(tmp_path / "out"), console=told)
+    assert len(begun(tmp_path)) == 4
+    run_sweep(quick(tmp_path / "out", retry_failed=True), console=told)
+    assert len(begun(tmp_path)) == 5
+
+
+def test_another_space_is_refused(tmp_path):
+    run_sweep(quick(tmp_path / "out", trials=1))
+    for change, named in (
+        ({"seeds": [0, 1]}, "seeds"),
+        ({"penalties": {"none": None, "l1": {"strength": 3}}}, "strength"),
+    ):
+        with pytest.raises(ValueError, match=rf"`name`.*{named}.*another `name`"):
+            run_sweep(quick(tmp_path / "out", **change))
+    run_sweep(quick(tmp_path / "out", name="other", seeds=[0, 1], trials=1))
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_is_begun_again(tmp_path, monkeypatch):
+    def interrupted(self, point, seeds, folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Quick, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(quick(tmp_path / "out"))
+    run_sweep(quick(tmp_path / "out"))
+    assert len(set(begun(tmp_path))) == 4
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert Counter(row["state"] for row in rows) == {"complete": 3 * 2, "failed": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["random", "tpe", "nsga2"])
+def test_a_search_chooses_within_its_ranges_with_all_seeds_and_goes_on(search, tmp_path):
+    space = {"penalties": {"none": None, "l1": {"strength": {"low": 0.1, "high": 10, "log": True}}}, "seeds": [3, 4]}
+    for trials in (3, 7):
+        run_sweep(quick(tmp_path / "out", search=search, trials=trials, **space))
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert len({row["trial"] for row in rows}) == 7
+    assert {row["seed"] for row in rows} == {3, 4}
+    strengths = {row["trial"]: row["strength"] for row in rows if row["penalty"] == "l1"}
+    assert all(0.1 <= strength <= 10 for strength in strengths.values())
+    assert len(set(strengths.values())) == len(strengths)
+
+
+@pytest.mark.slow
+def test_a_storage_that_cannot_be_reached_is_named_without_its_password(tmp_path):
+    for url in ("nowhere://user:secret@host/name", "sqlite:////no/such/folder/study.db"):
+        with pytest.raises(ValueError, match="`storage`") as told:
+            run_sweep(quick(tmp_path / "out", storage=url))
+        assert "secret" not in str(told.value)
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_sweep(tmp_path):
+    told = Console(file=io.StringIO())
+    run_sweep(quick(tmp_path / "out", seconds=0.5, seeds=[0, 1]), workers=2, console=told)
+    assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 8
+    lines = (tmp_path / "begun.txt").read_text().splitlines()
+    assert len({line.split()[0] for line in lines}) == 2
+
+
+WORKER = """
+import sys
+from snnreg_plugins.sweeps import run_sweep, study
+from tests.sweeps.jobs import quick
+study.HEARTBEAT, study.GRACE = 1, 4
+run_sweep(quick(sys.argv[1], seconds=float(sys.argv[3]), storage=sys.argv[2], seeds=[0, 1]))
+"""
+
+
+@pytest.fixture
+def postgresql(tmp_path):
+    """The URL of a server of its own, on a socket in a folder."""
+    pytest.importorskip("psycopg", reason="psycopg, the driver, is not installed")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
+    data, place = tmp_path / "data", tmp_path / "socket"
+    place.mkdir()
+    # The server refuses to run as root.
+    before = []
+    if os.geteuid() == 0:
+        before = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        for folder in (tmp_path, place):
+            os.chmod(folder, 0o777)
+        for folder in tmp_path.parents:
+            if folder.stat().st_uid == 0 and folder.is_relative_to("/tmp/pytest-of-root"):
+                os.chmod(folder, 0o755)
+    run = {"check": True, "capture_output": True, "cwd": "/"}
+    subprocess.run([*before, programs[-1] / "initdb", "-D", data, "-U", "me", "--auth=trust", "--no-sync"], **run)
+    command = [*before, programs[-1] / "postgres", "-D", data, "-k", place, "-c", "listen_addresses=", "-F"]
+    server = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        import psycopg
+
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(host=str(place), user="me", dbname="postgres").close()
+                break
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield f"postgresql+psycopg://me@/postgres?host={place}"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_workers_share_a_study_in_postgresql_and_one_takes_over_from_another_that_is_killed(postgresql, tmp_path):
+    def worker(seconds):
+        command = [sys.executable, "-c", WORKER, str(tmp_path / f"out{seconds}"), postgresql, str(seconds)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    doomed, other = worker(60), worker(0.3)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(line.startswith(f"{doomed.pid} ") for line in _lines(tmp_path)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        doomed.kill()
+        assert other.wait(60) == 0
+    finally:
+        doomed.kill()
+        other.kill()
+    counted = Counter(line.split(" ", 1)[1] for line in _lines(tmp_path))
+    assert len(counted) == 8  # all points
+    assert sorted(counted.values()) == [1] * 7 + [2]  # and that of the killed one twice
+    rows = read_results(tmp_path / "out0.3" / "results.csv")
+    assert Counter(row["state"] for row in rows) == {"complete": 6 * 2, "failed": 2}
+
+
+def _lines(folder):
+    file = folder / "begun.txt"
+    return file.read_text().splitlines() if file.exists() else []
