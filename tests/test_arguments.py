@@ -48,6 +48,15 @@ OURS = Path(snnreg_plugins.__file__).parent
 X, Y = torch.rand(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 DNN = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
 
+
+def bounded(**given):
+    return ActivityRegularization("rate_bounds", **({"low": 0.1} | given))
+
+
+def of_energy(**given):
+    return ActivityRegularization("energy", **given)
+
+
 #: What is no number, whatever is asked for.
 NOTHING = [
     None, True, "much", "", [4], {}, 1j, math.nan, math.inf, 10**5000, torch.ones(2), np.ones((1, 1)), nn.ReLU, b"4",
@@ -90,6 +99,8 @@ ENTRIES = {
         "min_numel": "integer", "seed": "integer?"}),
     ActivityRegularization: (lambda _, **k: ActivityRegularization(**k), {
         "strength": "number", "start_epoch": "integer", "warmup_epochs": "integer", "momentum": "number"}),
+    bounded: (lambda _, **k: bounded(**k), {"low": "number?", "high": "number?"}),
+    of_energy: (lambda _, **k: of_energy(**k), {"timesteps": "integer?"}),
     QCFSActivations: (lambda _, **k: QCFSActivations(**k), {"levels": "integer", "calibration_batches": "integer"}),
     SpikingValidation: (lambda _, **k: SpikingValidation(**k), {
         "timesteps": "integer", "every_n_epochs": "integer", "limit_batches": "integer?", "figures": "flag",

@@ -110,6 +110,7 @@ class Framework:
         without_leak: Classes of neurons that keep their whole potential.
         time_dim: From a neuron to the dimension of time in its output; None if it takes one step at a call.
         forget: Name of the method by which a module forgets its state; empty if it keeps none in itself.
+        states: Names of buffers that hold states, and are empty before the first step.
         load: Imports the framework, and gives the neurons of an export to it; None if there is no export to it.
     """
 
@@ -122,6 +123,7 @@ class Framework:
     without_leak: Set[str] = frozenset()
     time_dim: Callable[[nn.Module], int | None] = one_step
     forget: str = ""
+    states: Set[str] = frozenset()
     load: Callable[[], Neurons] | None = None
 
     def has(self, module: nn.Module, names: Set[str]) -> bool:

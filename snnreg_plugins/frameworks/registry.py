@@ -55,6 +55,7 @@ FRAMEWORKS: dict[str, Framework] = {
             one_to_one={"RecurrentOneToOne"},
             time_dim=_snntorch_time,
             forget="reset_mem",
+            states={"mem", "syn", "syn_exc", "syn_inh", "spk"},
             load=_snntorch,
         ),
         Framework(

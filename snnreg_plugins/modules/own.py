@@ -22,7 +22,7 @@ class OwnRun:
         readout: How scores are read out of outputs over time; None for those that the network gives by itself.
         decay: β of the readout ``"potential"``.
         index: Which of several things that a call gives is its output; None if it gives one tensor.
-        time_dim: Dimension of time in inputs, of a network that is stepped; None if they are constant.
+        time_dim: Dimension of time in inputs; None if they have none.
     """
 
     def __init__(self, readout: str | None, decay: float, index: int | None, time_dim: int | None) -> None:
@@ -85,11 +85,14 @@ class OwnRun:
                 )
             self._seen.add("call")
         outputs = self._output(given)
-        if self.readout is not None and (outputs.dim() < 3 or outputs.shape[1] != len(x)):
+        samples = x.shape[int(self.time_dim == 0)]
+        if self.readout is not None and (outputs.dim() < 3 or outputs.shape[1] != samples):
+            time_first = outputs.dim() > 2 and self.time_dim is None and outputs.shape[:2] == x.shape[:2]
             raise ValueError(
                 f"Expected {type(network).__name__} to give the outputs of all time steps, (T, B, ...), for "
-                f"readout={self.readout!r}, but got the shape {tuple(outputs.shape)} for {len(x)} samples. Leave "
-                "`readout` out if these are scores, or give `timesteps` if it takes one step a call."
+                f"readout={self.readout!r}, but got the shape {tuple(outputs.shape)} for {samples} samples. "
+                + ("Give time_dim=0 if inputs are (T, B, ...), too; else leave " if time_first else "Leave ")
+                + "`readout` out if these are scores, or give `timesteps` if it takes one step a call."
             )
         return outputs
 

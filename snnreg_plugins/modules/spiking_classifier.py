@@ -37,7 +37,7 @@ class SpikingClassifier(SpikingStart):
       input each time (or its part with ``time_dim``, an option), from fresh states for each batch; where its forward
       takes states behind the input, it gets back those that it returned behind its output, the first of what it gives.
       Without ``timesteps`` it runs all steps in one call, and gives scores ``(B, K)``, or, for a ``readout``, the
-      outputs ``(T, B, K)``.
+      outputs ``(T, B, K)``; with ``time_dim=0`` of inputs ``(T, B, ...)``, too.
 
     Validation and test log ``val/sops`` (per sample) and ``val/spike_rate`` (spikes/neuron/step) too, or ``test/...``.
     They score what the network gives at the end of its steps, however it is trained. In checkpoints is all that

@@ -87,10 +87,11 @@ class SpikingStart(LoggedCosts, Classifier):
                     "CompressedActivations saves memory in any network."
                 )
         time_dim = self.given_options.get("time_dim")
-        if time_dim is not None and not self.timesteps.are_given:
+        if time_dim is not None and not self.timesteps.are_given and self.readout is None:
             raise ValueError(
                 f"Expected argument `time_dim` not to be given without `timesteps`, but got {time_dim}. Give the time "
-                f"steps of the data, to have {kind} called once a step; or leave it out if it reads all of them."
+                f"steps of the data, to have {kind} called once a step; or leave it out if it reads all of them, and "
+                "give a `readout` if it gives as many outputs."
             )
         if self.per_step_loss and self.readout is None and not self.timesteps.are_given:
             raise ValueError(

@@ -97,6 +97,9 @@ def forget_states(model: nn.Module) -> None:
         forget = getattr(module, framework.forget, None) if framework is not None and framework.forget else None
         if callable(forget):
             forget()
+            # Of the size of a batch they would be in the way of what copies buffers, as averaging does.
+            for name in framework.states & module._buffers.keys() if framework is not None else ():
+                setattr(module, name, getattr(module, name).new_zeros(0))
 
 
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:

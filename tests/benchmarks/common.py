@@ -8,9 +8,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from snnreg_plugins._files import atomic
@@ -23,7 +24,7 @@ def settled(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
     options.cache.mkdir(parents=True, exist_ok=True)
     return options
@@ -36,6 +37,14 @@ def fit(model: nn.Module, data: LightningDataModule, epochs: int, *callbacks: Ca
         lambda parameters: torch.optim.Adam(parameters, lr=2e-3),
         lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
     )
+    trained(classifier, data, epochs, *callbacks, limit_val_batches=0)
+    return classifier
+
+
+def trained(
+    module: LightningModule, data: LightningDataModule, epochs: int, *callbacks: Callback, **options: Any
+) -> Trainer:
+    """Train in silence, and give the Trainer, with ``options`` of its own."""
     trainer = Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
@@ -43,10 +52,10 @@ def fit(model: nn.Module, data: LightningDataModule, epochs: int, *callbacks: Ca
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,
+        **options,
     )
-    trainer.fit(classifier, data)
-    return classifier
+    trainer.fit(module, data)
+    return trainer
 
 
 def kept(model: nn.Module, path: Path, train: Callable[[], object]) -> nn.Module:

@@ -147,6 +147,49 @@ def test_events_are_read_step_by_step():
         SpikingClassifier(network, timesteps=2, time_dim=0)(events)
 
 
+class TimeFirst(nn.Module):
+    """All steps of inputs (T, B, ...) in one call."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = hidden().double()
+
+    def forward(self, x):
+        return torch.stack(loop_hidden(self.steps, list(x)))
+
+
+def test_inputs_and_outputs_have_time_first_in_one_call():
+    torch.manual_seed(0)
+    network, events = TimeFirst(), X.reshape(3, 4, 4)
+    expected = network(events).mean(0)
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 3\) for 3 samples. Give time_dim=0 if inputs are \(T, B, "):
+        SpikingClassifier(network, readout="mean")(events)
+    torch.testing.assert_close(SpikingClassifier(network, readout="mean", time_dim=0)(events), expected)
+    with pytest.raises(ValueError, match="for 4 samples. Leave `readout` out"):
+        SpikingClassifier(nn.Sequential(network, nn.Flatten(1)), readout="mean", time_dim=0)(events)
+
+
+def test_states_are_in_nobodys_way_when_weights_are_averaged():
+    """Buffers of the size of a batch are no weights."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    if not hasattr(callbacks, "WeightAveraging"):
+        pytest.skip("Lightning before 2.6")
+    torch.manual_seed(0)
+    module, plain = (SpikingClassifier(hidden().double(), timesteps=3, optimizer=sgd) for _ in range(2))
+    plain.load_state_dict(module.state_dict())
+    states = []
+
+    class Each(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            states.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    fit = dict(max_epochs=1, enable_checkpointing=False)
+    quiet(**fit, callbacks=[Each()]).fit(plain, loader(), loader())
+    quiet(**fit, callbacks=[callbacks.WeightAveraging()]).fit(module, loader(), loader())
+    for name, value in module.named_parameters():
+        torch.testing.assert_close(value.data, torch.stack([state[name] for state in states]).mean(0))
+
+
 @pytest.mark.parametrize(("make", "index"), [(hidden, None), (Explicit, 0)])
 def test_operations_of_a_users_network(make, index):
     torch.manual_seed(0)
