@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from snnreg_plugins import SpikeRate, SynapticOperations, cli, to_snntorch
-from snnreg_plugins.functional import EnergyTable, LemaireEnergy, lemaire_dense_energy, lemaire_energy
+from snnreg_plugins.functional import EnergyTable, lemaire_dense_energy, lemaire_energy
 from snnreg_plugins.profile import load_factory, load_inputs, profile
 from tests.helpers import brute_force_costs, recorded
 from tests.metrics.test_metrics import hooks
@@ -350,7 +350,7 @@ def test_with_memory_access():
     found = {layer.name: layer for layer in result.layers}
     assert found["fc1"].energy == pytest.approx(first.total)
     assert found["fc2"].energy == pytest.approx(last.total)
-    assert LemaireEnergy(**result.breakdown).total == pytest.approx(result.energy)
+    assert sum(result.breakdown.values()) == pytest.approx(result.energy)
     dense = lemaire_dense_energy(net.fc1, (6,)) + lemaire_dense_energy(net.fc2, (5,))
     assert result.dense_energy == pytest.approx(dense.total)
     assert (plain.sops, plain.breakdown) == (result.sops, None)
@@ -411,6 +411,46 @@ def test_a_table_of_ones_own(tmp_path):
     results = [profile(net, x, table=table) for table in (str(path), EnergyTable(10, 1, "my chip"))]
     assert results[0].energy == results[1].energy == pytest.approx(1e-12 * (results[0].sops + 10 * 30))
     assert [result.table for result in results] == [str(path), "custom"]
+
+
+def test_several_models_side_by_side(capsys):
+    net, x = Loop(), torch.rand(4, 6) * 3
+    names = ("lemaire", "horowitz_fp32", "bit_matched", "eflops", "loihi")
+    result = profile(net, x, table=names)
+    assert tuple(model.name for model in result.models) == names
+    for model in result.models:
+        alone = profile(net, x, table=model.name)
+        assert (alone.models, alone.energy, alone.dense_energy) == ((model,), model.total, model.dense)
+        assert model.total == pytest.approx(model.macs + model.synapses + model.neurons + model.memory)
+        assert sum(cost or 0.0 for cost in model.layers.values()) <= model.total * (1 + 1e-9)
+    assert (result.table, result.energy) == ("lemaire", result.models[0].total)
+    assert [model.unit for model in result.models] == ["J", "J", "J", "EFLOPs", "J"]
+    assert [model.dense is None for model in result.models] == [False, False, False, False, True]
+    result.print()
+    printed = capsys.readouterr().out
+    assert "By each model" in printed
+    assert "effective operations (EFLOPs)" in " ".join(printed.split())
+
+
+def test_weights_of_zero_are_synapses_or_none(capsys):
+    net, x = Loop(), torch.rand(4, 6) * 3
+    net.fc2.weight.data[:, :2] = 0.0
+    counted, left_out, told = (
+        profile(net, x, table="horowitz_int8", count_zero_weights=how) for how in (None, False, True)
+    )
+    assert (counted.sops, counted.energy) == (told.sops, told.energy)
+    assert left_out.sops < counted.sops
+    assert left_out.energy < counted.energy
+    assert left_out.zero_weights == pytest.approx(8 / 50)
+    left_out.print()
+    assert "16.00 % of the weights are exactly zero: no synapses in" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="`count_zero_weights`.*'eflops'.*True"):
+        profile(net, x, table=["eflops"], count_zero_weights=True)
+
+
+def test_a_dnn_of_few_bits_stands_beside_a_spiking_network_alone():
+    with pytest.raises(ValueError, match="bit_matched.*beside a spiking network"):
+        profile(body(nn.ReLU), torch.rand(IMAGE), table="bit_matched")
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -603,7 +643,7 @@ def test_the_command_prints_and_writes(command, capsys):
     assert not any(isinstance(value, float) and math.isnan(value) for value in written.values())
 
 
-@pytest.mark.parametrize("table", ["horowitz_int8", "loihi", "lemaire"])
+@pytest.mark.parametrize("table", ["horowitz_int8", "loihi", "lemaire,eflops"])
 def test_every_kind_of_table_works_from_the_command_line(command, capsys, table):
     words = ("profile", "users_networks:make", "--input-shape", "6", "--table", table, "--timesteps", "2")
     command(*words)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
-from snnreg_plugins.functional.energy import ENERGY_TABLES
+from snnreg_plugins.functional.cost_models import COST_MODELS
 from snnreg_plugins.profile import load_factory, load_inputs, profile
-from snnreg_plugins.profile.result import LEMAIRE
 
 
 def main(words: Sequence[str]) -> None:
@@ -22,9 +21,10 @@ def main(words: Sequence[str]) -> None:
         made,
         inputs,
         timesteps=options.timesteps,
-        table=options.table,
+        table=[name.strip() for name in options.table.split(",")],
         batch_dim=options.batch_dim,
         input_events=options.input_events,
+        count_zero_weights=options.count_zero_weights,
     )
     path = None if options.output is None else Path(options.output) / "profile.json"
     if path is not None:
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _parser() -> Parser:
-    tables = ", ".join((*ENERGY_TABLES, LEMAIRE))
+    models = ", ".join(COST_MODELS)
     parser = Parser(
         prog="snnreg profile",
         usage="snnreg profile module.path:name --input-shape 1 28 28 [options]",
@@ -58,7 +58,13 @@ def _parser() -> Parser:
     )
     parser.add_argument("--timesteps", type=int, help="calls of a network that takes one time step at a time")
     parser.add_argument(
-        "--table", type=str, default="horowitz_fp32", help=f"energy: {tables}, or a YAML file with ac, mac and source"
+        "--table",
+        type=str,
+        default="horowitz_fp32",
+        help=f"model of cost, or several with commas: {models}, or a YAML file of your own prices",
+    )
+    parser.add_argument(
+        "--count-zero-weights", type=bool, help="whether a weight of exactly zero is a synapse (true) or none (false)"
     )
     parser.add_argument("--output", type=str, help="folder to write profile.json to")
     return parser

@@ -196,7 +196,7 @@ class BitMatched(CostModel):
         if timesteps is None and not facts.spiking:
             raise ValueError(
                 "Expected argument `timesteps` to tell how many steps a DNN is to match in bits, but got None. "
-                '"bit_matched" prices a DNN beside a spiking network.'
+                '"bit_matched" prices a DNN beside a spiking network: measure that, and the DNN comes with it.'
             )
         bits = self.bits_of_dnn(facts.timesteps if timesteps is None else timesteps)
         macs = facts.operations if skipping_zeros else facts.dense_macs

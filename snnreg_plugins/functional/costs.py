@@ -248,6 +248,20 @@ class CostModel(ABC):
             None where the model has no price for it.
         """
 
+    def price(self, facts: LayerFacts, count_zero_weights: bool | None = None) -> Cost:
+        """Price a layer of the network that it is of: of a DNN as of one that skips zeros, where the model knows one.
+
+        Args:
+            facts: What the layer does.
+            count_zero_weights: Whether a weight that is exactly zero is a synapse; None for what the model takes it
+                for.
+        """
+        if count_zero_weights is False:
+            facts = facts.without_zero_weights()
+        if facts.spiking:
+            return self.spiking(facts)
+        return self.dnn(facts, skipping_zeros=True) or self.dnn(facts) or self.spiking(facts)
+
     def nothing(self) -> Cost:
         """Give a cost of nothing, to begin a sum with."""
         return Cost(self.name, self.unit)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._checks import as_integer
+from snnreg_plugins._checks import as_flag, as_integer
 from snnreg_plugins._models import as_module, device_of, eval_and_back
-from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
-from snnreg_plugins.functional.lemaire import LEMAIRE_SOURCE, LemaireEnergy, lemaire_dense_energy, lemaire_energy
-from snnreg_plugins.functional.synapses import count_events, is_synaptic
-from snnreg_plugins.profile.result import LEMAIRE, LayerProfile, Profile
+from snnreg_plugins.functional.cost_models import Model, cost_models
+from snnreg_plugins.functional.costs import Cost, CostModel, LayerFacts
+from snnreg_plugins.profile.result import LayerProfile, ModelProfile, Profile
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.facts import layer_facts, needs_of
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
-from snnreg_plugins.watching.layers import forget_states, leaks, spikes_already
-from snnreg_plugins.watching.observer import Observer
+from snnreg_plugins.watching.layers import forget_states, spikes_already
 from snnreg_plugins.watching.stepped import outputs_of_steps
-from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Tally
 
 
@@ -33,9 +29,10 @@ def profile(
     inputs: Tensor,
     *,
     timesteps: int | None = None,
-    table: str | EnergyTable = "horowitz_fp32",
+    table: Model | Sequence[Model] = "horowitz_fp32",
     batch_dim: int = 0,
     input_events: bool | None = None,
+    count_zero_weights: bool | None = None,
 ) -> Profile:
     """Run a network on a batch and count what each of its layers does: operations, spikes, energy.
 
@@ -54,14 +51,15 @@ def profile(
         model: The network.
         inputs: A batch, as the network takes it.
         timesteps: Number of calls of a network that takes a step at a time; None for one call.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, an ``EnergyTable`` of your own,
-            or ``"lemaire"`` for :func:`~snnreg_plugins.functional.lemaire_energy`, which has memory access too. For
-            that, weights have the ``weight_bits`` of an exported network, SOPs are the exact ones, and spikes of a
-            neuron layer are the output of the synaptic layer called last before it; what leaks is told by a neuron's
-            ``beta`` or its class's name.
+        table: What operations cost: a name in ``functional.COST_MODELS``, a YAML file of your own prices, an
+            ``EnergyTable`` or another model of your own; or several of these, of which the first is shown by layer.
+            For those with memory access or neurons, a layer's cost is that of the neurons behind it, too: those called
+            after it and before the next one. What leaks is told by a neuron's ``beta`` or its class's name.
         batch_dim: Dimension of the batch in ``inputs``; 1 for ``(T, B, ...)``.
         input_events: Whether whole numbers in ``inputs`` are counts of events, or cost MACs, as those of images of 0 to
             255 do; see :class:`~snnreg_plugins.SynapticOperations`.
+        count_zero_weights: Whether a weight that is exactly zero is a synapse, in operations and costs. If None it is
+            one in operations, and in costs where the model says nothing else.
 
     Returns:
         The numbers, with ``print()`` and ``save_json(path)``.
@@ -80,13 +78,15 @@ def profile(
     timesteps = None if timesteps is None else as_integer("timesteps", timesteps)
     batch_dim = as_integer("batch_dim", batch_dim, at_least=0)
     _require_fitting(model, inputs, timesteps, batch_dim)
-    prices = None if table == LEMAIRE else energy_table(table)
-    context = _Context()
+    if count_zero_weights is not None:
+        count_zero_weights = as_flag("count_zero_weights", count_zero_weights)
+    models = cost_models(table)
+    needs = needs_of(models, count_zero_weights)
     tally = Tally(
         model,
         batch_dim=batch_dim,
         input_events=input_events,
-        observer=context,
+        counting=needs,
         on_doubt=partial(warn_of_whole_numbers, "profile"),
     )
     tally.require_operations()
@@ -104,23 +104,38 @@ def profile(
             f"Expected argument `model` to multiply activity by its weights, but {type(model).__name__} called none of "
             f"{sorted(tally.synapses)} and made no other product."
         )
-    spiking = spikes_already(model)
-    weight_bits = model.conversion.get("weight_bits") if isinstance(model, SpikingNetwork) else None
-    pricing = _Pricing(tally, context, prices, inputs.shape[batch_dim], timesteps, spiking, weight_bits)
-    layers = tuple(_layer(name, pricing) for name in tally.called)
+    samples = inputs.shape[batch_dim]
+    facts = layer_facts(tally, timesteps=timesteps, samples=samples)
+    priced = [_Priced.by(one, facts, count_zero_weights) for one in models]
+    by_name = {
+        layer.name: layer if count_zero_weights is not False else layer.without_zero_weights() for layer in facts
+    }
+    layers = tuple(_layer(name, tally, by_name.get(name), samples, priced[0]) for name in tally.called)
+    spikes, neuron_steps = tally.total("spikes"), tally.total("neuron_steps")
+    first, weights = priced[0], sum(layer.weights for layer in facts)
+    looked_at = "zero_weights" in needs and weights
     return Profile(
         model=type(model).__name__,
-        samples=pricing.samples,
+        samples=samples,
         timesteps=timesteps,
-        spiking=spiking,
+        spiking=spikes_already(model),
         layers=layers,
         unused=tuple(name for name in tally.layers if name not in tally.called),
         uncounted=tuple(dict.fromkeys(name for name, _ in tally.missed)),
-        **_totals(layers, pricing),
-        left_out=tuple(layer.name for layer in layers if layer.dense_macs is not None and layer.energy is None),
-        breakdown=asdict(pricing.breakdown) if prices is None else None,
-        table=table if isinstance(table, str) else "custom",
-        source=LEMAIRE_SOURCE if prices is None else prices.source,
+        sops=sum(layer.sops for layer in by_name.values()),
+        effective_macs=sum(layer.effective_macs for layer in by_name.values()),
+        dense_macs=sum(layer.dense_macs or 0.0 for layer in layers),
+        spike_rate=spikes / neuron_steps if neuron_steps else None,
+        energy=first.cost.total,
+        dense_energy=first.of_dnn,
+        left_out=tuple(name for name, cost in first.costs.items() if cost.unpriced),
+        breakdown=first.cost.details() if first.cost.memory else None,
+        table=models[0].name,
+        source=models[0].source,
+        unit=models[0].unit,
+        models=tuple(one.told() for one in priced),
+        count_zero_weights=count_zero_weights,
+        zero_weights=sum(layer.zero_weights for layer in facts) / weights if looked_at else None,
     )
 
 
@@ -161,161 +176,79 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class _Input:
-    """What a synaptic layer was given.
+class _Priced:
+    """What was counted, and what it costs by one model.
 
     Args:
-        behind_neurons: Whether neurons were called before it was.
-        shape: Shape of one sample, of the last call.
-        presented: How often a sample was presented to it.
-        events: Events that arrived, in input that holds nothing else.
-        is_real: Whether some of it was real-valued.
-        neurons: The neurons called next.
+        model: The model.
+        costs: The cost of each layer that costs something, by name.
+        dense: The same of a DNN that skips no zeros; None where there is no price.
     """
 
-    behind_neurons: bool
-    shape: tuple[int, ...] = ()
-    presented: int = 0
-    events: int = 0
-    is_real: bool = False
-    neurons: list[str] = field(default_factory=list)
+    model: CostModel
+    costs: dict[str, Cost]
+    dense: dict[str, float | None]
+
+    @classmethod
+    def by(cls, model: CostModel, facts: list[LayerFacts], count_zero_weights: bool | None) -> _Priced:
+        """Price all layers."""
+        costs = {layer.name: model.price(layer, count_zero_weights) for layer in facts}
+        dense: dict[str, float | None] = {}
+        for layer in facts:
+            one = model.dnn(layer.without_zero_weights() if count_zero_weights is False else layer)
+            dense[layer.name] = None if one is None or one.unpriced else one.total
+        return cls(model, costs, dense)
+
+    def of(self, name: str) -> float | None:
+        """Give the cost of a layer; None where it is none, or has operations without a price."""
+        cost = self.costs.get(name)
+        return None if cost is None or cost.unpriced else cost.total
+
+    @property
+    def cost(self) -> Cost:
+        """All layers together."""
+        return sum(self.costs.values(), self.model.nothing())
+
+    @property
+    def of_dnn(self) -> float | None:
+        """The DNN."""
+        known = [value for value in self.dense.values() if value is not None]
+        return sum(known) if len(known) == len(self.dense) else None
+
+    def told(self) -> ModelProfile:
+        """Say it in plain numbers."""
+        model, cost = self.model, self.cost
+        layers = {name: self.of(name) for name in self.costs}
+        return ModelProfile(
+            model.name,
+            model.title,
+            model.unit,
+            model.source,
+            model.left_out,
+            total=cost.total,
+            **cost.parts(),
+            dense=self.of_dnn,
+            layers=layers,
+        )
 
 
-class _Context(Observer):
-    """Follows which neurons a synaptic layer drives, and how often and with what it is called."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[str, _Input] = {}
-        self._last: _Input | None = None
-        self._assigned: set[str] = set()
-
-    def arrived(self, name: str, layer: Any, x: Tensor, shape: tuple[int, ...], cost: tuple[int, int, int]) -> None:
-        given = self._last = self.inputs.setdefault(name, _Input(bool(self._assigned)))
-        given.shape = shape
-        given.presented += x.numel() // math.prod(shape)
-        given.is_real |= cost[1] > 0
-        given.events += 0 if cost[1] else count_events(x)
-
-    def emitted(self, name: str, layer: nn.Module, spikes: Tensor, steps: CallSteps | None) -> None:
-        if name not in self._assigned and self._last is not None:
-            self._last.neurons.append(name)
-        self._assigned.add(name)
-
-    def timesteps(self, samples: int) -> int:
-        """Find T of a network with its loop inside: how often the layer behind neurons that is called least is."""
-        behind = [given.presented for given in self.inputs.values() if given.behind_neurons and not given.is_real]
-        presented = behind or [given.presented for given in self.inputs.values()]
-        return max(1, min(presented, default=1) // samples)
-
-
-class _Pricing:
-    """What was counted, and what it costs.
-
-    Args:
-        tally: The counts.
-        context: What layers were called with.
-        prices: Energies per operation; None for the model with memory access.
-        samples: Samples in the batch.
-        timesteps: Calls of the network; None for one that has its loop inside.
-        spiking: Whether the network has spiking neurons.
-        weight_bits: Bits of a weight in memory; None for those of all numbers.
-    """
-
-    def __init__(
-        self,
-        tally: Tally,
-        context: _Context,
-        prices: EnergyTable | None,
-        samples: int,
-        timesteps: int | None,
-        spiking: bool,
-        weight_bits: int | None = None,
-    ) -> None:
-        self.weight_bits = weight_bits
-        self.tally, self.context, self.prices, self.samples, self.spiking = tally, context, prices, samples, spiking
-        self.counts = {quantity: tally.by_layer(quantity) for quantity in tally.quantities}
-        self.passes = timesteps
-        self.steps = timesteps or (context.timesteps(samples) if spiking else 1)
-        self.breakdown = LemaireEnergy()
-
-    def uses(self, name: str) -> float:
-        """Tell what share of a row's dense MACs one pass of a DNN has: 1 over it."""
-        if name in self.context.inputs:
-            presented = max(1, self.context.inputs[name].presented)
-            return presented / max(1, round(presented / self.samples / self.steps))
-        return self.samples * (self.passes or self.tally.steps_of(name))
-
-    def of_layer(self, name: str) -> tuple[float | None, float | None]:
-        """Give the energy of a row that multiplies, and that of the same in a DNN, in J/sample; None if unknown."""
-        if self.prices is None:
-            return self._with_memory(name)
-        sops, macs = self.counts["sops"][name], self.counts["effective_macs"][name]
-        if macs and not self.prices.prices_macs:
-            return None, None
-        dense = self.counts["dense_macs"][name] / self.uses(name)
-        spent = energy(sops, macs, self.prices) / self.samples
-        return spent, energy(0.0, dense, self.prices) if self.prices.prices_macs else None
-
-    def _with_memory(self, name: str) -> tuple[float | None, float | None]:
-        given, layer = self.context.inputs.get(name), self.tally.modules[name]
-        if given is None or not is_synaptic(layer):
-            return None, None
-        times = max(1, round(given.presented / self.samples / self.steps))
-        dense = sum(times * [lemaire_dense_energy(layer, given.shape, weight_bits=self.weight_bits)], LemaireEnergy())
-        parts = dense
-        if self.spiking:
-            spikes = sum(self.counts["spikes"][neurons] for neurons in given.neurons)
-            parts = lemaire_energy(
-                layer,
-                given.shape,
-                # An analog layer drives its neurons in all steps.
-                timesteps=max(self.steps, round(given.presented / self.samples)),
-                events_in=given.events / self.samples,
-                events_out=spikes / self.samples,
-                sops=self.counts["sops"][name] / self.samples,
-                effective_macs=self.counts["effective_macs"][name] / self.samples,
-                leaky=any(leaks(self.tally.modules[neurons]) for neurons in given.neurons),
-                weight_bits=self.weight_bits,
-            )
-        self.breakdown += parts
-        return parts.total, dense.total
-
-
-def _layer(name: str, pricing: _Pricing) -> LayerProfile:
-    tally, counts = pricing.tally, pricing.counts
+def _layer(name: str, tally: Tally, facts: LayerFacts | None, samples: int, priced: _Priced) -> LayerProfile:
+    """Say what a layer does."""
     kind, calls = type(tally.modules[name]).__name__, tally.called[name]
-    neuron_steps = counts["neuron_steps"][name]
-    rate = counts["spikes"][name] / neuron_steps if neuron_steps else None
-    if name in tally.neurons and not counts["dense_macs"][name]:
+    neuron_steps = tally.by_layer("neuron_steps")[name]
+    rate = tally.by_layer("spikes")[name] / neuron_steps if neuron_steps else None
+    if facts is None:
         return LayerProfile(name, kind, calls, spike_rate=rate)
-    spent, dense_spent = pricing.of_layer(name)
+    if not facts.dense_macs:  # neurons that no layer drives
+        return LayerProfile(name, kind, calls, spike_rate=rate, energy=priced.of(name) or None)
     return LayerProfile(
         name,
         kind,
         calls,
-        sops=counts["sops"][name] / pricing.samples,
-        effective_macs=counts["effective_macs"][name] / pricing.samples,
-        dense_macs=counts["dense_macs"][name] / pricing.samples,
+        sops=facts.sops,
+        effective_macs=facts.effective_macs,
+        dense_macs=tally.by_layer("dense_macs")[name] / samples,
         spike_rate=rate,
-        energy=spent,
-        dense_energy=dense_spent,
+        energy=priced.of(name),
+        dense_energy=priced.dense[name],
     )
-
-
-def _totals(layers: tuple[LayerProfile, ...], pricing: _Pricing) -> dict[str, Any]:
-    """Sum up all layers."""
-    sums = {quantity: sum(pricing.counts[quantity].values()) for quantity in pricing.tally.quantities}
-    sops = sums["sops"] / pricing.samples
-    unpriced = any(layer.dense_macs is not None and layer.energy is None for layer in layers)
-    known = [layer.dense_energy for layer in layers if layer.dense_macs is not None]
-    total = sum(layer.energy or 0.0 for layer in layers)
-    if unpriced and pricing.prices is not None:
-        total = energy(sops, 0.0, pricing.prices)
-    return {
-        "sops": sops,
-        "effective_macs": sums["effective_macs"] / pricing.samples,
-        "dense_macs": sums["dense_macs"] / pricing.samples,
-        "spike_rate": sums["spikes"] / sums["neuron_steps"] if sums["neuron_steps"] else None,
-        "energy": total,
-        "dense_energy": None if None in known else sum(value for value in known if value is not None),
-    }

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from snnreg_plugins._files import added_later
 from snnreg_plugins._pictures import plot_layers
-from snnreg_plugins._text import Column, Note, Row, Table, estimate, in_joules, in_rate, in_short
+from snnreg_plugins._text import Column, Note, Row, Table, estimate, in_joules, in_percent, in_rate, in_short
 from snnreg_plugins.reports.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-#: Name of the energy model with memory access, beside the names of tables.
-LEMAIRE = "lemaire"
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,43 @@ class LayerProfile:
 
 
 @dataclass(frozen=True)
+class ModelProfile:
+    """What a network costs by one model, per sample.
+
+    Args:
+        name: Name of the model.
+        title: What it is.
+        unit: Of all numbers: ``"J"`` or ``"EFLOPs"``.
+        source: Where its numbers were published.
+        left_out: What it does not price.
+        total: All of it.
+        macs: Of it, that of MACs.
+        synapses: Of it, that of SOPs.
+        neurons: Of it, that of neuron updates.
+        memory: Of it, that of accesses to memory.
+        dense: The same layers in a DNN that skips no zeros and computes once; None if there is no price for one.
+        layers: Of each layer, with the neurons that it drives; None where its operations have no price.
+    """
+
+    name: str
+    title: str
+    unit: str
+    source: str
+    left_out: tuple[str, ...]
+    total: float
+    macs: float
+    synapses: float
+    neurons: float
+    memory: float
+    dense: float | None
+    layers: dict[str, float | None]
+
+    def written(self, value: float) -> str:
+        """Write a cost."""
+        return in_joules(value) if self.unit == "J" else in_short(value)
+
+
+@dataclass(frozen=True)
 class Profile(Result):
     """What a network spends; plain numbers. Made by :func:`profile`.
 
@@ -66,8 +101,14 @@ class Profile(Result):
         left_out: Names of layers that have no price and are not in ``energy``: MACs where the table has none for them,
             products outside of layers where memory access is to be told.
         breakdown: What spends ``energy``, in J/sample, where the model of energy tells.
-        table: Name of the energy table, ``"lemaire"``, or ``"custom"``.
+        table: Name of the model of cost, the first of them if there are several; ``"custom"`` for prices of your own.
+            ``energy``, ``dense_energy``, ``left_out`` and ``breakdown`` are by it.
         source: Where its energies were published.
+        unit: Of ``energy``: ``"J"``, or ``"EFLOPs"``.
+        models: The same by each model.
+        count_zero_weights: Whether a weight that is exactly zero is a synapse, in operations and costs; None if that is
+            so in operations, and in costs where the model says nothing else.
+        zero_weights: Share of the weights that are exactly zero; None if they were not looked at.
     """
 
     model: str
@@ -87,10 +128,16 @@ class Profile(Result):
     breakdown: dict[str, float] | None
     table: str
     source: str
+    unit: str = added_later("J")
+    models: tuple[ModelProfile, ...] = added_later(())
+    count_zero_weights: bool | None = added_later(None)
+    zero_weights: float | None = added_later(None)
 
     def shown(self) -> Iterator[Table | Note]:
         """Give a table of the layers with the totals, and what the numbers mean."""
         yield self._by_layer()
+        if len(self.models) > 1:
+            yield self._by_model()
         yield from (Note(sentence, "small") for sentence in self._notes())
 
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
@@ -98,7 +145,7 @@ class Profile(Result):
         energies = {layer.name: layer.energy for layer in self.layers if layer.energy is not None}
 
         def draw(axes: Axes) -> None:
-            plot_layers(energies, "Energy by layer", "J / sample", axes)
+            plot_layers(energies, f"{self._title} by layer", f"{self.unit} / sample", axes)
 
         return 1.5 + 0.3 * len(energies), [draw]
 
@@ -112,8 +159,8 @@ class Profile(Result):
             *([Column("SOPs", in_short)] if spiking else []),
             Column("MACs", in_short),
             Column("Dense\nMACs", in_short),
-            Column("Energy", _in_joules_or_words),
-            Column("Dense\nDNN", in_joules),
+            Column(self._title, lambda value: value if isinstance(value, str) else self._written(value)),
+            Column("Dense\nDNN", self._written),
         )
         rows = [
             Row(
@@ -127,9 +174,22 @@ class Profile(Result):
         stepped = f", {self.timesteps} steps" if self.timesteps else ""
         return Table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})", columns, tuple(rows))
 
+    def _by_model(self) -> Table:
+        """Give what the network costs by each model, none of which adds up with another."""
+        rows = []
+        for model in self.models:
+            parts = (model.macs, model.synapses, model.neurons, model.memory)
+            cells = (model.total, *(part or None for part in parts), model.dense)
+            rows.append(Row((model.title, *(None if cell is None else model.written(cell) for cell in cells))))
+        names = ("Total", "MACs", "Synapses", "Neurons", "Memory", "Dense\nDNN")
+        return Table("By each model, per sample", (Column("Model"), *map(Column, names)), tuple(rows))
+
     @property
-    def _prices_synapses_only(self) -> bool:
-        return self.table != LEMAIRE and self.dense_energy is not None
+    def _title(self) -> str:
+        return "Energy" if self.unit == "J" else self.unit
+
+    def _written(self, value: float) -> str:
+        return in_joules(value) if self.unit == "J" else in_short(value)
 
     def _notes(self) -> Iterator[str]:
         yield (
@@ -138,22 +198,37 @@ class Profile(Result):
             "once, nothing skipped."
         )
         if self.breakdown is not None:
-            parts = ", ".join(f"{name} {in_joules(value)}" for name, value in self.breakdown.items() if value)
+            parts = ", ".join(f"{name} {self._written(value)}" for name, value in self.breakdown.items() if value)
             yield f"Of the energy: {parts}."
-        if self.left_out and self.table == LEMAIRE:
-            yield f"Not in the energy: the products of {', '.join(self.left_out)}, which are in no synaptic layer."
-        elif self.left_out:
+        if self.left_out and self._prices_no_macs:
             yield (
                 f"Not in the energy: the MACs of {', '.join(self.left_out)}, whose input is real-valued. The table has "
                 "no price for MACs."
             )
+        elif self.left_out:
+            yield f"Not in the energy: the products of {', '.join(self.left_out)}, which are in no synaptic layer."
+        if self.zero_weights or (self.zero_weights is not None and self.count_zero_weights is not None):
+            no = "no " if self.count_zero_weights is False else ""
+            yield f"{in_percent(self.zero_weights)} of the weights are exactly zero: {no}synapses in these counts."
         if self.uncounted:
             yield f"Not counted in full: {', '.join(self.uncounted)}."
         if self.unused:
             yield f"Not called as layers: {', '.join(self.unused)}."
-        yield estimate(
-            self.source, "Synapses only: no neuron updates or static power." if self._prices_synapses_only else ""
-        )
+        if len(self.models) > 1:
+            yield "Estimates from published numbers, not measurements; those of two models never add up."
+            yield from (f"{model.title}: {model.source}. {_without(model)}" for model in self.models)
+        elif self.unit == "J":
+            yield estimate(self.source, *map(_without, self.models))
+        else:
+            yield f"{self.unit}: {self.source}. {_without(self.models[0])}"
+
+    @property
+    def _prices_no_macs(self) -> bool:
+        return self.dense_energy is None and self.breakdown is None
+
+
+def _without(model: ModelProfile) -> str:
+    return f"Without {', '.join(model.left_out)}." if model.left_out else ""
 
 
 def _operations(layer: LayerProfile, spiking: bool) -> tuple[float | None, ...]:
@@ -164,7 +239,3 @@ def _operations(layer: LayerProfile, spiking: bool) -> tuple[float | None, ...]:
 def _energies(layer: LayerProfile) -> tuple[float | str | None, float | None]:
     unpriced = layer.dense_macs is not None and layer.energy is None
     return "no price" if unpriced else layer.energy, layer.dense_energy
-
-
-def _in_joules_or_words(value: float | str) -> str:
-    return value if isinstance(value, str) else in_joules(value)

@@ -25,7 +25,16 @@ def needs_of(models: tuple[CostModel, ...], count_zero_weights: bool | None = No
     Args:
         models: The models.
         count_zero_weights: Whether a weight of zero is a synapse; None for what each model takes it for.
+
+    Raises:
+        ValueError: If it is to be one, and a model takes it for none.
     """
+    strict = [model.name for model in models if not model.counts_zero_weights]
+    if count_zero_weights and strict:
+        raise ValueError(
+            f"Expected argument `count_zero_weights` to be False or None for {', '.join(map(repr, strict))}, to which "
+            "a weight of zero is no synapse, but got True."
+        )
     needs = frozenset().union(*(model.needs for model in models))
     return needs if count_zero_weights in (None, True) else needs | {"zero_weights"}
 
