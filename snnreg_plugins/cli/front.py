@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
 from snnreg_plugins.sweeps.front import find_front
 from snnreg_plugins.sweeps.page import write_front
@@ -25,4 +26,4 @@ def main(words: Sequence[str]) -> None:
     found = find_front(read_results(given.results))
     path = Path(given.results[0]).with_name("front.html") if given.output is None else Path(given.output)
     found.print()
-    print(f"Written: {', '.join(write_front(found, path))}")
+    say(f"Written: {', '.join(write_front(found, path))}")

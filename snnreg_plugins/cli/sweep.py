@@ -19,6 +19,7 @@ import snnreg_plugins.callbacks
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._checks import require_known
+from snnreg_plugins._console import say
 from snnreg_plugins._files import read_yaml
 from snnreg_plugins.cli.commands import Parser as TrainingParser
 from snnreg_plugins.cli.parser import Parser
@@ -119,7 +120,7 @@ def main(words: Sequence[str]) -> None:
     found = find_front(study.rows())
     found.print()
     written += write_front(found, Path(sweep.output) / "front.html")
-    print(f"Written: {', '.join(written)}")
+    say(f"Written: {', '.join(written)}")
 
 
 def _configs(words: Sequence[str]) -> list[str]:

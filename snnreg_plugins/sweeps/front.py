@@ -173,7 +173,7 @@ class Front(Result):
         """Give the SOPs of each penalty at some losses, the front, and what they mean."""
         if self.is_accuracy:
             yield self.at_losses()
-        yield self.front_table().select(("Setting", "Export", "T", self.score_title, "SOPs"), self.front_title)
+        yield self.short_table()
         yield Note("\n".join(self.notes()), "small")
 
     def at_losses(self) -> Table:
@@ -212,6 +212,11 @@ class Front(Result):
         """Find what needs the fewest SOPs of all at a loss of that many points at most."""
         found = [point for label in self.labels if (point := self.cheapest(label, loss)) is not None]
         return min(found, key=lambda point: point.sops.value, default=None)
+
+    def short_table(self, most: int | None = None) -> Table:
+        """Give the front without energies, as a terminal has room for it; ``most`` is that of :meth:`front_table`."""
+        columns = ("Setting", "Export", "T", self.score_title, "SOPs")
+        return self.front_table(most).select(columns, self.front_title)
 
     def front_table(self, most: int | None = None) -> Table:
         """Give the Pareto front of score and SOPs.

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from snnreg_plugins._console import say
 from snnreg_plugins._files import atomic
 from snnreg_plugins._text import in_short, one_line
 from snnreg_plugins.sweeps import scatter
@@ -102,6 +103,6 @@ def write_front(front: Front, path: str | os.PathLike[str]) -> list[str]:
     try:
         front.save_plot(path.with_suffix(".png"))
     except ModuleNotFoundError as error:
-        print(f"No picture: {error}")
+        say(f"No picture: {error}")
         return [str(path)]
     return [str(path), str(path.with_suffix(".png"))]

@@ -13,7 +13,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._text import Note, for_terminal, one_line
+from snnreg_plugins._console import drawn_tables
+from snnreg_plugins._text import Note, one_line
 from snnreg_plugins.sweeps.front import find_front
 from snnreg_plugins.sweeps.study import Study
 from snnreg_plugins.sweeps.trial import Job
@@ -44,7 +45,7 @@ def run_sweep(job: Job, workers: int = 1, console: Console | None = None) -> Stu
     workers = as_integer("workers", workers)
     job.check()
     study = Study(job)
-    with _shown(study, workers, console) as progress:
+    with _shown(study, console) as progress:
         if workers == 1:
             study.work(progress.update)
         else:
@@ -92,11 +93,11 @@ class Progress:
 
     Args:
         study: The study.
-        workers: How many processes run it here.
+        console: Where it is shown.
     """
 
-    def __init__(self, study: Study, workers: int) -> None:
-        self._study, self._workers = study, workers
+    def __init__(self, study: Study, console: Console) -> None:
+        self._study, self._console = study, console
         self._told = {trial.number for trial in study.current() if trial.state.is_finished()}
         self._begun = time.monotonic()
         self._done_before = self._done()
@@ -142,18 +143,19 @@ class Progress:
         parts.append(ProgressBar(total=max(wanted, 1), completed=done, width=50))
         rows = self._study.rows()
         if any(row.get("score") is not None for row in rows):
-            parts.append(for_terminal(find_front(rows).front_table(_ROWS)))
+            table = find_front(rows).short_table(_ROWS)
+            parts += [Text(f"\n{table.caption}", style="bold"), *drawn_tables(table, self._console)]
         return Group(*parts)
 
 
 @contextmanager
-def _shown(study: Study, workers: int, console: Console | None) -> Iterator[Progress]:
+def _shown(study: Study, console: Console | None) -> Iterator[Progress]:
     """Show progress: a live picture in a terminal, else a line for each trial."""
     from rich.console import Console
     from rich.live import Live
 
     console = console or Console(file=sys.stdout)  # this one, as trials write to others
-    progress = Progress(study, workers)
+    progress = Progress(study, console)
     if not console.is_terminal:
         progress.tell = lambda line: print(line, file=console.file, flush=True)
         yield progress
