@@ -30,6 +30,8 @@ napoleon_use_ivar = True  # a property that is listed under "Attributes" is desc
 
 html_theme = "furo"
 html_title = f"snnreg_plugins {release}"
+# All pages are in sight beside a page, on a screen of a laptop.
+html_theme_options = {"light_css_variables": {"sidebar-item-spacing-vertical": "0.25rem"}}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_copyright = html_copy_source = html_show_sourcelink = False
