@@ -13,12 +13,23 @@ project = "snnreg_plugins"
 author = "The snnreg_plugins developers"
 version = release = snnreg_plugins.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+templates_path = ["templates"]
+exclude_patterns = ["templates"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 # A docstring of Lightning's or torch's is theirs: methods that only override have none here.
 autodoc_inherit_docstrings = False
+# What is public is what a package's __all__ names, wherever it is written.
+autosummary_ignore_module_all = False
+autosummary_imported_members = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
