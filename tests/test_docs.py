@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from snnreg_plugins.cli.subcommands import OTHERS, TRAINING
+from snnreg_plugins.functional.cost_models import COST_MODELS
+
 ROOT = Path(__file__).parents[1]
 PAGES = {file.name: file for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 # They train or try much; CI runs them.
@@ -77,6 +80,14 @@ def test_every_recipe_is_told_of():
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         name = recipe.stem
         assert f"`{name}`" in text or any(f"`{name[len(start) :]}`" in text for start in ("fashion_mnist_lenet",)), name
+
+
+def test_every_subcommand_and_model_of_cost_is_told_of():
+    commands, measuring = PAGES["recipes.md"].read_text(), PAGES["measuring.md"].read_text()
+    for name in {**TRAINING, **OTHERS}:
+        assert re.search(rf"^\| .*`(snnreg )?{name}`.* \|", commands, re.MULTILINE), name
+    for name in COST_MODELS:
+        assert f"`{name}`" in measuring or name.startswith("horowitz"), name
 
 
 def test_ci_runs_the_readmes_test_command():
