@@ -35,6 +35,7 @@ class WatchingMetric(Metric):
 
     Args:
         watch: Who watches the model. Neither is made part of the metric's own state or parameters.
+        counted: Quantities of the watch that are counted; those of the class if None.
         kwargs: See ``torchmetrics.Metric``.
     """
 
@@ -49,13 +50,14 @@ class WatchingMetric(Metric):
     _counts: Tensor
     _samples: Tensor
 
-    def __init__(self, watch: Watch, **kwargs: Any) -> None:
+    def __init__(self, watch: Watch, counted: tuple[str, ...] | None = None, **kwargs: Any) -> None:
         # Without the cache of computed values: a process that saw no new batch would use it where the others add up.
         super().__init__(**kwargs | {"compute_with_cache": False})
         self.watch = watch
-        self._columns = [watch.column(quantity) for quantity in self.quantities]
+        self._counted = self.quantities if counted is None else counted
+        self._columns = [watch.column(quantity) for quantity in self._counted]
         self._start()
-        self.add_state("counts", torch.zeros(len(watch.names), len(self.quantities), dtype=torch.int64), "sum")
+        self.add_state("counts", torch.zeros(len(watch.names), len(self._counted), dtype=torch.int64), "sum")
         self.add_state("samples", torch.tensor(0), "sum")
         # A collection takes metrics for one whose states are the same by name and value, as those of two models may be.
         self.add_state(f"only_of_{uuid4().hex}", torch.tensor(0), "sum")
@@ -70,7 +72,7 @@ class WatchingMetric(Metric):
 
     def _start(self) -> None:
         """Begin with what the watch has not counted yet."""
-        self._written = [[0] * len(self.quantities) for _ in self.watch.names], 0, self.watch.version
+        self._written = [[0] * len(self._counted) for _ in self.watch.names], 0, self.watch.version
 
     @property
     def layers(self) -> list[str]:
@@ -246,4 +248,4 @@ class WatchingMetric(Metric):
             rows = range(len(self.watch.names))
             firsts = [[total(table, row, column, steps) for column in self._columns] for row in rows]
             counts = torch.tensor(firsts, device=counts.device)
-        return dict(zip(self.quantities, counts.double().unbind(1), strict=True)), samples
+        return dict(zip(self._counted, counts.double().unbind(1), strict=True)), samples

@@ -1,8 +1,7 @@
-"""Synaptic operations and energy of a model's forward passes."""
+"""Synaptic operations of a model's forward passes."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from functools import partial
 from operator import add
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_flag, one_of
-from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+from snnreg_plugins.functional.costs import Need
 from snnreg_plugins.metrics.base import WatchingMetric
 from snnreg_plugins.watching.counts import Table, added
+from snnreg_plugins.watching.details import AT_ZERO
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.labels import ByLabel, Labels
 from snnreg_plugins.watching.tally import Tally
@@ -73,6 +72,8 @@ class SynapticOperations(WatchingMetric):
         input_events: Whether whole numbers that a layer reads from the model's input are counts of events. If False,
             as for images of 0 to 255, they cost MACs, unless all of them are 0 or 1. If None they are taken for events,
             and a warning says so where some are above 1.
+        count_zero_weights: Whether a weight that is exactly zero when its layer is called, as in a pruned network, is a
+            synapse.
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
@@ -94,18 +95,42 @@ class SynapticOperations(WatchingMetric):
     plot_unit = "SOPs / sample"
     watch: Tally
 
-    def __init__(self, model: nn.Module, batch_dim: int = 0, input_events: bool | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_dim: int = 0,
+        input_events: bool | None = None,
+        count_zero_weights: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self._build(model, batch_dim, input_events, as_flag("count_zero_weights", count_zero_weights), **kwargs)
+
+    def _build(
+        self,
+        model: nn.Module,
+        batch_dim: int,
+        input_events: bool | None,
+        count_zero_weights: bool,
+        counting: frozenset[Need] = frozenset(),
+        spikes: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Begin to watch, and count at neurons and what else is needed."""
         name = type(self).__name__
         tally = Tally(
             model,
-            spikes=False,
+            spikes=spikes,
+            counting=counting if count_zero_weights else counting | {"zero_weights"},
             batch_dim=batch_dim,
             input_events=input_events,
             on_miss=partial(_warn, name),
             on_doubt=partial(warn_of_whole_numbers, name),
         )
         tally.require_operations()
-        super().__init__(tally, **kwargs)
+        super().__init__(
+            tally, counted=self.quantities if count_zero_weights else (*self.quantities, *AT_ZERO), **kwargs
+        )
+        self.count_zero_weights = count_zero_weights
         self._labels = Labels(batch_dim)
 
     def reset(self) -> None:
@@ -144,8 +169,11 @@ class SynapticOperations(WatchingMetric):
         """Return ``"sops"``, ``"effective_macs"`` or ``"dense_macs"`` per sample of each label.
 
         Raises:
-            RuntimeError: If no pass was labelled, or if one had products outside of layers, which do not split.
+            RuntimeError: If no pass was labelled, or if one had products outside of layers, which do not split; or
+                where weights of zero are no synapses.
         """
+        if not self.count_zero_weights:
+            raise RuntimeError(f"{type(self).__name__} splits by label with `count_zero_weights=True` alone.")
         column = 1 + self._column(quantity)
         parts = self._gathered((self._labels.by_label, self._labels.unsplit))
         tallies: ByLabel = {}
@@ -176,9 +204,10 @@ class SynapticOperations(WatchingMetric):
         table, samples = self._steps()
         longest = max(map(len, table.values()), default=0)
         sums = [0] * longest
+        signs = {column: 1} if self.count_zero_weights else {column: 1, self.watch.column(f"{quantity}_at_zero"): -1}
         for (_, of), values in table.items():
-            if of == column:
-                sums[: len(values)] = map(add, sums, values)
+            if of in signs:
+                sums[: len(values)] = map(add, sums, (signs[of] * value for value in values))
         return [number / samples for number in sums]
 
     def _steps(self) -> tuple[Table, int]:
@@ -224,107 +253,15 @@ class SynapticOperations(WatchingMetric):
         if steps is not None:
             self._steps()  # can be told
         values = (_of(totals, quantity) / samples).tolist()
-        layers, active = len(self.layers), (self._totals()[0]["dense_macs"] > 0).tolist()
+        layers, active = len(self.watch.synapses), (self._totals()[0]["dense_macs"] > 0).tolist()
         return {name: values[row] for row, name in enumerate(self.watch.names) if row < layers or active[row]}
+
+    def _totals(self, steps: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        totals, samples = super()._totals(steps)
+        if self.count_zero_weights:
+            return totals, samples
+        return {name: totals[name] - totals[at] for name, at in zip(self.quantities, AT_ZERO, strict=True)}, samples
 
 
 def _of(totals: dict[str, Tensor], quantity: str) -> Tensor:
     return totals[one_of("quantity", quantity, sorted(totals))]
-
-
-class Energy(SynapticOperations):
-    r"""Energy of the synaptic arithmetic, in J per sample.
-
-    .. math:: E = 10^{-12} \sum_\text{layers} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
-
-    An estimate from published energies per operation: no memory access, no neuron updates, no static power. A table
-    without a price for MACs (``"truenorth"``, ``"loihi"``, ``"anp_i"``) gives the energy of the SOPs alone: layers
-    with real-valued input, such as an analog first layer, are nan in ``by_layer()``, the total leaves their MACs out,
-    and a warning says so.
-
-    Args:
-        model: The model to watch.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, a YAML file, or an ``EnergyTable`` of your own.
-        dense: Count dense instead of effective MACs: hardware that skips no zeros. SOPs are then 0.
-        batch_dim: Dimension of the batch in the model's input; 1 for input of shape ``(T, B, ...)``.
-        input_events: Whether whole numbers that a layer reads from the model's input are counts of events. If False,
-            as for images of 0 to 255, they cost MACs, unless all of them are 0 or 1. If None they are taken for events,
-            and a warning says so where some are above 1.
-        kwargs: See ``torchmetrics.Metric``.
-
-    Raises:
-        ValueError: If the model has no synaptic layer, the table's name is unknown, or the table has no price for
-            the MACs that ``dense`` asks for.
-        RuntimeError: On ``compute()``, if no forward pass was seen.
-
-    Example:
-        >>> import torch
-        >>> model = nn.Linear(10, 100)
-        >>> with Energy(model, table="horowitz_fp32") as joule:
-        ...     _ = model(torch.full((1, 10), 0.5))
-        >>> f"{joule.compute():.2e}"  # 1000 MACs of 4.6 pJ
-        '4.60e-09'
-    """
-
-    plot_unit = "J / sample"
-
-    def __init__(
-        self,
-        model: nn.Module,
-        table: str | EnergyTable = "horowitz_fp32",
-        dense: bool = False,
-        batch_dim: int = 0,
-        input_events: bool | None = None,
-        **kwargs: Any,
-    ) -> None:
-        prices, dense = energy_table(table), as_flag("dense", dense)
-        if dense and not prices.prices_macs:
-            raise ValueError(
-                "Expected argument `table` to have a price for MACs, which `dense=True` counts alone, but got one "
-                f"without: {prices.source}."
-            )
-        super().__init__(model, batch_dim, input_events, **kwargs)
-        self.table, self.dense = prices, dense
-
-    def compute(self) -> Tensor:
-        """Return J/sample."""
-        return self.total()
-
-    def left_out(self) -> dict[str, float]:
-        """Return the MACs/sample that the table has no price for, for each layer by name that has any."""
-        if self.table.prices_macs:
-            return {}
-        return {name: macs for name, macs in super().by_layer("effective_macs").items() if macs}
-
-    def total(self, quantity: str = "energy") -> Tensor:
-        """Return J/sample (or, as :class:`SynapticOperations`, a count) over all layers."""
-        found = super().total(quantity)
-        if quantity != "energy" or not found.isnan():
-            return found
-        self._warn(super().by_layer(quantity))
-        return energy(super().total("sops"), torch.zeros_like(found), self.table)
-
-    def by_layer(self, quantity: str = "energy", steps: int | None = None) -> dict[str, float]:
-        """Return J/sample (or, as :class:`SynapticOperations`, a count) for each layer by name."""
-        found = super().by_layer(quantity, steps)
-        self._warn(found)
-        return found
-
-    def _warn(self, layers: dict[str, float]) -> None:
-        names = [name for name, joule in layers.items() if math.isnan(joule)]
-        if names:
-            warnings.warn(
-                f"The energy leaves out the MACs of {names}, whose input is real-valued: the table has no price for "
-                f"them ({self.table.source}). left_out() tells how many.",
-                stacklevel=4,
-            )
-
-    def _totals(self, steps: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        totals, samples = super()._totals(steps)
-        sops, macs = totals["sops"], totals["effective_macs"]
-        if self.dense:
-            sops, macs = torch.zeros_like(sops), totals["dense_macs"]
-        if self.table.prices_macs:
-            return totals | {"energy": energy(sops, macs, self.table)}, samples
-        joule = energy(sops, torch.zeros_like(macs), self.table)
-        return totals | {"energy": torch.where(macs > 0, math.nan, joule)}, samples

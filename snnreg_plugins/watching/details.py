@@ -25,6 +25,9 @@ QUANTITIES: dict[str, tuple[str, ...]] = {
     "activity": ("receiving", "active", "active_receiving"),
 }
 
+#: SOPs, effective and dense MACs at weights of zero.
+AT_ZERO = QUANTITIES["zero_weights"]
+
 #: What to call as ``add(row, quantity, first_step, values, told)``.
 Add: TypeAlias = Callable[[int, str, int, Sequence[int], bool], None]
 
@@ -89,7 +92,7 @@ class Details:
     def multiplied(self, row: int, step: int, at_zero: Cost) -> None:
         """Add what a product outside of layers costs at weights of zero."""
         if at_zero[2]:
-            for name, value in zip(QUANTITIES["zero_weights"], at_zero, strict=True):
+            for name, value in zip(AT_ZERO, at_zero, strict=True):
                 self._add(row, name, step, [value], False)
 
     def _at_zero(
@@ -107,7 +110,7 @@ class Details:
             cost = round(float((summed * reached).sum()))
             sops.append(0 if effective else cost)
             macs.append(cost if effective else 0)
-        return dict(zip(QUANTITIES["zero_weights"], (sops, macs, [dense] * len(costs)), strict=True))
+        return dict(zip(AT_ZERO, (sops, macs, [dense] * len(costs)), strict=True))
 
     def _reached_at_zero(self, row: int, layer: Any, shape: tuple[int, ...]) -> Tensor | None:
         """Give the fan-out at weights of zero; None if there are no such weights."""
