@@ -249,7 +249,7 @@ class ActivityBudget(SpikingValidation):
             if network is not None:  # else a layer is silent: validations will tell
                 run = Measurement(dnn, network, None)
                 run.update(self._frames(x), x, None)
-                self.controller.counted(self._counts(trainer, run, run.values(self.table)))
+                self.controller.counted(self._counts(trainer, run, run.values(self.models)))
                 run.close()
 
     @override
@@ -294,7 +294,7 @@ class ActivityBudget(SpikingValidation):
         if calls is None or not calls.returned or run.tally.outside:
             return
         run.add(samples, None, None)
-        values = run.values(self.table, partial(trainer.strategy.reduce, reduce_op="sum"))
+        values = run.values(self.models, partial(trainer.strategy.reduce, reduce_op="sum"))
         self.controller.counted(self._counts(trainer, run, values))
 
     @override

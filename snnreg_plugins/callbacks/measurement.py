@@ -6,22 +6,29 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx, nn
 
 from snnreg_plugins._models import device_of
-from snnreg_plugins.functional.energy import energy
-from snnreg_plugins.metrics import SpikeRate, SynapticOperations, TimeSteps
+from snnreg_plugins._text import in_short
+from snnreg_plugins.functional.cost_models import Arithmetic, cost_models
+from snnreg_plugins.functional.costs import CostModel, LayerFacts
+from snnreg_plugins.metrics import Energy, SpikeRate, SynapticOperations, TimeSteps
 from snnreg_plugins.metrics.scores import MOST, Score
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.facts import layer_facts, needs_of
 from snnreg_plugins.watching.hooks import Hooks, uncompiled, uncompiled_calls
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import emits_spikes, time_dim
 from snnreg_plugins.watching.observer import Observer
 from snnreg_plugins.watching.steps import CallSteps
 from snnreg_plugins.watching.tally import Tally
+
+#: What operations cost, by one model or several.
+Models: TypeAlias = tuple[CostModel, ...]
 
 
 class Randomness:
@@ -65,14 +72,24 @@ class Measurement:
         snn: The spiking network.
         score: What they score; None if that is not asked for.
         figures: Whether to keep the rates of all neurons.
+        models: What operations cost.
     """
 
-    def __init__(self, dnn: fx.GraphModule, snn: SpikingNetwork, score: Score | None, figures: bool = False) -> None:
+    def __init__(
+        self,
+        dnn: fx.GraphModule,
+        snn: SpikingNetwork,
+        score: Score | None,
+        figures: bool = False,
+        models: Models = (),
+    ) -> None:
         self.dnn, self.snn, self.score = dnn, snn, score
         device = device_of(snn)
         self.scores = {} if score is None else {"dnn": score.fresh(), "snn": score.fresh()}
-        of_dnn = SynapticOperations(dnn, input_events=False)  # whole numbers are an image, and no events
-        self.operations = {"dnn": of_dnn.to(device), "snn": SynapticOperations(snn).to(device)}
+        metric = Energy if needs_more(models) else SynapticOperations
+        how: dict[str, Any] = {"table": models} if needs_more(models) else {}
+        of_dnn = metric(dnn, input_events=False, **how)  # whole numbers are an image, and no events
+        self.operations = {"dnn": of_dnn.to(device), "snn": metric(snn, **how).to(device)}
         self.rate = SpikeRate(snn).to(device)
         self.steps = TimeSteps(snn).to(device)
         self.spikes = NeuronRates() if figures else None
@@ -94,13 +111,18 @@ class Measurement:
             if name in self.scores:
                 logged[f"{name}/{self.scores[name].name}"] = self.scores[name].compute()
             logged[f"{name}/effective_macs"] = counts["effective_macs"]
-            logged[f"{name}/energy"] = energy(counts["sops"], counts["effective_macs"], table)
+            facts = (
+                operations.facts()
+                if isinstance(operations, Energy)
+                else [_operations(name, name == "snn", counts["sops"], counts["effective_macs"])]
+            )
+            logged |= costs_of(name, cost_models(table), facts, self.snn.timesteps)
         logged["dnn/dense_macs"] = float(self.operations["dnn"].total("dense_macs"))
         logged["snn/sops"] = float(self.operations["snn"].total("sops"))
         logged["snn/spike_rate"] = self.rate.compute().float()
         if self.snn.exit_margins is not None:
             logged["snn/timesteps"] = self.steps.compute().float()
-        logged |= {f"snn/sops/{layer}": sops for layer, sops in self.operations["snn"].by_layer().items()}
+        logged |= {f"snn/sops/{layer}": sops for layer, sops in self.operations["snn"].by_layer("sops").items()}
         logged |= {f"snn/spike_rate/{layer}": rate for layer, rate in self.rate.by_layer().items()}
         return logged
 
@@ -156,6 +178,7 @@ class OwnMeasurement:
         on_miss: What to call as ``on_miss(name, what)`` for what cannot be counted.
         figures: Whether to keep the rates of all neurons.
         input_events: Whether whole numbers in the network's input are events; None if nobody said.
+        models: What operations cost.
     """
 
     def __init__(
@@ -164,6 +187,7 @@ class OwnMeasurement:
         on_miss: Callable[[str, str], None],
         figures: bool = False,
         input_events: bool | None = None,
+        models: Models = (),
     ) -> None:
         self.spikes = NeuronRates() if figures else None
         self.tally = _Within(
@@ -171,6 +195,7 @@ class OwnMeasurement:
             observer=self.spikes,
             on_miss=on_miss,
             input_events=input_events,
+            counting=needs_of(models) if needs_more(models) else (),
             on_doubt=partial(warn_of_whole_numbers, "SpikingValidation"),
         )
         self.score: Score | None = None
@@ -207,7 +232,15 @@ class OwnMeasurement:
         total = {quantity: sum(counts[quantity] for counts in by_layer.values()) for quantity in tally.quantities}
         logged: dict[str, Any] = {} if self.score is None else {f"snn/{self.score.name}": self.score.compute()}
         logged["snn/effective_macs"] = total["effective_macs"] / samples
-        logged["snn/energy"] = energy(total["sops"], total["effective_macs"], table) / samples
+        models = cost_models(table)
+        if needs_more(models):
+            sums = {
+                (row, column): [number] for row, numbers in enumerate(rows) for column, number in enumerate(numbers)
+            }
+            facts = layer_facts(tally, table=sums, samples=samples)
+        else:
+            facts = [_operations("snn", True, total["sops"] / samples, total["effective_macs"] / samples)]
+        logged |= costs_of("snn", models, facts)
         logged["snn/sops"] = total["sops"] / samples
         spiking = [name for name in tally.neurons if emits_spikes(tally.modules[name])]  # and no ReLU beside them
         rates = {name: _over(by_layer[name]["spikes"], by_layer[name]["neuron_steps"]) for name in spiking}
@@ -235,6 +268,51 @@ class OwnMeasurement:
         """Look on no longer; what was counted stays."""
         self._looking.close()
         self.calls = None
+
+
+def needs_more(models: Models) -> bool:
+    """Tell whether models price more than SOPs and MACs."""
+    return not all(isinstance(model, Arithmetic) for model in models)
+
+
+def costs_of(network: str, models: Models, facts: list[LayerFacts], timesteps: int | None = None) -> dict[str, float]:
+    """Price a network, by the names that it is logged by: the first energy as ``energy``, of several each by its name.
+
+    Args:
+        network: ``"dnn"`` or ``"snn"``.
+        models: What operations cost.
+        facts: What its layers do.
+        timesteps: T of the spiking network that a DNN stands beside.
+    """
+    logged: dict[str, float] = {}
+    for model in models:
+        if network == "snn":
+            cost = model.sum(map(model.spiking, facts))
+        else:
+            cost = model.sum(model.dnn(one, skipping_zeros=True, timesteps=timesteps) for one in facts)
+            cost = cost or model.sum(model.dnn(one, timesteps=timesteps) for one in facts)
+        if cost is None:
+            continue
+        if cost.unpriced:
+            rank_zero_warn(
+                f"The {network.upper()}'s energy leaves out {in_short(cost.unpriced)} operations/sample that "
+                f"{model.name!r} has no price for ({model.source})."
+            )
+        for name in names_of(model, len(models) > 1):
+            logged.setdefault(f"{network}/{name}", cost.total)
+    return logged
+
+
+def names_of(model: CostModel, among_others: bool) -> list[str]:
+    """Give the names that the cost by a model is logged by: of energies the first one has a short name, too."""
+    if model.unit != "J":
+        return [model.name]
+    return ["energy", f"energy/{model.name}"] if among_others else ["energy"]
+
+
+def _operations(name: str, spiking: bool, sops: float, effective_macs: float) -> LayerFacts:
+    """Take a whole network for a layer, for models that price no more than operations."""
+    return LayerFacts(name, spiking=spiking, sops=sops, effective_macs=effective_macs)
 
 
 _RATE = ("spikes", "neuron_steps")
@@ -285,13 +363,16 @@ class NeuronRates(Observer):
         return {name: (total / max(self._counts[name], 1)).cpu() for name, total in self._sums.items()}
 
 
-def no_values(score: Score | None, networks: tuple[str, ...] = ("dnn", "snn")) -> dict[str, float]:
+def no_values(score: Score | None, networks: tuple[str, ...] = ("dnn", "snn"), models: Models = ()) -> dict[str, float]:
     """Give what stands for figures where there are none: values that no monitor takes for good ones.
 
     Args:
         score: What is scored, if anything.
         networks: Which networks there are.
+        models: What operations cost.
     """
     costs = {"dnn": ("dense_macs",), "snn": ("sops", "spike_rate", "timesteps")}
     values = {f"{name}/{cost}": MOST for name in networks for cost in ("effective_macs", "energy", *costs[name])}
+    logged = [name for model in models for name in names_of(model, len(models) > 1)]
+    values |= {f"{network}/{name}": MOST for network in networks for name in logged}
     return values if score is None else values | {f"{name}/{score.name}": score.worst for name in networks}

@@ -23,7 +23,7 @@ from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export import Sharded, SpikingNetwork, exit_margins, to_snntorch
 from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.options import ExportOptions, Options
-from snnreg_plugins.functional.energy import energy_table
+from snnreg_plugins.functional.cost_models import cost_models
 from snnreg_plugins.metrics.scores import Score, Task
 from snnreg_plugins.watching.layers import spikes_already
 
@@ -72,7 +72,10 @@ class SpikingValidation(MeasuringCallback):
         every_n_epochs: Run in every n-th epoch.
         limit_batches: Validation batches to run it on, of each loader; all if None.
         calibration_batches: Training batches to balance thresholds on, of each process.
-        table: Energy per operation, a name in ``functional.ENERGY_TABLES``.
+        table: What operations cost: a name in ``functional.COST_MODELS``, a YAML file of your own prices, or several of
+            these. ``snn/energy`` and ``dnn/energy`` are by the first one that gives joules; of several, each is logged
+            as ``snn/energy/lemaire`` and so on. ``"eflops"`` is logged as ``snn/eflops``. A DNN skips zeros where the
+            model knows such a DNN, and is dense where not; ``"bit_matched"`` takes one of as few bits as T has.
         figures: Log pictures too; needs matplotlib.
         exit_agreement: Let samples leave before T steps, at margins at which that share of the calibration samples has
             its class by then; see :func:`~snnreg_plugins.export.exit_margins`. ``snn/timesteps``, the mean number of
@@ -106,7 +109,7 @@ class SpikingValidation(MeasuringCallback):
         every_n_epochs: int = 1,
         limit_batches: int | None = None,
         calibration_batches: int = 8,
-        table: str = "horowitz_fp32",
+        table: str | list[str] = "horowitz_fp32",
         figures: bool = False,
         exit_agreement: float | None = None,
         metric: Metric | Task | None = None,
@@ -118,7 +121,7 @@ class SpikingValidation(MeasuringCallback):
         self.limit_batches = None if limit_batches is None else as_integer("limit_batches", limit_batches)
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.exit_agreement = None if exit_agreement is None else as_number("exit_agreement", exit_agreement, "(0, 1]")
-        self.table = energy_table(table)
+        self.models = cost_models(table)
         self.figures = as_flag("figures", figures)
         self.input_events = None if input_events is None else as_flag("input_events", input_events)
         given: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
@@ -211,7 +214,7 @@ class SpikingValidation(MeasuringCallback):
         run = self._runs.get(dataloader_idx)
         if run is None:
             figures = self.figures and trainer.is_global_zero
-            run = OwnMeasurement(self._network(pl_module), self._warn_missed, figures, self.input_events)
+            run = OwnMeasurement(self._network(pl_module), self._warn_missed, figures, self.input_events, self.models)
             self._runs[dataloader_idx] = run
         assert isinstance(run, OwnMeasurement), "one network in a validation"
         run.open()
@@ -294,7 +297,7 @@ class SpikingValidation(MeasuringCallback):
             self._close()  # the same networks are to be watched for one loader at a time
             before = next(iter(self._runs.values()))
             assert isinstance(before, Measurement), "one network in a validation"
-            return Measurement(before.dnn, before.snn, before.score)
+            return Measurement(before.dnn, before.snn, before.score, models=self.models)
         dnn = self._traced(pl_module, x)
         if self._first.is_due:  # no training yet
             with torch.no_grad():
@@ -305,7 +308,8 @@ class SpikingValidation(MeasuringCallback):
         if network is None:
             return None
         self.network = network
-        return Measurement(dnn, network, self._first.score, self.figures and trainer.is_global_zero)
+        figures = self.figures and trainer.is_global_zero
+        return Measurement(dnn, network, self._first.score, figures, self.models)
 
     def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> SpikingNetwork | None:
         model = self._network(pl_module)
@@ -333,15 +337,15 @@ class SpikingValidation(MeasuringCallback):
                 # Not logged: a logged value would be in the loggers, too.
                 networks = ("snn",) if self._is_own else ("dnn", "snn")
                 for loader in range(loaders):
-                    nothing = _named(no_values(self._first.score, networks), loader, loaders)
+                    nothing = _named(no_values(self._first.score, networks, self.models), loader, loaders)
                     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in nothing.items()})
                 self._has_value = True
             return
         for loader, run in self._runs.items():
             if isinstance(run, OwnMeasurement):
-                values = run.values(self.table, partial(trainer.strategy.reduce, reduce_op="sum"))
+                values = run.values(self.models, partial(trainer.strategy.reduce, reduce_op="sum"))
             else:
-                values = run.values(self.table)
+                values = run.values(self.models)
             run.close()
             if run.spikes is not None:
                 self._log_figures(trainer, values, run.spikes.rates())

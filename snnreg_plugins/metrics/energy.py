@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_flag, one_of
 from snnreg_plugins.functional.cost_models import Arithmetic, Model, cost_models
-from snnreg_plugins.functional.costs import Cost, CostModel
+from snnreg_plugins.functional.costs import Cost, CostModel, LayerFacts
 from snnreg_plugins.functional.energy import EnergyTable, energy
 from snnreg_plugins.metrics.operations import SynapticOperations
 from snnreg_plugins.watching.counts import added
@@ -155,14 +155,25 @@ class Energy(SynapticOperations):
         names = [each.name for each in self.models]
         return 0 if model is None else names.index(one_of("model", model, names))
 
-    def _costs(self, steps: int | None = None) -> list[dict[str, Cost]]:
-        """Price each layer by each model, over all processes."""
+    def facts(self, steps: int | None = None) -> list[LayerFacts]:
+        """Return what each layer does, per sample, as models price it; with what they need counted.
+
+        Args:
+            steps: Number of time steps to take, the first ones; all if None.
+
+        Raises:
+            RuntimeError: If no forward pass was seen.
+        """
         super()._totals(steps)  # was anything seen
         watch = self.watch
         parts = self._gathered((watch.table(), watch.samples, watch.wiring))
         tables, samples, wirings = zip(*parts, strict=True)
         wiring = max(wirings, key=lambda one: len(one.called))
-        facts = layer_facts(watch, steps=steps, table=added(tables), samples=sum(samples), wiring=wiring)
+        return layer_facts(watch, steps=steps, table=added(tables), samples=sum(samples), wiring=wiring)
+
+    def _costs(self, steps: int | None = None) -> list[dict[str, Cost]]:
+        """Price each layer by each model, over all processes."""
+        facts = self.facts(steps)
         if not self.dense:
             return [{one.name: model.price(one, self._zero_weights) for one in facts} for model in self.models]
         facts = facts if self._zero_weights is not False else [one.without_zero_weights() for one in facts]

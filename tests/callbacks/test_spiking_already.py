@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from snnreg_plugins import SpikeRate, SpikingValidation, SynapticOperations, report, to_snntorch
+from snnreg_plugins import Energy, SpikeRate, SpikingValidation, SynapticOperations, report, to_snntorch
 from snnreg_plugins.callbacks.measurement import NeuronRates
 from snnreg_plugins.modules import SpikingClassifier
 from tests.callbacks.reference import free_port, leave, two_processes
@@ -147,6 +147,23 @@ def validation(readout=None, **options):
             return super().readout(outputs) if readout is None else readout(outputs)
 
     return Validation(**options)
+
+
+def test_logs_what_other_models_of_cost_give():
+    make, loss, step, readout, _ = NETWORKS["rates"]
+    named = {"network": "net"} if step else {}
+    module, data = Own(make(), step, loss), loader(CLASSES)
+    trainer = trainer_of([validation(readout, **named, table=["lemaire", "eflops"])], max_epochs=1)
+    trainer.fit(module, data, data)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    module.eval()
+    with torch.no_grad(), Energy(module.net, ["lemaire", "eflops"]) as energy:
+        for inputs, _ in data:
+            module.net(inputs) if step is None else looped(module.net, inputs)
+    for model, name in zip(energy.models, ("energy/lemaire", "eflops"), strict=True):
+        expected = sum(model.spiking(one).total for one in energy.facts())
+        assert logged[f"snn/{name}"] == pytest.approx(expected)
+        assert expected > 0
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

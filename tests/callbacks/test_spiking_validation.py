@@ -13,7 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from snnreg_plugins import ConversionError, SpikeRate, SpikingValidation, SynapticOperations, TimeSteps, to_snntorch
+from snnreg_plugins import (
+    ConversionError,
+    Energy,
+    SpikeRate,
+    SpikingValidation,
+    SynapticOperations,
+    TimeSteps,
+    to_snntorch,
+)
 from snnreg_plugins.callbacks.measurement import NeuronRates
 from tests.callbacks.reference import free_port, leave, two_processes
 
@@ -93,6 +101,29 @@ def test_logs_what_a_plain_evaluation_gives():
     assert logged["snn/energy"] == pytest.approx(joule)
     assert logged["dnn/energy"] == pytest.approx(4.6e-12 * logged["dnn/effective_macs"])
     assert {"snn/accuracy", "snn/sops"} <= set(trainer.progress_bar_metrics)
+
+
+def test_logs_what_any_models_give():
+    models = ["lemaire", "horowitz_int8", "bit_matched", "eflops", "loihi"]
+    callback = SpikingValidation(timesteps=4, calibration_batches=5, table=models)
+    with pytest.warns(UserWarning, match="The SNN's energy leaves out .* 'loihi' has no price"):
+        module, trainer = fit([callback], max_epochs=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    module.eval()
+    x, _ = data(20, 1).tensors
+    with torch.no_grad(), Energy(callback.network, models) as snn, Energy(module, models, input_events=False) as dnn:
+        callback.network(x)
+        module(x)
+    for name, model in zip(models, snn.models, strict=True):
+        key = "eflops" if name == "eflops" else f"energy/{name}"
+        assert logged[f"snn/{key}"] == pytest.approx(sum(model.spiking(one).total for one in snn.facts()))
+        sparse = [model.dnn(one, skipping_zeros=name != "lemaire", timesteps=4) for one in dnn.facts()]
+        if name == "loihi":
+            assert f"dnn/{key}" not in logged
+        else:
+            assert logged[f"dnn/{key}"] == pytest.approx(model.sum(sparse).total)
+    assert logged["snn/energy"] == logged["snn/energy/lemaire"]
+    assert logged["dnn/energy"] == logged["dnn/energy/lemaire"]
 
 
 def test_samples_leave_early():
