@@ -113,11 +113,12 @@ def main(words: Sequence[str]) -> None:
     except KeyboardInterrupt:
         print("The same command goes on with this sweep.", file=sys.stderr)
         raise
-    told = failures(study)
+    look = study.look()
+    told = failures(look)
     if told is not None:
         print(told.text, file=sys.stderr)
-    written = [str(path) for path in study.write()]
-    found = find_front(study.rows())
+    written = [str(path) for path in study.write(look)]
+    found = find_front(look.rows)
     found.print()
     written += write_front(found, Path(sweep.output) / "front.html")
     say(f"Written: {', '.join(written)}")

@@ -4,7 +4,8 @@
 - ``space``: what a sweep trains and measures.
 - ``recipe``: the recipe as a trial runs it.
 - ``trial``: trains once, exports in all ways, measures at all T.
-- ``study``: which trials there are, kept by Optuna; ``run``: runs them, here or in several processes.
+- ``study``: which trials there are, kept by Optuna; ``look``: what they were at some moment; ``run``:
+  runs them, here or in several processes.
 - ``results``: one row for each trial, seed, export and T, as CSV and Parquet.
 - ``front``: means over seeds, what is best, tables and figures; ``page``: the same as HTML; ``scatter``: its figures.
 - ``pruning``: weights pruned once, as an axis.

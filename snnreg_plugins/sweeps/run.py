@@ -16,6 +16,7 @@ from snnreg_plugins._checks import as_integer
 from snnreg_plugins._console import drawn_tables
 from snnreg_plugins._text import Note, one_line
 from snnreg_plugins.sweeps.front import find_front
+from snnreg_plugins.sweeps.look import Look
 from snnreg_plugins.sweeps.study import Study
 from snnreg_plugins.sweeps.trial import Job
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Rows of the front that are shown while a sweep runs.
 _ROWS = 8
-_LOOK = 1.0  # seconds between looks at what workers do
+_LOOK = 2.0  # seconds between looks at what workers do
 
 
 def run_sweep(job: Job, workers: int = 1, console: Console | None = None) -> Study:
@@ -61,7 +62,7 @@ def _work_in_processes(job: Job, workers: int, progress: Progress) -> None:
     try:
         while any(process.is_alive() for process in processes):
             time.sleep(_LOOK)
-            progress.update()
+            progress.update(progress.study.look())
     except KeyboardInterrupt:
         for process in processes:
             if process.is_alive() and process.pid is not None:
@@ -83,7 +84,7 @@ def _work(job: Job, workers: int) -> None:
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     try:
-        Study(job).work(lambda: None)
+        Study(job).work(lambda look: None)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -97,53 +98,47 @@ class Progress:
     """
 
     def __init__(self, study: Study, console: Console) -> None:
-        self._study, self._console = study, console
-        self._told = {trial.number for trial in study.current() if trial.state.is_finished()}
-        self._begun = time.monotonic()
-        self._done_before = self._done()
+        self.study, self._console = study, console
+        begun = study.look()
+        self._told = {trial.number for trial in begun.finished}
+        self._begun, self._done_before = time.monotonic(), len(begun.finished)
         self.draw: Any = None
         self.tell: Any = None
 
-    def _done(self) -> int:
-        return sum(trial.state.is_finished() for trial in self._study.current())
-
-    def update(self) -> None:
+    def update(self, look: Look) -> None:
         """Show what has changed."""
         if self.draw is not None:
-            self.draw(self.rendered())
+            self.draw(self.rendered(look))
         if self.tell is not None:
-            for trial in self._study.current():
-                if trial.state.is_finished() and trial.number not in self._told:
+            for trial in look.finished:
+                if trial.number not in self._told:
                     self._told.add(trial.number)
-                    self.tell(f"{self.line()}; trial {trial.number} {trial.state.name.lower()}")
+                    self.tell(f"{self.line(look)}; trial {trial.number} {trial.state.name.lower()}")
 
-    def line(self) -> str:
+    def line(self, look: Look) -> str:
         """Say how far it is."""
-        done, wanted = self._done(), self._study.wanted
-        failed = len(self._study.failures())
-        parts = [f"{done} of {wanted} trials", f"{failed} failed" if failed else "", self._left(done, wanted)]
+        done, failed = len(look.finished), len(look.failures)
+        parts = [f"{done} of {look.wanted} trials", f"{failed} failed" if failed else "", self._left(done, look.wanted)]
         return ", ".join(part for part in parts if part)
 
     def _left(self, done: int, wanted: int) -> str:
         """Say how long the rest takes, by how long trials took: those that ended since this began."""
         here = done - self._done_before
         elapsed = time.monotonic() - self._begun
-        if not here or done >= wanted:
+        if here <= 0 or done >= wanted:
             return ""
         return f"{timedelta(seconds=round(elapsed / here * (wanted - done)))} left"
 
-    def rendered(self) -> RenderableType:
+    def rendered(self, look: Look) -> RenderableType:
         """Draw a bar, how far it is, and the front so far."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        done, wanted = self._done(), self._study.wanted
-        parts: list[Any] = [Text(f"Sweep {one_line(self._study.name)}: {self.line()}")]
-        parts.append(ProgressBar(total=max(wanted, 1), completed=done, width=50))
-        rows = self._study.rows()
-        if any(row.get("score") is not None for row in rows):
-            table = find_front(rows).short_table(_ROWS)
+        parts: list[Any] = [Text(f"Sweep {one_line(look.name)}: {self.line(look)}")]
+        parts.append(ProgressBar(total=max(look.wanted, 1), completed=len(look.finished), width=50))
+        if any(row.get("score") is not None for row in look.rows):
+            table = find_front(look.rows).short_table(_ROWS)
             parts += [Text(f"\n{table.caption}", style="bold"), *drawn_tables(table, self._console)]
         return Group(*parts)
 
@@ -159,17 +154,17 @@ def _shown(study: Study, console: Console | None) -> Iterator[Progress]:
     if not console.is_terminal:
         progress.tell = lambda line: print(line, file=console.file, flush=True)
         yield progress
-        progress.update()
+        progress.update(study.look())
         return
-    with Live(progress.rendered(), console=console, redirect_stdout=False, redirect_stderr=False) as live:
+    with Live(progress.rendered(study.look()), console=console, redirect_stdout=False, redirect_stderr=False) as live:
         progress.draw = live.update
         yield progress
-        progress.update()
+        progress.update(study.look())
 
 
-def failures(study: Study) -> Note | None:
+def failures(look: Look) -> Note | None:
     """Say which trials failed, and why; None if none did."""
-    failed = study.failures()
+    failed = look.failures
     if not failed:
         return None
     lines = [f"{name} failed: {reason}" for name, reason in failed[:_ROWS]]

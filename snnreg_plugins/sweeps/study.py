@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from snnreg_plugins._files import digest
 from snnreg_plugins._imports import needed
 from snnreg_plugins.sweeps.axes import Choices, Value
-from snnreg_plugins.sweeps.recipe import label
-from snnreg_plugins.sweeps.results import COMPLETE, FAILED, Row, write_csv, write_parquet
+from snnreg_plugins.sweeps.look import AGAIN, ERROR, POINT, ROWS, TRY, WHERE, Look
+from snnreg_plugins.sweeps.results import write_csv, write_parquet
 from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
 from snnreg_plugins.sweeps.trial import Job, seeds_of, values_of
 
@@ -29,9 +29,7 @@ HEARTBEAT, GRACE = 10, 40
 _TRIES = 3
 _PAUSE = 2.0  # seconds between looks at what others do
 _CONNECTING = 10  # seconds
-_DIED = "The process that ran it ended without a word: it was killed, or the machine was out of memory."
-# What is kept with a trial, and with the study.
-_POINT, _ROWS, _ERROR, _AGAIN, _TRY, _WHERE = "point", "rows", "error", "again_of", "try", "machine"
+# What is kept with the study.
 _SPACE, _READY = "space", "ready"
 
 
@@ -120,15 +118,14 @@ class Study:
             self._retry()
 
     def _enqueue(self, has_some: bool) -> None:
-        there = {digest(trial.user_attrs.get(_POINT)) for trial in self.trials()} if has_some else set()
+        there = {digest(trial.user_attrs.get(POINT)) for trial in self.look().trials} if has_some else set()
         for point in self.job.sweep.grid():
             if digest(point) not in there:
-                self.study.enqueue_trial(point, user_attrs={_POINT: point})
+                self.study.enqueue_trial(point, user_attrs={POINT: point})
 
     def _retry(self) -> None:
-        superseded = self._superseded()
-        for trial in self.trials():
-            if trial.state.name == "FAIL" and trial.number not in superseded:
+        for trial in self.look().current:
+            if trial.state.name == "FAIL":
                 _again(self.study, trial, 1)
 
     def _sampler(self, trials: int) -> optuna.samplers.BaseSampler:
@@ -147,32 +144,15 @@ class Study:
 
     # Trials.
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials."""
-        return self.study.get_trials(deepcopy=False)
+    def look(self) -> Look:
+        """Read all trials as they are now."""
+        return Look(self.name, self.job.sweep, self.study.get_trials(deepcopy=False))
 
-    def _superseded(self) -> set[int]:
-        """Numbers of those that were begun again."""
-        return {trial.user_attrs[_AGAIN] for trial in self.trials() if _AGAIN in trial.user_attrs}
-
-    def current(self) -> list[FrozenTrial]:
-        """The trials that count: none that was begun again, and none that was one too many."""
-        superseded = self._superseded()
-        return [one for one in self.trials() if one.number not in superseded and one.state.name != "PRUNED"]
-
-    @property
-    def wanted(self) -> int:
-        """How many trials the study is to have."""
-        sweep, known = self.job.sweep, len(self.current())
-        if sweep.search != "grid":
-            return sweep.trials or 0
-        return known if sweep.trials is None else min(sweep.trials, known)
-
-    def work(self, changed: Callable[[], None]) -> None:
+    def work(self, changed: Callable[[Look], None]) -> None:
         """Run trials until there are as many as wanted, or none is left.
 
         Args:
-            changed: Called when a trial has begun or ended, and while others are waited for.
+            changed: Called when a trial has ended, and while others are waited for.
         """
         from optuna.storages import fail_stale_trials
 
@@ -180,22 +160,22 @@ class Study:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 fail_stale_trials(self.study)
-            states = [trial.state.name for trial in self.current()]
-            done = states.count("COMPLETE") + states.count("FAIL")
-            if done >= self.wanted:
+            look = self.look()
+            changed(look)
+            done, running = len(look.finished), look.count("RUNNING")
+            is_left = self.job.sweep.search != "grid" or look.count("WAITING") > 0
+            if done >= look.wanted:
                 return
-            is_left = self.job.sweep.search != "grid" or "WAITING" in states
-            if is_left and done + states.count("RUNNING") < self.wanted:
-                self._run_one()
-                self.write()
-            elif "RUNNING" in states:  # by others, who may fail
+            if is_left and done + running < look.wanted:
+                self._run_one(len(look.trials))
+                self.write(self.look())
+            elif running:  # by others, who may fail
                 time.sleep(_PAUSE)
             else:
                 return
-            changed()
 
-    def _run_one(self) -> None:
-        self.study.sampler = self._sampler(len(self.trials()))
+    def _run_one(self, number: int) -> None:
+        self.study.sampler = self._sampler(number)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -206,64 +186,32 @@ class Study:
 
     def _leave_to_others(self) -> None:
         """Have the trial that was interrupted begun again."""
-        for trial in self.trials():
+        for trial in self.look().trials:
             if trial.number == self._running and trial.state.name in ("FAIL", "RUNNING"):
-                _again(self.study, trial, trial.user_attrs.get(_TRY, 1))
+                _again(self.study, trial, trial.user_attrs.get(TRY, 1))
 
     def _objective(self, trial: Trial) -> tuple[float, float]:
         sweep = self.job.sweep
-        if sweep.search == "grid" and _POINT not in trial.user_attrs:
+        if sweep.search == "grid" and POINT not in trial.user_attrs:
             import optuna
 
             raise optuna.TrialPruned  # another process took the last one
         self._running = trial.number
         point = _suggested(trial, sweep)
-        trial.set_user_attr(_POINT, point)
-        trial.set_user_attr(_WHERE, platform.node())
+        trial.set_user_attr(POINT, point)
+        trial.set_user_attr(WHERE, platform.node())
         folder = self.output / "trials" / f"{trial.number:04d}"
         try:
             rows = self.job.run(point, seeds_of(point, sweep), folder)
         except Exception as error:
-            trial.set_user_attr(_ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
+            trial.set_user_attr(ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
             raise
-        trial.set_user_attr(_ROWS, rows)
+        trial.set_user_attr(ROWS, rows)
         return values_of(rows, sweep)
 
-    # What they found.
-
-    def rows(self) -> list[Row]:
-        """Give the rows of all trials that ended."""
-        return [row for trial in self.current() for row in self._rows(trial)]
-
-    def _rows(self, trial: FrozenTrial) -> Iterator[Row]:
-        point: dict[str, Value] = trial.user_attrs.get(_POINT, {})
-        named = {"study": self.name, "trial": trial.number, **self._columns(point)}
-        if trial.state.name == "COMPLETE":
-            for row in trial.user_attrs[_ROWS]:
-                yield {**named, "state": COMPLETE, **row}
-        elif trial.state.name == "FAIL":
-            error = trial.user_attrs.get(_ERROR, _DIED)
-            yield {**named, "seed": point.get(SEED), "state": FAILED, "error": error}
-
-    def _columns(self, point: Mapping[str, Value]) -> dict[str, Value]:
-        """Name what varied as it stands in the results."""
-        if not point:
-            return {}
-        variant = self.job.sweep.variant(point)
-        before = "budget_" if variant.kind == "ActivityBudget" else ""
-        arguments = {name: value for name, value in variant.arguments(point).items() if name != "penalty"}
-        common = {name: point[name] for name in self.job.sweep.common}
-        return {PENALTY: variant.name, **{f"{before}{name}": value for name, value in arguments.items()}, **common}
-
-    def failures(self) -> list[tuple[str, str]]:
-        """Say which trials failed, and why."""
-        failed = [trial for trial in self.current() if trial.state.name == "FAIL"]
-        named = [(one, label(one.user_attrs.get(_POINT, {PENALTY: "?"}))) for one in failed]
-        return [(f"Trial {one.number} ({name})", one.user_attrs.get(_ERROR, _DIED)) for one, name in named]
-
-    def write(self) -> list[Path]:
+    def write(self, look: Look) -> list[Path]:
         """Write the results; give the files."""
-        rows = self.rows()
+        rows = look.rows
         if not rows:
             return []
         written = [self.output / "results.csv"]
@@ -305,14 +253,14 @@ def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:
 
 def _again(study: optuna.Study, trial: FrozenTrial, tries: int) -> None:
     """Have a trial begun again."""
-    point = trial.user_attrs.get(_POINT)
-    attributes = {**({} if point is None else {_POINT: point}), _AGAIN: trial.number, _TRY: tries}
+    point = trial.user_attrs.get(POINT)
+    attributes = {**({} if point is None else {POINT: point}), AGAIN: trial.number, TRY: tries}
     study.enqueue_trial(point or trial.params, user_attrs=attributes)
 
 
 def _again_if_few(study: optuna.Study, trial: FrozenTrial) -> None:
     """Have a trial begun again whose process died, unless that has happened too often."""
-    tries = trial.user_attrs.get(_TRY, 1)
+    tries = trial.user_attrs.get(TRY, 1)
     if tries < _TRIES:
         _again(study, trial, tries + 1)
 
