@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008: distinct for every kind of colour vision.
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#555555"
+GREEN, PURPLE, LIGHT = "#009E73", "#CC79A7", "#EEF5FA"
+# Characters of a line of the sentence above a picture, and the height of one, in inches.
+_LINE, _ROW = 125, 0.25
 #: What a PNG says of who drew it.
 SOFTWARE = "snnreg_plugins"
 _PLOT_STYLE: Any = {
@@ -42,13 +46,21 @@ _PLOT_STYLE: Any = {
 
 
 @contextmanager
-def drawn(path: str | os.PathLike[str], height: float, panels: int = 3) -> Iterator[list[Axes]]:
+def drawn(
+    path: str | os.PathLike[str],
+    height: float,
+    panels: int = 3,
+    heading: tuple[str, str] = ("", ""),
+    below: float = 0.5,
+) -> Iterator[list[Axes]]:
     """Draw panels side by side to a PNG (or what the suffix says); it appears when it is complete.
 
     Args:
         path: The file.
         height: Of the picture, in inches.
         panels: How many.
+        heading: A title, and a sentence below it.
+        below: What is kept free for the legends below the panels, in inches.
 
     Yields:
         The panels.
@@ -60,9 +72,17 @@ def drawn(path: str | os.PathLike[str], height: float, panels: int = 3) -> Itera
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with rc_context(_PLOT_STYLE), atomic(path) as temporary:
+        title, sentence = heading[0], textwrap.fill(heading[1], _LINE)
+        above = _ROW * ((title != "") + len(sentence.splitlines())) + (0.15 if title or sentence else 0.0)
+        height += above
         # The legends stand below the panels and take no part in the layout, which they would squeeze.
-        layout = ConstrainedLayoutEngine(rect=(0, 0.5 / height, 1, 1 - 0.5 / height), wspace=0.04)
+        layout = ConstrainedLayoutEngine(rect=(0, below / height, 1, 1 - (below + above) / height), wspace=0.04)
         figure = figure_class(figsize=(12, height), layout=layout)  # not by pyplot, which keeps it and wants a display
+        if title:
+            figure.text(0.01, 1 - 0.12 / height, literal(title), va="top", fontsize=13, fontweight="bold")
+        if sentence:
+            top = 1 - (0.14 + _ROW * (title != "")) / height
+            figure.text(0.01, top, "\n".join(map(literal, sentence.splitlines())), va="top", fontsize=11, color=GREY)
         yield list(figure.subplots(1, panels, squeeze=False).flatten())
         kind = temporary.suffix[1:] or "png"
         metadata = {"Software": SOFTWARE} if kind == "png" else None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+_JOULES = {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -135,7 +137,7 @@ def in_short(value: float) -> str:
 
 def in_joules(value: float) -> str:
     """Write an energy, such as 1.23 nJ."""
-    return scaled(value, {-4: " pJ", -3: " nJ", -2: " µJ", -1: " mJ", 0: " J"})
+    return scaled(value, _JOULES)
 
 
 def span(low: float | None, high: float | None) -> str:
@@ -165,9 +167,9 @@ def in_rate(rate: float) -> str:
     return f"{rate:.3f}"
 
 
-def over(value: float, reference: float) -> float | None:
-    """Divide; None where there is nothing to divide by."""
-    return value / reference if reference else None
+def over(value: float | None, reference: float | None) -> float | None:
+    """Divide; None where there is nothing to divide, or to divide by."""
+    return None if value is None or not reference else value / reference
 
 
 def times(ratio: float) -> str:
@@ -184,6 +186,22 @@ def tick_joules(value: float) -> str:
     """Write an energy at an axis, such as 2 nJ."""
     digits, unit = in_joules(value).split(" ")
     return f"{_round(digits)} {unit}"
+
+
+def joules_of(most: float) -> tuple[str, Callable[[float], str]]:
+    """Choose the unit of an axis of energies, and what writes its numbers in it.
+
+    Args:
+        most: The largest energy.
+
+    Example:
+        >>> unit, write = joules_of(2.5e-7)
+        >>> unit, write(1e-7), write(2.5e-9)
+        ('nJ', '100', '2.5')
+    """
+    unit = in_joules(most).split(" ")[1]
+    scale = next(10.0 ** (3 * power) for power, name in _JOULES.items() if name == f" {unit}")
+    return unit, lambda value: f"{value / scale:.3g}" if value < 999.5 * scale else f"{value / scale:.0f}"
 
 
 def tick_count(value: float) -> str:

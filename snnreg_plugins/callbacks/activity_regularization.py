@@ -176,6 +176,17 @@ class ActivityRegularization(AddedLossCallback):
         self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
         self._means: dict[str, Tensor] = {}  # of the last epoch
 
+    def told(self) -> str:
+        """Say in a few words what is penalized, and how much, for headings of reports.
+
+        Example:
+            >>> ActivityRegularization("l1", strength=0.5, weighting="fan_out").told()
+            'penalty l1 × 0.5 by fan-out'
+        """
+        strengths = self.strength.values() if isinstance(self.strength, dict) else (self.strength,)
+        said = " and ".join(f"{strength:g}" for strength in dict.fromkeys(strengths))
+        return f"penalty {_name(self.penalty)} × {said}{' by fan-out' if self.weighting == 'fan_out' else ''}"
+
     @property
     @override
     def state_key(self) -> str:

@@ -22,10 +22,11 @@ from snnreg_plugins._checks import as_flag, as_integer, shown
 from snnreg_plugins._console import say
 from snnreg_plugins._lightning import end_bar
 from snnreg_plugins._models import device_of
+from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.measurement import Calls
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
 from snnreg_plugins.export.options import ExportOptions, Options
-from snnreg_plugins.functional.energy import energy_table
+from snnreg_plugins.functional.cost_models import cost_models
 from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.exported import export_run
 from snnreg_plugins.reports.measure import require_steps
@@ -57,7 +58,8 @@ class ExportReport(MeasuringCallback):
     - ``spiking.pt``: the spiking network, for :func:`~snnreg_plugins.export.files.load_network`;
     - ``spiking.nir``: the same for other tools and hardware, where NIR can express it (and is installed);
     - ``report.json``: all figures;
-    - ``report.png``: score and SOPs over T, and spike rate by layer (if matplotlib is there);
+    - ``report.png``: score over energy, what the network spends over the DNN, and energy by layer (if matplotlib is
+      there);
     - ``report.html``: all of it with figures and tables on one page, see
       :func:`~snnreg_plugins.write_page`; with ``raster.json``, the spikes that it shows, and
       ``report.yaml``, a copy of the command line's ``config.yaml``;
@@ -69,7 +71,8 @@ class ExportReport(MeasuringCallback):
         timesteps: Time steps T of the written network, 8 if None.
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
-        table: Energy per operation, a name in ``functional.ENERGY_TABLES``; None for the one of the network's weights.
+        table: The model of cost that is shown, or several: names in ``functional.COST_MODELS`` or YAML files of prices;
+            see :func:`~snnreg_plugins.report`. The report holds all that come with the package.
         diagnose: Tell too which layer loses the most of the DNN's activations, and what to try.
         html: Write the page.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits), ``"multilabel"``, ``"regression"``, or a metric
@@ -100,7 +103,7 @@ class ExportReport(MeasuringCallback):
         timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
-        table: str | None = None,
+        table: str | list[str] | None = None,
         diagnose: bool = False,
         html: bool = True,
         metric: Metric | Task | None = None,
@@ -112,10 +115,8 @@ class ExportReport(MeasuringCallback):
             raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
         given: dict[str, Any] = {"timesteps": _TIMESTEPS if timesteps is None else as_integer("timesteps", timesteps)}
         steps = [1, 2, 4, 8, 16, 32, given["timesteps"]] if steps is None else steps
-        if table is not None and not energy_table(table).prices_macs:
-            raise ValueError(
-                f"Expected argument `table` to have a price for MACs, which the DNN is measured in, but got {table!r}."
-            )
+        if table is not None:
+            cost_models(table)  # checks it
         self.output_dir = output_dir
         self.steps = require_steps(steps)
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
@@ -186,7 +187,8 @@ class ExportReport(MeasuringCallback):
             run = Run(place)
             try:
                 with _testing(trainer):
-                    self._export(run, pl_module, trainer.datamodule, trainer.limit_test_batches, recipe)  # type: ignore[attr-defined]
+                    limit, penalty = trainer.limit_test_batches, _penalties(trainer)
+                    self._export(run, pl_module, trainer.datamodule, limit, recipe, penalty)  # type: ignore[attr-defined]
             except Exception as error:  # whatever it is, the trained network is worth more than its figures
                 done = f"wrote {', '.join(run.written)} to {place}, and no more" if run.written else "wrote nothing"
                 rank_zero_warn(f"ExportReport {done}. {type(error).__name__}: {error}")
@@ -218,6 +220,7 @@ class ExportReport(MeasuringCallback):
         datamodule: Any,
         limit_batches: float | None,
         recipe: str | os.PathLike[str] | None,
+        penalty: str = "",
     ) -> Report:
         return export_run(
             model,
@@ -236,7 +239,14 @@ class ExportReport(MeasuringCallback):
             input_events=self.input_events,
             metric=self._first.score or self.metric,
             part=self.network_name,
+            penalty=penalty,
         )
+
+
+def _penalties(trainer: Trainer) -> str:
+    """Say how activity was penalized in a fit."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return " and ".join(one.told() for one in callbacks if isinstance(one, ActivityRegularization)) or "no penalty"
 
 
 @contextmanager

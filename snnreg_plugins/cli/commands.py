@@ -58,7 +58,7 @@ class ExportTrainer(Trainer):
         timesteps: int | None = None,
         steps: list[int] | None = None,
         calibration_batches: int = 20,
-        table: str | None = None,
+        table: str | list[str] | None = None,
         diagnose: bool = False,
         html: bool = True,
         metric: Metric | Task | None = None,
@@ -76,7 +76,8 @@ class ExportTrainer(Trainer):
                 trained with.
             steps: Numbers of time steps to report on.
             calibration_batches: Batches of training data to balance thresholds on.
-            table: Energy per operation; if not given, by the weights of the network.
+            table: The model of cost that is shown, or several, such as [lemaire, eflops]; if not given, that of the
+                network's weights and those beside it.
             diagnose: Tell too which layer loses the most, and what to try; in diagnosis.json and diagnosis.png.
             html: Write the report as a page too, report.html.
             metric: What is scored: multiclass, binary, multilabel, regression, or a metric of torchmetrics. If not

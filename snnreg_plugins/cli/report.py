@@ -15,22 +15,25 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
     parser.add_function_arguments(write_report, as_positional=True)
     arguments = parser.parse_args(list(words)).as_dict()
-    write_report(arguments["run"], arguments["output"])
+    write_report(arguments["run"], arguments["output"], arguments["table"])
 
 
-def write_report(run: str, output: str | None = None) -> None:
+def write_report(run: str, output: str | None = None, table: str | list[str] | None = None) -> None:
     """Write a run as one page of HTML, with a PNG beside it.
 
     Args:
         run: The folder that ExportReport or ``snnreg export`` wrote to.
         output: The page, a name that ends in .html; report.html in that folder if not given.
+        table: The model of cost that is shown, or several, such as [lemaire, eflops], or a YAML file of prices; those
+            that the run showed if not given.
     """
     folder = Folder(run)
-    path = write_page(run, output)
+    path = write_page(run, output, table=table)
     written = [str(path)]
     try:
         picture = folder.picture_path(path)
-        folder.read().report.save_plot(picture)
+        contents = folder.read() if table is None else folder.read().by(table)
+        contents.report.save_plot(picture)
         written.append(str(picture))
     except (ModuleNotFoundError, FileExistsError) as error:
         say(f"No picture: {error}")

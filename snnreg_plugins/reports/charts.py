@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
-from snnreg_plugins._text import one_line
-from snnreg_plugins.reports.figures import Bars, Lines, Role, Series, Stacks
+from snnreg_plugins._text import one_line, times
+from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role, Series, Stacks
 from snnreg_plugins.reports.raster import Raster
 
 # Figures are as wide as a phone in CSS pixels, so that their text is readable there, and larger elsewhere.
@@ -17,11 +19,8 @@ WIDTH = 320
 
 
 _LEFT, _RIGHT, _TOP = 46, 4, 14
-
-
 _PLOT, _BELOW = 170, 36
-
-
+Place: TypeAlias = tuple[float, float]
 _CHAR = 6.2  # of a character of the usual size
 
 
@@ -56,7 +55,12 @@ _LINES: dict[Role, tuple[str, str | None]] = {
     "dnn": ("dnn dashed", None),
     "dense": ("dense", None),
 }
-_FILLS: dict[Role, str] = {"snn": "snn", "mac": "mac hatched", "dnn": "dnn", "dense": "dense"}
+_FILLS: dict[Role, str] = {
+    "snn": "snn", "mac": "mac hatched", "dnn": "dnn", "dense": "dense", "neurons": "neurons", "memory": "memory",
+}  # fmt: skip
+# The sign of a DNN, by what it does with zeros, and how many colours curves have.
+_SIGNS: dict[Role, str] = {"dnn": "diamond", "dense": "square"}
+_COLOURS = 6
 
 
 def lines(figure: Lines) -> Markup:
@@ -72,12 +76,12 @@ def lines(figure: Lines) -> Markup:
     if figure.marked in figure.steps:
         parts.append(_guide(at[figure.steps.index(figure.marked)], _TOP, _TOP + _PLOT))
     for one in figure.series:
-        style, sign = _LINES[one.role]
+        style, shape = _LINES[one.role]
         points = [(x, place(y)) for x, y in zip(at, one.values, strict=True) if y > 0 or not figure.logarithmic]
         if points:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
             parts.append(tag("path", d=path, class_=f"line {style}"))
-        parts.extend(_sign(sign, x, y, style) for x, y in points if sign)
+        parts.extend(_sign(shape, x, y, style) for x, y in points if shape)
     parts += [_level(one, place) for one in figure.levels if one.values[0] > 0 or not figure.logarithmic]
     return _drawing(_TOP + _PLOT + _BELOW, figure.said, parts)
 
@@ -104,25 +108,118 @@ def stacks(figure: Stacks) -> Markup:
     for x, total in zip(at, totals, strict=True):
         written = figure.write(total)
         if len(written) * _CHAR * 0.85 < slot:
-            drawn.append(_text(written, x, place(total) - 4, "middle", "small halo"))
+            y = _clear(place(total) - 4, [place(level.values[0]) for level in figure.levels])
+            drawn.append(_text(written, x, y, "middle", "small halo"))
     return _drawing(_TOP + _PLOT + _BELOW, figure.said, drawn)
+
+
+def _clear(y: float, crossing: Sequence[float]) -> float:
+    """Move the foot of a text up until no horizontal line crosses it."""
+    for line in sorted(crossing, reverse=True):
+        if y - 10 < line < y + 3:
+            y = line - 4
+    return y
+
+
+def plane(figure: Plane) -> Markup:
+    """Draw scores over what is spent: a curve for each model with its T, and DNNs as points."""
+    spent = [value for curve in figure.curves for value in curve.spent] + [point.spent for point in figure.points]
+    scores = [score for curve in figure.curves for score in curve.scores] + [point.score for point in figure.points]
+    if figure.floor is not None:
+        scores = [figure.floor, *(score for score in scores if score >= figure.floor)]
+    ticks, place = _even(scores)
+    floor = ticks[0]
+    marks, across = _wide(spent)
+    parts = [*_grid(ticks, place, figure.write)]
+    for mark in marks:
+        x = across(mark)
+        parts.append(tag("line", x1=x, x2=x, y1=_TOP, y2=_TOP + _PLOT, class_="grid"))
+        parts.append(_text(figure.write_spent(mark), x, _TOP + _PLOT + 15, "middle", "tick"))
+    parts.append(_text(figure.unit, (_LEFT + WIDTH - _RIGHT) / 2, _TOP + _PLOT + 31, "middle", "tick"))
+    labels = []
+    for curve in figure.curves:
+        style = f"curve{curve.colour % _COLOURS}"
+        at = [(across(x), place(y), y, T) for x, y, T in zip(curve.spent, curve.scores, curve.steps, strict=True)]
+        seen = [
+            _cut(before[:2], after[:2], place(floor))
+            for before, after in pairwise(at)
+            if max(before[2], after[2]) >= floor
+        ]
+        path = "".join(f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" for (x1, y1), (x2, y2) in seen)
+        if path:
+            parts.append(tag("path", d=path, class_=f"line {style}"))
+        for x, y, score, step in at:
+            if score >= floor:
+                parts.append(_sign("circle", x, y, style))
+                style_of = "small halo strong" if step == figure.marked else "small halo"
+                labels.append(_text(str(step), x + 4, y + 13, "start", style_of))
+    for point in figure.points:
+        style = f"curve{point.colour % _COLOURS}{' open' if point.role == 'dense' else ''}"
+        parts.append(_sign(_SIGNS[point.role], across(point.spent), place(point.score), style))
+    return _drawing(_TOP + _PLOT + _BELOW, figure.said, [*parts, *labels])
+
+
+def _cut(before: Place, after: Place, bottom: float) -> tuple[Place, Place]:
+    """Cut a line off where it falls below the bottom."""
+    ends = [before, after]
+    for one, other in ((0, 1), (1, 0)):
+        (x, y), (u, v) = ends[one], ends[other]
+        if y > bottom > v:
+            ends[one] = x + (u - x) * (y - bottom) / (y - v), bottom
+    return ends[0], ends[1]
+
+
+def ratios(figure: Ratios) -> Markup:
+    """Draw what the network spends over what DNNs do: a row for each model, around a line where both are one."""
+    values = [value for row in figure.rows for _, value in row.values]
+    low, high = math.log10(min([*values, 1.0])) - 0.25, math.log10(max([*values, 1.0])) + 0.25
+    left, right = 12, WIDTH - 12
+
+    def across(value: float) -> float:
+        return left + (right - left) * (math.log10(value) - low) / (high - low)
+
+    height, one = 52 * len(figure.rows), across(1.0)
+    parts = [
+        tag("rect", x=0, y=0, width=one, height=height + 4, class_="less"),
+        tag("line", x1=one, x2=one, y1=0, y2=height + 4, class_="line even"),
+    ]
+    for index, row in enumerate(figure.rows):
+        y = 52 * index + 30
+        parts.append(_text(" ".join(row.name.split()), 2, y - 15, "start", "halo"))
+        ends = sorted(across(value) for _, value in row.values)
+        parts.append(tag("line", x1=ends[0], x2=ends[-1], y1=y, y2=y, class_="line grid"))
+        beside = [(across(value), role, value) for role, value in row.values]
+        for x, role, value in beside:
+            parts.append(_sign(_SIGNS[role], x, y, role + (" open" if role == "dense" else "")))
+            written = times(value) if value >= 0.1 else f"{value:.2g}"
+            close = max(ends) - min(ends) < 34 and len(ends) > 1
+            # Away from the other one, or else from the line at 1.
+            anchor = "middle" if abs(x - one) > 16 else "end" if x < one else "start"
+            anchor = ("end" if x == min(ends) else "start") if close else anchor
+            parts.append(_text(written, x + {"middle": 0, "end": 4, "start": -4}[anchor], y + 17, anchor, "small halo"))
+    parts.append(_text("spends less", max(one - 4, 60.0), height + 18, "end", "tick"))
+    parts.append(_text("more than the DNN", one + 4, height + 18, "start", "tick"))
+    return _drawing(height + 24, figure.said, parts)
 
 
 def bars(figure: Bars) -> Markup:
     """Draw one horizontal bar below the other, each with its name and number above, so that long names fit."""
     most = max((bar.value for bar in figure.bars), default=0.0) or 1.0
-    parts = []
+    drawn = []
     for index, bar in enumerate(figure.bars):
         y = 34 * index
         room = int((WIDTH - 16 - _CHAR * len(bar.written)) / _CHAR)
-        width = WIDTH * max(bar.value, 0.0) / most
-        parts += [
+        drawn += [
             _text(_shortened(one_line(bar.name), room), 0, y + 14, "start", "name"),
             _text(bar.written, WIDTH, y + 14, "end", "value"),
             tag("rect", x=0, y=y + 19, width=WIDTH, height=9, class_="track"),
-            tag("rect", x=0, y=y + 19, width=width, height=9, class_=f"fill {_FILLS[bar.role]}"),
         ]
-    return _drawing(max(34 * len(figure.bars), 10), figure.said, parts)
+        x = 0.0
+        for role, value in bar.parts:
+            width = WIDTH * max(value, 0.0) / most
+            drawn.append(tag("rect", x=x, y=y + 19, width=width, height=9, class_=f"fill {_FILLS[role]}"))
+            x += width
+    return _drawing(max(34 * len(figure.bars), 10), figure.said, drawn)
 
 
 def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
@@ -139,6 +236,8 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
     for layer in raster.layers:
         height = row * len(layer.shown) + 4
         of = f"{len(layer.shown)} of {layer.neurons:,}"
+        if layer.active is not None:
+            of = f"{len(layer.shown)} of {layer.active:,} that spike"
         room = int((WIDTH - 16 - _CHAR * len(of)) / _CHAR)
         parts += [
             _text(_shortened(one_line(layer.name), room), 0, y + 12, "start", "name"),
@@ -166,12 +265,29 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
 
 def swatch(one: Series, filled: bool = False) -> Markup:
     """Draw a series as it is in the figure, for its legend."""
+    return _swatch(_swatch_of(one, filled))
+
+
+def sign(role: Role, grey: bool = False) -> Markup:
+    """Draw the sign of a DNN, for a legend; grey where its colour tells something else."""
+    return _swatch([_sign(_SIGNS[role], 14, 7, ("key" if grey else role) + (" open" if role == "dense" else ""))])
+
+
+def curve(colour: int) -> Markup:
+    """Draw a piece of a curve, for a legend."""
+    style = f"curve{colour % _COLOURS}"
+    return _swatch([tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style}"), _sign("circle", 14, 7, style)])
+
+
+def _swatch_of(one: Series, filled: bool) -> list[Markup]:
     if filled:
-        drawn = [tag("rect", x=2, y=1, width=24, height=12, class_=f"fill {_FILLS[one.role]}")]
-    else:
-        style, sign = _LINES[one.role]
-        drawn = [tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style}")]
-        drawn += [_sign(sign, 14, 7, style)] if sign else []
+        return [tag("rect", x=2, y=1, width=24, height=12, class_=f"fill {_FILLS[one.role]}")]
+    style, shape = _LINES[one.role]
+    drawn = [tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style}")]
+    return drawn + ([_sign(shape, 14, 7, style)] if shape else [])
+
+
+def _swatch(drawn: Sequence[Markup]) -> Markup:
     return tag("svg", *drawn, viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
 
 
@@ -179,6 +295,8 @@ def _sign(shape: str, x: float, y: float, style: str) -> Markup:
     """Draw the sign of a point."""
     if shape == "square":
         return tag("rect", x=x - 3.5, y=y - 3.5, width=7, height=7, class_=f"mark {style}")
+    if shape == "diamond":
+        return tag("path", d=f"M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z", class_=f"mark {style}")
     return tag("circle", cx=x, cy=y, r=4, class_=f"mark {style}")
 
 
@@ -249,6 +367,25 @@ def _even(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], floa
         return _TOP + _PLOT * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))
 
     return ticks, place
+
+
+def _wide(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
+    """Choose ticks of a logarithmic axis from left to right, and where numbers are drawn."""
+    low, high = math.log10(min(numbers, default=1.0)), math.log10(max(numbers, default=10.0))
+    low, high = low - 0.05 * (high - low) - 0.02, high + 0.08 * (high - low) + 0.05
+    left, room = _LEFT + 6, WIDTH - _LEFT - _RIGHT - 12
+
+    def across(value: float) -> float:
+        return left + room * (math.log10(value) - low) / (high - low)
+
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    factors = (1, 2, 5) if high - low < 1.2 else (1, 3) if high - low < 2.5 else (1,)
+    every = [10.0**power * factor for power in powers for factor in factors]
+    ticks: list[float] = []
+    for tick in every:
+        if low <= math.log10(tick) <= high and (not ticks or across(tick) - across(ticks[-1]) > 44):
+            ticks.append(tick)
+    return ticks, across
 
 
 def _decades(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
+from datetime import date
 from itertools import islice
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
+from snnreg_plugins import __version__
 from snnreg_plugins._console import held, say
 from snnreg_plugins._models import part_of
 from snnreg_plugins.export import ConversionError, deploy, to_snntorch
@@ -21,6 +24,7 @@ from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.folder import RECIPE, Contents, settings_of
 from snnreg_plugins.reports.measure import report
 from snnreg_plugins.reports.own import Readout, as_it_is, exported_within, require_around
+from snnreg_plugins.reports.parts import About
 from snnreg_plugins.reports.record import record
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
@@ -41,7 +45,7 @@ def export_run(
     options: Mapping[str, Any],
     steps: Sequence[int],
     calibration_batches: int,
-    table: str | None,
+    table: str | Sequence[str] | None,
     diagnosed: bool,
     html: bool,
     limit_batches: float | None = None,
@@ -51,6 +55,7 @@ def export_run(
     input_events: bool | None = None,
     metric: Metric | Task | Score | None = None,
     part: str | None = None,
+    penalty: str = "",
 ) -> Report:
     """Export ``model``, write the files of a run, return the report, and print the results when all is done.
 
@@ -66,7 +71,7 @@ def export_run(
         options: Options of the export.
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
-        table: Energy per operation; None for the table of the network's weights.
+        table: Models of cost; None for the table of the network's weights and others beside it.
         diagnosed: Whether to tell what each layer loses.
         html: Whether to write the page.
         limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
@@ -76,6 +81,7 @@ def export_run(
         input_events: Whether whole numbers in the input of such a network are events; see there.
         metric: What is scored; if None, targets and the loss modules of ``model`` tell.
         part: Name of the network within ``model``; None if that is it.
+        penalty: How activity was shaped in training, for the headings; empty if that is not known.
 
     Raises:
         ValueError: If the folder holds files of such names that no run wrote, there are no test data, or it cannot be
@@ -105,7 +111,8 @@ def export_run(
     if isinstance(trained, SpikingNetwork) and dnn is not whole and data:
         require_around(whole, trained, data[0][0])
     how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
-    result = report(dnn, network, data, **how, input_events=input_events, progress=True)
+    about = About(_network_name(dnn or network), type(datamodule).__name__, penalty, str(date.today()), __version__)
+    result = replace(report(dnn, network, data, **how, input_events=input_events, progress=True), about=about)
     written += _write(run, result)
     diagnosis = None
     if diagnosed and dnn is not None and isinstance(network, SpikingNetwork):
@@ -117,6 +124,11 @@ def export_run(
         written = [*_write_page(run, network, data, result, diagnosis, steps, recipe), *written]
     say(f"Written to {run.folder}: {', '.join(written)}")
     return result
+
+
+def _network_name(model: nn.Module) -> str:
+    """Name the network that a module is, or is around as the classifiers of this package are."""
+    return type(model.network if isinstance(getattr(model, "network", None), nn.Module) else model).__name__
 
 
 def _as_they_are(whole: nn.Module) -> tuple[nn.Module | None, nn.Module]:

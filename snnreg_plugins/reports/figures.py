@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from snnreg_plugins._text import tick_count
+
 #: What a line, bar or part of a bar stands for; how that looks is up to who draws it.
-Role = Literal["snn", "mac", "dnn", "dense"]
+Role = Literal["snn", "mac", "dnn", "dense", "neurons", "memory"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,79 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What a network scores and spends over T.
+
+    Args:
+        label: By which model.
+        spent: What it spends, a number > 0 for each step.
+        scores: What it scores.
+        steps: The T.
+        colour: Which of the colours it has.
+    """
+
+    label: str
+    spent: tuple[float, ...]
+    scores: tuple[float, ...]
+    steps: tuple[int, ...]
+    colour: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a DNN scores and spends.
+
+    Args:
+        label: Which DNN it is.
+        spent: What it spends.
+        score: What it scores.
+        role: What it does with zeros: ``"dnn"`` skips them, ``"dense"`` does not.
+        colour: Which of the colours it has: that of the curve it belongs to.
+    """
+
+    label: str
+    spent: float
+    score: float
+    role: Role
+    colour: int
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Scores over what is spent, on a logarithmic axis.
+
+    Args:
+        title: What it shows.
+        unit: Of what is spent.
+        score: What is scored.
+        curves: The spiking network, a curve for each model.
+        points: DNNs.
+        kinds: What their signs stand for.
+        marked: The T of the exported network.
+        floor: The lowest score that is shown; None for all.
+        below: What is not shown for it, in words.
+        said: The same in words.
+        write: Writes a score at the axis.
+        write_spent: Writes what is spent at the axis.
+        most: The highest score that there can be; None if there is no such.
+    """
+
+    title: str
+    unit: str
+    score: str
+    curves: tuple[Curve, ...]
+    points: tuple[Point, ...]
+    kinds: tuple[Series, ...]
+    marked: int
+    floor: float | None
+    below: str
+    said: str
+    write: Callable[[float], str]
+    write_spent: Callable[[float], str]
+    most: float | None = None
+
+
+@dataclass(frozen=True)
 class Stacks:
     """Stacked bars over time steps, and levels to compare them with.
 
@@ -83,19 +158,22 @@ class Stacks:
 
 @dataclass(frozen=True)
 class Bar:
-    """A number with a name.
+    """A number with a name, and what it is the sum of.
 
     Args:
         name: Its name, such as a layer's.
-        value: The number.
+        parts: What it is the sum of, from the left, and what each part stands for.
         written: The number as text.
-        role: What it stands for.
     """
 
     name: str
-    value: float
+    parts: tuple[tuple[Role, float], ...]
     written: str
-    role: Role = "snn"
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return sum(value for _, value in self.parts)
 
 
 @dataclass(frozen=True)
@@ -106,12 +184,46 @@ class Bars:
         title: What they show.
         unit: Of the numbers.
         bars: The bars.
-        kinds: What the roles of the bars stand for.
+        kinds: What the roles of the bars stand for; empty where names tell.
         said: The same in words.
+        write: Writes a number at the axis.
     """
 
     title: str
     unit: str
     bars: tuple[Bar, ...]
+    kinds: tuple[Series, ...]
+    said: str
+    write: Callable[[float], str] = tick_count
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What the network spends by a model over what DNNs do.
+
+    Args:
+        name: Of the model.
+        values: By DNN: what it does with zeros, and the number.
+    """
+
+    name: str
+    values: tuple[tuple[Role, float], ...]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What the network spends over what DNNs do, a row for each model, on a logarithmic axis around 1.
+
+    Args:
+        title: What they show.
+        unit: Of the numbers.
+        rows: The models.
+        kinds: The DNNs.
+        said: The same in words.
+    """
+
+    title: str
+    unit: str
+    rows: tuple[Ratio, ...]
     kinds: tuple[Series, ...]
     said: str

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from snnreg_plugins._files import as_path, atomic, read_tensors, read_yaml
 from snnreg_plugins._pictures import SOFTWARE
+from snnreg_plugins.functional.cost_models import Model
 from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.page import HEADINGS, page
 from snnreg_plugins.reports.raster import Raster
@@ -44,6 +45,17 @@ class Contents:
     raster: Raster | None
     diagnosis: Diagnosis | None
     settings: Mapping[str, Settings]
+
+    def by(self, table: Model | Sequence[Model]) -> Contents:
+        """Show the report by other models of cost.
+
+        Raises:
+            FileNotFoundError: If there is no such file of prices.
+            ValueError: If there is no such model, or the report lacks what it needs.
+        """
+        from snnreg_plugins.reports.pricing import shown_by  # which imports what counts
+
+        return replace(self, report=shown_by(self.report, table))
 
     def page(self) -> str:
         """Write the run as HTML."""
@@ -144,7 +156,12 @@ class Folder:
         return path
 
 
-def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str] | None = None) -> Path:
+def write_page(
+    run: str | os.PathLike[str] | Report,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    table: Model | Sequence[Model] | None = None,
+) -> Path:
     """Write a run as one page of HTML that needs nothing else: accuracy, operations and energy, spikes, settings.
 
     Args:
@@ -152,14 +169,16 @@ def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str
             where they are there ``raster.json``, ``diagnosis.json`` (if it is of the same network), ``spiking.pt``
             (for the options of the export) and ``report.yaml`` or ``config.yaml``. Or a report.
         path: The page; ``report.html`` in the run's folder if None. It appears when it is complete.
+        table: The model of cost that is shown, or several, as of :func:`~snnreg_plugins.report`; those that the report
+            showed if None.
 
     Returns:
         Where the page is.
 
     Raises:
         FileNotFoundError: If the folder has no ``report.json``.
-        ValueError: If one of the files cannot be read, a report comes without a ``path``, or ``path`` is no name of
-            a page or one of a file that is something else.
+        ValueError: If one of the files cannot be read, a report comes without a ``path``, ``path`` is no name of
+            a page or one of a file that is something else, or there is no such model of cost.
 
     Example:
         >>> import tempfile, torch
@@ -176,12 +195,13 @@ def write_page(run: str | os.PathLike[str] | Report, path: str | os.PathLike[str
         folder = Folder(as_path("run", run))
         contents = folder.read()
         target = folder.page_path(path)
-        write_text(contents.page(), target)
+        write_text((contents if table is None else contents.by(table)).page(), target)
         return target
     if path is None:
         raise ValueError("Expected argument `path` to name the page, as the report is in no folder, but got None.")
     require_page(Path(path))
-    write_text(page(run), path)
+    contents = Contents("", run, None, None, {})
+    write_text((contents if table is None else contents.by(table)).page(), path)
     return Path(path)
 
 

@@ -17,13 +17,16 @@ from snnreg_plugins._checks import as_integers
 from snnreg_plugins._console import progress as working
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
-from snnreg_plugins.functional.energy import TABLE_OF_WEIGHTS, EnergyTable, energy_table
+from snnreg_plugins.functional.cost_models import Model
+from snnreg_plugins.functional.costs import LayerFacts, Need
 from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score, loss_of_modules
-from snnreg_plugins.reports.counted import Counts, dnn_report, layer_report, step_report
+from snnreg_plugins.reports.counted import Answers, Counts, dnn_report, layer_report, step_report
 from snnreg_plugins.reports.own import Readout, as_it_is, measure_own
 from snnreg_plugins.reports.parts import LayerReport
+from snnreg_plugins.reports.pricing import Prices
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.facts import layer_facts
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import spikes_already
 from snnreg_plugins.watching.tally import Tally
@@ -35,7 +38,8 @@ def report(
     data: Iterable[Any],
     *,
     steps: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    table: str | EnergyTable | None = None,
+    table: Model | Sequence[Model] | None = None,
+    count_zero_weights: bool | None = None,
     metric: Metric | Task | Score | None = None,
     loss: Loss | None = None,
     readout: Readout = as_it_is,
@@ -45,13 +49,13 @@ def report(
     r"""Measure what a spiking network scores and spends at every T, beside the DNN it was exported from.
 
     One pass over the data. The spiking network runs for max(steps) time steps: its first T steps are its run of T
-    steps, so that score, SOPs and energy at each T are exactly those of a run of its own. Energy is
+    steps, so that score, SOPs and energy at each T are exactly those of a run of its own. Energy is an estimate from
+    published prices, by each model of :data:`~snnreg_plugins.functional.COST_MODELS`; by arithmetic alone
 
     .. math:: E = 10^{-12} \left(\text{SOPs} \cdot e_{AC} + \text{MACs} \cdot e_{MAC}\right)
 
-    an estimate from published energies per operation: synaptic arithmetic alone. MACs are those of layers with
-    real-valued input, as the analog first layer has; they are part of the spiking network's energy. The same rule
-    holds for the DNN: integer-valued input (a binary image) is events and gives SOPs.
+    MACs are those of layers with real-valued input, as the analog first layer has; they are part of the spiking
+    network's energy. The same rule holds for the DNN: integer-valued input (a binary image) is events and gives SOPs.
 
     Both networks are measured in eval mode and left as they were. The DNN is measured on a copy, so that what
     watches it counts nothing; metrics that watch ``network`` count this pass too. Batches are moved to where the
@@ -69,9 +73,12 @@ def report(
         steps: The numbers of time steps to report; of no use for a network with a time loop of its own. Where inputs
             have a dimension of time (``network.time_dim``), those up to the steps that they have, which are added; the
             DNN sees the mean over them.
-        table: pJ per operation: a name in ``functional.ENERGY_TABLES``, or an ``EnergyTable`` of your own; if None, the
-            one of the network's weights: ``"horowitz_fp32"``, or of few bits ``"horowitz_int8_int32"`` or
-            ``"horowitz_shift"``, for the DNN too.
+        table: The model of cost that is shown, or several: names in ``functional.COST_MODELS``, YAML files of prices,
+            or models of your own. Energies of the report are by the first one that prices all of it in joules; where
+            none does, the one of the network's weights comes before them: ``"horowitz_fp32"``, or of few bits
+            ``"horowitz_int8_int32"`` or ``"horowitz_shift"``, for the DNN too. If None, that one, ``"lemaire"``,
+            ``"bit_matched"`` and ``"eflops"``. The report holds all that come with the package.
+        count_zero_weights: Whether a weight that is exactly zero is a synapse; None for what each model has it for.
         metric: What is scored: ``"multiclass"``, ``"binary"`` (logits; above 0 is a yes), ``"multilabel"`` (the same),
             ``"regression"``, or a metric of torchmetrics, which gets outputs and targets. If None, the targets tell,
             and the loss modules of ``dnn``: accuracy where they are classes or labels, the mean squared error where
@@ -105,19 +112,15 @@ def report(
         (80.0, 32.0)
     """
     ascending = require_steps(steps)
-    if table is None:
-        conversion = network.conversion if isinstance(network, SpikingNetwork) else {}
-        table = TABLE_OF_WEIGHTS[conversion.get("weights", "float")]
-    prices = energy_table(table)
+    prices = Prices.of(network, table, count_zero_weights)
     _require_spiking(dnn, network)
     first, pairs = begun(_pairs(data, progress))
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     loss = loss or loss_of_modules(network if dnn is None else dnn)
-    name = table if isinstance(table, str) else "custom"
     if not isinstance(network, SpikingNetwork):
         given: dict[str, Any] = {"metric": metric, "loss": loss, "readout": readout, "input_events": input_events}
-        return measure_own(network, pairs, prices, name, **given)
+        return measure_own(network, pairs, prices, **given)
     time = network.time_dim
     if time is not None:
         held = first[0].shape[time]
@@ -129,9 +132,9 @@ def report(
     samples, scores = 0, _Scores(ascending)
     with (
         torch.no_grad(),
-        nullcontext() if traced is None else Tally(traced, input_events=False) as of_dnn,
-        Tally(network, products=False) as of_snn,
-        (behind := _Behind(network, ascending)).hooks,
+        nullcontext() if traced is None else Tally(traced, input_events=False, counting=prices.needs) as of_dnn,
+        Tally(network, products=False, counting=prices.needs) as of_snn,
+        (behind := _Behind(network, ascending, prices.needs)).hooks,
         run_as(network, longest),
     ):
         for inputs, targets in pairs:
@@ -145,26 +148,28 @@ def report(
             samples += running.shape[1]
     spiking = _layers_that_spike(network, of_snn)
     by_steps = {T: Counts.of(of_snn, spiking, T).plus(behind.counts(T)) for T in ascending}
-    return Report(
-        samples=samples,
-        dnn=None if of_dnn is None else dnn_report(scores.dnn, Counts.of(of_dnn, of_dnn.names), samples, prices),
-        steps=tuple(step_report(T, score, by_steps[T], samples, prices) for T, score in scores.at.items()),
+    facts_of_dnn = [] if of_dnn is None else layer_facts(of_dnn, weight_bits=network.weight_bits)
+    priced = prices.of_report(
+        dnn=None if of_dnn is None else dnn_report(scores.dnn, Counts.of(of_dnn, of_dnn.names), samples, facts_of_dnn),
+        steps=tuple(
+            step_report(T, score, by_steps[T], samples, [*layer_facts(of_snn, steps=T), *behind.facts(T)])
+            for T, score in scores.at.items()
+        ),
         timesteps=at,
         layers=(
-            *(
-                layer_report(name, layer, Counts.of(of_snn, [name], at), samples, prices)
-                for name, layer in spiking.items()
-            ),
+            *(layer_report(name, layer, Counts.of(of_snn, [name], at), samples) for name, layer in spiking.items()),
             _readout_report(network.readout, summed * at),
-            *(layer_report(name, layer, counts, samples, prices) for name, layer, counts in behind.layers(at)),
+            *(layer_report(name, layer, counts, samples) for name, layer, counts in behind.layers(at)),
         ),
-        table=name,
-        mac=prices.mac,
-        ac=prices.ac,
-        source=prices.source,
+    )
+    return Report(
+        **priced,
+        samples=samples,
+        timesteps=at,
         score_name=scores.dnn.name,
         higher_is_better=scores.dnn.higher_is_better,
         decisions=None if scores.dnn.decisions == samples else scores.dnn.decisions,
+        chance=scores.answers.chance() if scores.dnn.is_accuracy else None,
     )
 
 
@@ -210,6 +215,7 @@ class _Scores:
     def __init__(self, steps: Sequence[int]) -> None:
         self._steps = steps
         self.at: dict[int, Score] = {}
+        self.answers = Answers()
 
     def begin(self, score: Score) -> None:
         """Take what is scored; of this process alone."""
@@ -219,6 +225,7 @@ class _Scores:
     def add(self, outputs: Tensor, running: Tensor, targets: Tensor) -> None:
         """Add a batch: outputs of the DNN, and those of the spiking network after each step."""
         self.dnn.update(outputs, targets)
+        self.answers.add(targets)
         for step, score in self.at.items():
             score.update(running[step - 1], targets)
 
@@ -244,14 +251,15 @@ class _Behind:
     Args:
         network: The network.
         steps: The numbers of steps that are reported.
+        needs: What is counted beside operations.
     """
 
-    def __init__(self, network: SpikingNetwork, steps: Sequence[int]) -> None:
+    def __init__(self, network: SpikingNetwork, steps: Sequence[int], needs: Iterable[Need]) -> None:
         self.hooks = Hooks(many_steps=True)
         self.values: int | None = None
         self._means: list[Tensor] = []
         self._copy = deepcopy(network.head)
-        self._tallies = {} if self._copy is None else {step: Tally(self._copy) for step in steps}
+        self._tallies = {} if self._copy is None else {step: Tally(self._copy, counting=needs) for step in steps}
         if network.head is not None:
             self.hooks.before(network.head, self._read)
 
@@ -270,6 +278,11 @@ class _Behind:
         """Give what all of it does in a run."""
         tally = self._tallies.get(timesteps)
         return Counts(0, 0, 0, 0, 0) if tally is None else Counts.of(tally, tally.names)
+
+    def facts(self, timesteps: int) -> list[LayerFacts]:
+        """Give what each of its layers does in a run."""
+        tally = self._tallies.get(timesteps)
+        return [] if tally is None else layer_facts(tally)
 
     def layers(self, timesteps: int) -> Iterator[tuple[str, nn.Module, Counts]]:
         """Walk its layers with what each does in a run."""

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from snnreg_plugins._models import device_of, eval_and_back
-from snnreg_plugins.functional.energy import EnergyTable
 from snnreg_plugins.metrics.scores import Loss, Score, Task, choose_score
-from snnreg_plugins.reports.counted import Counts, layer_report, step_report
+from snnreg_plugins.reports.counted import Answers, Counts, layer_report, step_report
+from snnreg_plugins.reports.pricing import Prices
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.spiking.network import SpikingNetwork
+from snnreg_plugins.watching.facts import layer_facts
 from snnreg_plugins.watching.hooks import unwatched
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import emits_spikes, forget_states, is_spiking_neuron
@@ -107,8 +108,7 @@ def _same(found: list[Any], expected: list[Any]) -> bool:
 def measure_own(
     network: nn.Module,
     pairs: Iterator[tuple[Tensor, Tensor]],
-    prices: EnergyTable,
-    table: str,
+    prices: Prices,
     *,
     metric: Metric | Task | Score | None,
     loss: Loss | None,
@@ -120,17 +120,16 @@ def measure_own(
     Args:
         network: The network.
         pairs: Its inputs, however it takes them, and targets ``(B, ...)``.
-        prices: Energies per operation.
-        table: Their name.
+        prices: Models of cost.
         metric: What is scored; None if targets and loss tell.
         loss: What the loss tells.
         readout: From what it returns for a batch to scores ``(B, ...)``.
         input_events: Whether whole numbers in its input are events; None if nobody said.
     """
     score: Score | None = None
-    samples = 0
+    samples, answers = 0, Answers()
     on_doubt = partial(warn_of_whole_numbers, "report()")
-    tally = Tally(network, input_events=input_events, on_doubt=on_doubt)
+    tally = Tally(network, input_events=input_events, counting=prices.needs, on_doubt=on_doubt)
     try:
         with torch.no_grad(), tally, eval_and_back(network):
             for inputs, targets in pairs:
@@ -139,6 +138,7 @@ def measure_own(
                 if score is None:
                     score = choose_score(outputs, targets, loss, metric).fresh(sync=False)
                 score.update(outputs, targets)
+                answers.add(targets)
                 samples += len(targets)
     finally:
         forget_states(network)
@@ -147,21 +147,20 @@ def measure_own(
     shown = [name for name in tally.called if name not in tally.neurons or emits_spikes(tally.modules[name])]
     # What is called once reads all steps together, or a constant current; a shared layer is called more often.
     timesteps = math.gcd(*(steps for steps in map(tally.steps_of, shown) if steps > 1)) or 1
+    facts = layer_facts(tally, timesteps=timesteps)
     return Report(
-        samples=samples,
-        dnn=None,
-        steps=(step_report(timesteps, score, Counts.of(tally, shown), samples, prices),),
-        timesteps=timesteps,
-        layers=tuple(
-            layer_report(name, tally.modules[name], Counts.of(tally, [name]), samples, prices) for name in shown
+        **prices.of_report(
+            dnn=None,
+            steps=(step_report(timesteps, score, Counts.of(tally, shown), samples, facts),),
+            timesteps=timesteps,
+            layers=tuple(layer_report(name, tally.modules[name], Counts.of(tally, [name]), samples) for name in shown),
         ),
-        table=table,
-        mac=prices.mac,
-        ac=prices.ac,
-        source=prices.source,
+        samples=samples,
+        timesteps=timesteps,
         score_name=score.name,
         higher_is_better=score.higher_is_better,
         decisions=None if score.decisions == samples else score.decisions,
+        chance=answers.chance() if score.is_accuracy else None,
     )
 
 

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from snnreg_plugins._text import in_joules, in_rate, in_short, one_line, over, times
-from snnreg_plugins.reports import charts
+from snnreg_plugins._text import in_joules, in_rate, in_short, one_line
+from snnreg_plugins.reports import charts, tables, views
 from snnreg_plugins.reports.diagnosis import Diagnosis
+from snnreg_plugins.reports.priced import ModelReport
 from snnreg_plugins.reports.raster import Raster, spikes_of
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.settings import Settings
+from snnreg_plugins.reports.verdict import baseline, compared, ratio
 
 #: What pages are called, of a run and of several; a file tells by it that it is one.
 HEADING, COMPARED = HEADINGS = "Spiking network report", "Spiking networks compared"
@@ -57,8 +59,12 @@ def page(
     content: dict[str, Any] = {
         "title": title,
         "heading": HEADING,
+        "about": [] if report.about is None else [part for part in report.about.lines() if part],
         "report": report,
         "facts": list(_facts(report)),
+        "tables": tables,
+        "views": views,
+        "layers": [views.energy_by_layer(report, model) for model in _by_layer(report)],
         "raster": raster,
         "stop": stop,
         "trains": [] if raster is None or not raster.layers else list(_samples(raster, stop)),
@@ -84,11 +90,11 @@ def _facts(report: Report) -> Iterator[_Fact]:
     dnn, step = report.dnn, report.at_timesteps()
     beside = "" if dnn is None else f"DNN: {report.write_score(dnn.score)}"
     yield _Fact(f"{report.score_title} at T = {step.timesteps}", report.write_score(step.score), beside)
-    if report.is_accuracy and dnn is not None:
-        close = next((one.timesteps for one in report.steps if one.score >= dnn.score - 0.01), None)
+    if report.is_accuracy and dnn is not None and report.dnn_is_worth_it:
+        close = report.within_a_point()
         yield _Fact(
             "Within a point of the DNN",
-            "at no T measured" if close is None else f"from T = {close}",
+            "at no T measured" if close is None else f"from T = {close.timesteps}",
             f"{report.samples:,} test samples",
         )
     else:
@@ -96,10 +102,15 @@ def _facts(report: Report) -> Iterator[_Fact]:
         yield _Fact("Test samples", f"{report.samples:,}", better[report.higher_is_better])
     rate = "no neurons" if step.spike_rate is None else f"{in_rate(step.spike_rate)} spikes/neuron/step"
     yield _Fact("SOPs per sample", in_short(step.sops), rate)
-    energies = () if dnn is None else (("sparse", dnn.energy), ("dense", dnn.dense_energy))
-    ratios = [(name, over(step.energy, energy)) for name, energy in energies]
-    compared = ", ".join(f"{times(ratio)} × {name} DNN" for name, ratio in ratios if ratio is not None)
-    yield _Fact("Energy per sample, estimated", in_joules(step.energy), compared)
+    model = report.primary
+    ratios = [f"{ratio(value)} {baseline(report, model, how)}" for how, value in compared(report, model).items()]
+    yield _Fact("Energy per sample, estimated", in_joules(step.energy), ", ".join(ratios))
+
+
+def _by_layer(report: Report) -> list[ModelReport]:
+    """Choose the models whose costs are shown by layer: that of the table, and the first that tells of memory."""
+    others = [model for model in report.shown_models if model.name != report.table and model.steps[report.index].memory]
+    return [report.primary, *others[:1]]
 
 
 def _samples(raster: Raster, stop: int) -> Iterator[_Sample]:
@@ -129,6 +140,10 @@ def _environment() -> Environment:
         "stacks": charts.stacks,
         "bars": charts.bars,
         "swatch": charts.swatch,
+        "plane": charts.plane,
+        "ratios": charts.ratios,
+        "sign": charts.sign,
+        "curve": charts.curve,
     }
     return environment
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from snnreg_plugins._pictures import BLUE, GREY, ORANGE, SKY, legend_below, literal
-from snnreg_plugins.reports.figures import Bars, Lines, Role
+from snnreg_plugins._pictures import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, legend_below, literal
+from snnreg_plugins._text import times
+from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +17,15 @@ _LOOKS: dict[Role, dict[str, Any]] = {
     "dnn": {"color": ORANGE, "linewidth": 1.8},
     "dense": {"color": ORANGE, "linewidth": 1.8, "linestyle": (0, (4, 2))},
 }
-_FILLS: dict[Role, str] = {"snn": BLUE, "mac": SKY, "dnn": ORANGE, "dense": GREY}
+_FILLS: dict[Role, str] = {
+    "snn": BLUE, "mac": SKY, "dnn": ORANGE, "dense": GREY, "neurons": GREEN, "memory": "#BBBBBB",
+}  # fmt: skip
+# What a DNN's sign looks like, by what it does with zeros.
+_SIGNS: dict[Role, dict[str, Any]] = {
+    "dnn": {"marker": "D", "markersize": 7},
+    "dense": {"marker": "s", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8},
+}
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
 # Bars that a panel has room for at least, so that few are not thick.
 _ROOM = 4
 
@@ -40,19 +49,108 @@ def lines(axes: Axes, figure: Lines) -> None:
     legend_below(axes)
 
 
-def bars(axes: Axes, figure: Bars) -> None:
-    """Draw one horizontal bar below the other, the first on top."""
-    places = range(len(figure.bars))
-    drawn = axes.barh(
-        places,
-        [bar.value for bar in figure.bars],
-        height=0.6,
-        color=[_FILLS[bar.role] for bar in figure.bars] or BLUE,
-    )
-    axes.bar_label(drawn, [bar.written for bar in figure.bars], padding=4, color=GREY)
-    axes.set_yticks(places, [literal(bar.name) for bar in figure.bars])
-    axes.set_ylim(max(len(figure.bars), _ROOM) - 0.5, -0.5)
-    axes.margins(x=0.18)
+def plane(axes: Axes, figure: Plane) -> None:
+    """Draw scores over what is spent: a curve for each model, and DNNs as points."""
+    from matplotlib.ticker import LogLocator
+
+    for curve in figure.curves:
+        colour = _COLOURS[curve.colour % len(_COLOURS)]
+        axes.plot(curve.spent, curve.scores, "o-", color=colour, markersize=5, label=f"SNN, {curve.label}", zorder=3)
+        for spent, score, step in zip(curve.spent, curve.scores, curve.steps, strict=True):
+            if figure.floor is None or score >= figure.floor:
+                weight = "bold" if step == figure.marked else "normal"
+                axes.annotate(
+                    str(step), (spent, score), (3, -3), textcoords="offset points", va="top", color=colour,
+                    fontsize=8, fontweight=weight, annotation_clip=True, path_effects=_halo(), zorder=5,
+                )  # fmt: skip
+    for point in figure.points:
+        sign, colour = _SIGNS[point.role], _COLOURS[point.colour % len(_COLOURS)]
+        axes.plot(point.spent, point.score, color=colour, linestyle="none", zorder=4, **sign)
+    for one in figure.kinds:
+        axes.plot([], [], color=GREY, linestyle="none", label=one.label, **_SIGNS[one.role])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(lambda value, _: figure.write_spent(value))
+    axes.yaxis.set_major_formatter(lambda value, _: figure.write(value))
+    axes.minorticks_off()
+    axes.margins(x=0.08, y=0.1)
+    if figure.floor is not None:
+        axes.set_ylim(bottom=figure.floor)
+    if figure.most is not None:
+        axes.set_ylim(top=min(axes.get_ylim()[1], figure.most + 0.02 * (figure.most - axes.get_ylim()[0])))
+    axes.set(title=figure.title, xlabel=f"{figure.unit}; numbers are T", ylabel=figure.score)
+    legend_below(axes)
+
+
+def ratios(axes: Axes, figure: Ratios) -> None:
+    """Draw what the network spends over what DNNs do, around the line where both spend the same."""
+    from matplotlib.ticker import LogLocator
+
+    values = [value for row in figure.rows for _, value in row.values]
+    axes.set_xscale("log")
+    low, high = min([*values, 1.0]) / 2.2, max([*values, 1.0]) * 2.2
+    axes.axvspan(low, 1, color=LIGHT, zorder=0)
+    axes.axvline(1, color=GREY, linewidth=1.2)
+    for place, row in enumerate(figure.rows):
+        axes.plot([value for _, value in row.values], [place] * len(row.values), color="#BBBBBB", zorder=1)
+        for above, (role, value) in zip((True, False), row.values, strict=False):
+            colour = ORANGE if role == "dnn" else GREY
+            axes.plot(value, place, color=colour, linestyle="none", zorder=3, **_SIGNS[role])
+            # Away from the line at 1, which would cross it.
+            side = "center" if not 0.7 < value < 1.4 else "right" if value < 1 else "left"
+            shift = ({"center": 0, "right": 4, "left": -4}[side], 7 if above else -7)
+            axes.annotate(
+                times(value) if value >= 0.1 else f"{value:.2g}", (value, place), shift, textcoords="offset points",
+                ha=side, va="bottom" if above else "top", color=colour, fontsize=9,
+            )  # fmt: skip
+    for one in figure.kinds:
+        colour = ORANGE if one.role == "dnn" else GREY
+        axes.plot([], [], color=colour, linestyle="none", label=f"over the {one.label}", **_SIGNS[one.role])
+    axes.set_xlim(low, high)
+    axes.set_ylim(max(len(figure.rows), _ROOM - 1) - 0.2, -0.6)
+    axes.set_yticks(range(len(figure.rows)), [_rows(row.name) for row in figure.rows])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set(title=figure.title, xlabel=figure.unit)
+    axes.annotate("SNN spends less", (1, 0), (-6, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                  ha="right", va="bottom", color=GREY, fontsize=8)  # fmt: skip
+    legend_below(axes, 1)
+
+
+def bars(axes: Axes, figure: Bars) -> None:
+    """Draw one horizontal bar below the other, the first on top."""
+    places = range(len(figure.bars))
+    starts = [0.0] * len(figure.bars)
+    roles = dict.fromkeys(role for bar in figure.bars for role, _ in bar.parts)
+    names = {one.role: one.label for one in figure.kinds}
+    drawn = None
+    for role in roles:
+        values = [dict(bar.parts).get(role, 0.0) for bar in figure.bars]
+        drawn = axes.barh(places, values, height=0.6, left=starts, color=_FILLS[role], label=names.get(role))
+        starts = [start + value for start, value in zip(starts, values, strict=True)]
+    if drawn is not None:
+        for place, (end, bar) in enumerate(zip(starts, figure.bars, strict=True)):
+            axes.annotate(bar.written, (end, place), (4, 0), textcoords="offset points", va="center", color=GREY)
+    axes.set_yticks(places, [literal(bar.name) for bar in figure.bars])
+    axes.set_ylim(max(len(figure.bars), _ROOM) - 0.5, -0.5)
+    axes.set_xlim(0, 1.28 * max(starts, default=0.0) or 1.0)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set(title=figure.title, xlabel=figure.unit)
+    axes.xaxis.set_major_formatter(lambda value, _: figure.write(value))
+    if figure.kinds:
+        legend_below(axes, 2)
+
+
+def _halo() -> list[Any]:
+    """Make what keeps a text readable where lines are behind it."""
+    from matplotlib import patheffects
+
+    return [patheffects.withStroke(linewidth=2.5, foreground="white")]
+
+
+def _rows(name: str) -> str:
+    return "\n".join(map(literal, name.split("\n")))

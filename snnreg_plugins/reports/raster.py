@@ -8,6 +8,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from snnreg_plugins._files import added_later
 from snnreg_plugins._pictures import BLUE, GREY, literal
 from snnreg_plugins._text import Column, Note, Row, Table
 from snnreg_plugins.reports.result import Result
@@ -25,12 +26,15 @@ class RasterLayer:
         neurons: How many neurons it has.
         shown: Which of them are recorded, by flat index.
         spikes: For each sample and recorded neuron one character per time step: ``"1"`` for a spike, else ``"0"``.
+        active: How many of its neurons spike on any of the samples; None if that was not recorded, when those shown
+            were chosen active or not.
     """
 
     name: str
     neurons: int
     shown: tuple[int, ...]
     spikes: tuple[tuple[str, ...], ...]
+    active: int | None = added_later(None)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,13 @@ class Raster(Result):
         if self.labels:
             yield self.decided([2**power for power in range(self.timesteps.bit_length())])
         yield self.counts()
-        yield Note("Neurons are taken evenly spaced from each layer, active or not.", "small")
+        yield Note(self.chosen(), "small")
+
+    def chosen(self) -> str:
+        """Say which neurons are shown."""
+        if any(layer.active is None for layer in self.layers):
+            return "Neurons are taken evenly spaced from each layer, active or not."
+        return "Neurons are taken evenly spaced from those of each layer that spike on one of the samples."
 
     def decided(self, steps: Sequence[int]) -> Table:
         """Give the table of what each sample is taken for after some numbers of steps."""
@@ -93,10 +103,11 @@ class Raster(Result):
             (
                 Column("Layer"),
                 Column("Neurons shown", lambda some: "{:,} of {:,}".format(*some)),
+                Column("That spike", "{:,}".format),
                 *(Column(f"Sample {sample + 1}") for sample in range(self.samples)),
             ),
             tuple(
-                Row((layer.name, (len(layer.shown), layer.neurons), *(spikes_of(trains) for trains in layer.spikes)))
+                Row((layer.name, (len(layer.shown), layer.neurons), layer.active, *map(spikes_of, layer.spikes)))
                 for layer in self.layers
             ),
         )

@@ -28,8 +28,9 @@ def record(
 ) -> Raster:
     """Record when some neurons spike.
 
-    Neurons are taken evenly spaced from each layer, active or not, so that what is seen is typical. The network runs
-    in eval mode and is left as it was, as is the random state.
+    Neurons are taken evenly spaced from those of each layer that spike on any of the samples, as most of a sparse
+    network are silent; from all of a layer where none spikes. It is told how many spike at all. The network runs in
+    eval mode, twice, and is left as it was, as is the random state.
 
     Args:
         network: The spiking network.
@@ -49,8 +50,8 @@ def record(
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)), torch.rand(100, 2)
         >>> raster = record(to_snntorch(model, x, timesteps=4), x, torch.zeros(100), samples=1, rows=4)
-        >>> raster.layers[0].name, raster.layers[0].shown
-        ('1', (0, 5, 10, 15))
+        >>> raster.layers[0].name, raster.layers[0].neurons, len(raster.layers[0].shown)
+        ('1', 16, 4)
         >>> [len(train) for train in raster.layers[0].spikes[0]]
         [4, 4, 4, 4]
     """
@@ -60,20 +61,24 @@ def record(
     inputs = inputs.narrow(dim, 0, min(samples, inputs.shape[dim]))
     targets = None if targets is None else targets[:samples]
     each = max(rows // max(len(neuron_layers(network.body)), 1), _FEWEST)
-    shown: dict[str, Tensor] = {}
-    sizes: dict[str, int] = {}
+    spiked: dict[str, Tensor] = {}
+
+    def see(name: str, spikes: Tensor) -> Tensor:
+        found = (spikes.flatten(1) != 0).any(0)
+        spiked[name] = found | spiked[name] if name in spiked else found
+        return found[:0]
 
     def some_of(name: str, spikes: Tensor) -> Tensor:
-        spikes = spikes.flatten(1) != 0
-        if name not in shown:
-            sizes[name] = spikes.shape[1]
-            shown[name] = torch.linspace(0, sizes[name] - 1, min(each, sizes[name])).round().long()
-        return spikes[:, shown[name].to(spikes.device)].cpu()
+        return (spikes.flatten(1) != 0)[:, shown[name]].cpu()
 
     device = device_of(network)
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices), run_as(network, longest):
-        recording = Recorder(network, some_of, potentials=False).run(inputs.to(device))
+    with torch.no_grad(), run_as(network, longest):
+        with torch.random.fork_rng(devices):  # both runs draw the same numbers
+            Recorder(network, see, potentials=False).run(inputs.to(device))
+        shown = {name: _some(found, each) for name, found in spiked.items()}
+        with torch.random.fork_rng(devices):
+            recording = Recorder(network, some_of, potentials=False).run(inputs.to(device))
     running = recording.scores
     classes = None if targets is None or running.dim() != 3 or running.shape[2] < 2 else targets
     return Raster(
@@ -81,10 +86,19 @@ def record(
         labels=() if classes is None else tuple(int(target) for target in classes),
         decisions=() if classes is None else tuple(map(tuple, running.argmax(2).T.tolist())),
         layers=tuple(
-            RasterLayer(name, sizes[name], tuple(shown[name].tolist()), _trains(spikes))
+            RasterLayer(
+                name, len(spiked[name]), tuple(shown[name].tolist()), _trains(spikes), active=int(spiked[name].sum())
+            )
             for name, spikes in recording.spikes.items()
         ),
     )
+
+
+def _some(spiked: Tensor, most: int) -> Tensor:
+    """Choose some neurons, evenly spaced, of those that spike, or of all if none does."""
+    found = spiked.nonzero().flatten()
+    found = found if len(found) else torch.arange(len(spiked), device=spiked.device)
+    return found[torch.linspace(0, len(found) - 1, min(most, len(found))).round().long().to(found.device)]
 
 
 def _trains(spikes: Tensor) -> tuple[tuple[str, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -15,11 +16,13 @@ from torch import nn
 from snnreg_plugins import to_snntorch
 from snnreg_plugins._text import in_joules, in_short
 from snnreg_plugins.export.files import save_network
+from snnreg_plugins.functional import COST_MODELS
+from snnreg_plugins.reports import views
 from snnreg_plugins.reports.diagnose import diagnose
 from snnreg_plugins.reports.folder import write_page
 from snnreg_plugins.reports.measure import report
 from snnreg_plugins.reports.page import page
-from snnreg_plugins.reports.parts import LayerReport
+from snnreg_plugins.reports.parts import About, LayerReport
 from snnreg_plugins.reports.raster import Raster
 from snnreg_plugins.reports.record import record
 from snnreg_plugins.reports.report import Report
@@ -124,7 +127,16 @@ def test_page_of_a_run_holds_its_numbers(run, result):
     assert write_page(run) == run / "report.html"
     shown = read(run / "report.html")
     assert {file.suffix for file in run.iterdir()} == {".json", ".pt", ".yaml", ".html"}  # nothing half-written
-    accuracy, operations, energy, layers, decisions, spikes, losses = shown.tables
+    models, others, accuracy, energy, operations, layers, decisions, spikes, losses = shown.tables
+    assert [row[0] for row in models[1:]] == ["horowitz_fp32", "lemaire", "bit_matched", "eflops, in EFLOPs"]
+    for row, model in zip(models[1:], result.shown_models, strict=True):
+        spent = model.steps[2].total
+        assert row[1] == (in_joules if model.unit == "J" else in_short)(spent)
+        ratios = [cost[2].total for cost in (model.sparse, model.dense) if cost]
+        assert [cell for cell in row[4:] if cell] == [f"{spent / cost:.2f}" for cost in ratios]
+    assert {row[0] for row in [*models[1:], *others[1:]]} == {*COST_MODELS, "eflops, in EFLOPs"} - {"eflops"}
+    assert next(row for row in others if row[0] == "loihi")[-1] == in_short(result.steps[2].effective_macs)
+    assert result.verdict()[0] in shown.text
     assert [row[0] for row in accuracy[1:]] == ["DNN", "SNN, T = 1", "SNN, T = 2", "SNN, T = 4", "SNN, T = 8"]
     assert [row[1] for row in accuracy[2:]] == [f"{100 * step.accuracy:.2f} %" for step in result.steps]
     assert [row[2] for row in operations[3:]] == [in_short(step.sops) for step in result.steps]
@@ -141,7 +153,7 @@ def test_page_of_a_run_holds_its_numbers(run, result):
         "seed_everything 7",
     ):
         assert said in shown.text
-    for said in ("per_channel True", "model Classifier", "model.lr 0.1", "trainer.callbacks[0] Mine"):
+    for said in ("per_channel True", "model Classifier", "model.lr 0.1", "trainer.callbacks.Mine Mine"):
         assert said in shown.text
     assert "hidden" not in shown.text
     assert "none" not in shown.text.split("model.lr")[1]
@@ -172,22 +184,28 @@ def test_page_is_accessible(run):
     assert "width=device-width" in str(shown.all("meta"))
     for figure in shown.all("svg"):
         assert figure.get("aria-hidden") == "true" or (figure["role"] == "img" and len(figure["aria-label"]) > 20)
-    assert len([figure for figure in shown.all("svg") if "role" in figure]) == 5 + 3
-    assert len(shown.all("caption")) == len(shown.all("table")) == 7
+    assert len([figure for figure in shown.all("svg") if "role" in figure]) == 10 + 3
+    assert len(shown.all("caption")) == len(shown.all("table")) == 9
     assert {header.get("scope") for header in shown.all("th")} == {"col", "row"}
     assert all("aria-label" in box for box in shown.all("div") if box.get("tabindex"))
 
 
 def test_figures_show_the_numbers(result):
     drawn = Reader(page(result))
-    bars = [rect for rect in drawn.all("rect") if rect.get("height") == "9" and "fill" in rect["class"]]
-    widths = [float(rect["width"]) for rect in bars]
-    sops = [layer.sops or layer.effective_macs for layer in result.layers if layer.sops is not None]
+    bars = [rect for _, rect in drawn.charts["Bar chart of"] if rect.get("height") == "9" and "fill" in rect["class"]]
+    macs = [result.dnn.dense_macs, result.dnn.effective_macs, result.steps[2].effective_macs]
+    sops = [layer.sops for layer in result.layers if layer.sops]
     rates = [layer.spike_rate for layer in result.layers if layer.spike_rate is not None]
-    expected = [320 * value / max(group) for group in (sops, rates) for value in group]
-    assert widths == pytest.approx(expected, abs=0.01)
-    points = [mark for mark in drawn.all("circle") if mark["r"] == "4" and mark["cx"] != "14"]
-    heights = [float(mark["cy"]) for mark in points[: len(result.steps)]]
+    groups = [[[value] for value in values] for values in (macs, sops, rates)]
+    for name in ("lemaire", "horowitz_fp32"):
+        spent = [layer.spent for layer in result.model(name).layers]
+        parts = [[one.macs, one.synapses, one.neurons, one.memory] for one in spent]
+        groups.insert(1, [[part for part in of_layer if part] for of_layer in parts])
+    expected = [320 * part / max(map(sum, group)) for group in groups for bar in group for part in bar]
+    assert [float(rect["width"]) for rect in bars] == pytest.approx(expected, abs=0.01)
+    points = [mark for _, mark in drawn.charts["Line chart. The"] if mark.get("r") == "4"]
+    heights = [float(mark["cy"]) for mark in points]
+    assert len(heights) == len(result.steps)
     best = sorted(range(len(heights)), key=lambda i: heights[i])
     assert [result.steps[i].accuracy for i in best] == sorted((step.accuracy for step in result.steps), reverse=True)
 
@@ -207,7 +225,7 @@ def energy_bars(drawn, result):
 
 
 def test_energy_bars_are_that_of_macs_and_on_top_of_it_that_of_sops(result):
-    figure = result.energy_figure()
+    figure = views.energy(result)
     assert figure.totals() == pytest.approx([step.energy for step in result.steps])
     bars = energy_bars(Reader(page(result)), result)
     macs = [4.6e-12 * step.effective_macs for step in result.steps]
@@ -221,7 +239,7 @@ def test_energy_bars_are_that_of_macs_and_on_top_of_it_that_of_sops(result):
 
 
 def test_tables_show_ratios_intervals_and_differences(result):
-    accuracy, _, energy, *_ = Reader(page(result)).tables
+    _, _, accuracy, energy, *_ = Reader(page(result)).tables
     sparse, dense = result.dnn.energy, result.dnn.dense_energy
     spent = [dense, sparse, *(step.energy for step in result.steps)]
     assert [row[2:] for row in energy[1:]] == [[f"{value / sparse:.2f}", f"{value / dense:.2f}"] for value in spent]
@@ -236,7 +254,8 @@ def test_tables_show_ratios_intervals_and_differences(result):
 
 def test_nothing_of_a_run_becomes_markup(run, result):
     layers = tuple(dataclasses.replace(layer, name=HOSTILE + layer.name, kind=HOSTILE) for layer in result.layers)
-    dataclasses.replace(result, layers=layers, source=HOSTILE, table=HOSTILE).save_json(run / "report.json")
+    hostile = dataclasses.replace(result, layers=layers, source=HOSTILE, table=HOSTILE, models=(), chosen=())
+    dataclasses.replace(hostile, about=About(*[HOSTILE] * 5)).save_json(run / "report.json")
     raster = Raster.load_json(run / "raster.json")
     spiking = tuple(dataclasses.replace(layer, name=HOSTILE) for layer in raster.layers)
     dataclasses.replace(raster, layers=spiking).save_json(run / "raster.json")
@@ -339,11 +358,11 @@ def zeros(step):
 
 def test_pages_of_extreme_reports(result):
     dead = dataclasses.replace(result.dnn, accuracy=0.0, sops=0.0, effective_macs=0.0, energy=0.0)
-    silent = dataclasses.replace(result, steps=tuple(map(zeros, result.steps)), dnn=dead)
-    one = dataclasses.replace(result, steps=result.steps[2:3])
-    none = dataclasses.replace(result, layers=())
-    many = dataclasses.replace(
-        result,
+    replace = partial(dataclasses.replace, result, models=(), chosen=())  # priced by what it holds
+    silent = replace(steps=tuple(map(zeros, result.steps)), dnn=dead)
+    one = replace(steps=result.steps[2:3])
+    none = replace(layers=())
+    many = replace(
         layers=tuple(LayerReport(f"network.block{i}." + 20 * "long.", "Conv2d", sops=1e15 / 3**i) for i in range(60)),
         steps=tuple(dataclasses.replace(result.steps[2], timesteps=T) for T in range(1, 65)),
     )

@@ -283,7 +283,7 @@ def test_json_holds_all_numbers(result, tmp_path):
     assert read == result.to_dict()
     assert read["steps"][2]["sops"] == result.steps[2].sops
     assert read["layers"][1]["threshold_min"] == result.layers[1].threshold_min
-    assert read["dnn"] == dataclasses.asdict(result.dnn)
+    assert read["dnn"] == json.loads(json.dumps(dataclasses.asdict(result.dnn)))
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["report.json"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.samples = 0
@@ -298,6 +298,8 @@ def printed(result: Report, width: int) -> list[str]:
 def test_print_shows_the_numbers(result):
     known = dataclasses.replace(
         result,
+        models=(),
+        chosen=(),
         dnn=dataclasses.replace(result.dnn, accuracy=0.9, effective_macs=276_960.0, energy=1.274e-6, sops=0.0),
         steps=(dataclasses.replace(result.steps[2], accuracy=0.875, sops=999_700.0, spike_rate=0.1239, energy=2.5e-9),),
         layers=(
@@ -325,7 +327,7 @@ def test_print_fits_and_says_what_energy_is(result, width):
         f"estimate from published numbers, not a measurement: 4.6 pJ per MAC and 0.9 pJ per SOP ({result.source}"
         in text
     )
-    assert "Arithmetic at synapses only" in text
+    assert "It leaves out neuron updates, memory access" in text
 
 
 @pytest.mark.parametrize("name", ["report.png", "report"])
@@ -342,25 +344,30 @@ def test_plot_is_a_png(result, tmp_path, name):
 def test_plot_shows_the_numbers(result):
     from matplotlib.figure import Figure
 
-    accuracy, cost, rates = Figure().subplots(1, 3)
-    for draw, axes in zip(result.panels()[1], (accuracy, cost, rates), strict=True):
+    plane, ratios, layers = Figure().subplots(1, 3)
+    for draw, axes in zip(result.panels()[1], (plane, ratios, layers), strict=True):
         draw(axes)
-    lines = {line.get_label(): line.get_ydata() for axes in (accuracy, cost) for line in axes.get_lines()}
-    assert list(lines["SNN"]) == [step.accuracy for step in result.steps]
-    assert list(lines["SNN, SOPs"]) == [step.sops for step in result.steps]
-    assert list(lines["SNN, analog MACs"]) == [step.effective_macs for step in result.steps]
-    assert lines["DNN"][0] == result.dnn.accuracy
-    assert lines["DNN, effective MACs"][0] == result.dnn.effective_macs
-    assert lines["DNN, dense MACs"][0] == result.dnn.dense_macs
-    assert [bar.get_width() for bar in rates.patches] == [
-        layer.spike_rate for layer in result.layers if layer.spike_rate
-    ]
-    assert [label.get_text() for label in rates.get_yticklabels()] == ["1", "4"]
+    lines = {line.get_label(): line for line in plane.get_lines()}
+    for name in ("horowitz_fp32", "lemaire", "bit_matched"):
+        curve = lines[f"SNN, {name}"]
+        assert list(curve.get_ydata()) == [step.accuracy for step in result.steps]
+        assert list(curve.get_xdata()) == [cost.total for cost in result.model(name).steps]
+    of_dnn = {float(x) for line in plane.get_lines() if line.get_linestyle() == "None" for x in line.get_xdata()}
+    assert {result.dnn.energy, result.dnn.dense_energy} < of_dnn
+    shown = [label.get_text().split("\n")[0] for label in ratios.get_yticklabels()]
+    assert shown == ["horowitz_fp32", "lemaire", "bit_matched", "eflops"]
+    step = result.at_timesteps()
+    marks = {float(x) for line in ratios.get_lines() for x in line.get_xdata()}
+    assert {step.energy / result.dnn.energy, step.energy / result.dnn.dense_energy} < marks
+    widths = [bar.get_width() for bar in layers.patches if bar.get_width()]
+    energies = [layer.energy for layer in result.layers if layer.energy]
+    assert widths == pytest.approx(energies)  # each layer has MACs or SOPs alone
+    assert [label.get_text() for label in layers.get_yticklabels()] == ["0", "3", "7"]
 
 
 def test_plot_of_a_silent_network(result, tmp_path):
     silent = [dataclasses.replace(step, sops=0.0, effective_macs=0.0) for step in result.steps]
-    dataclasses.replace(result, steps=tuple(silent)).save_plot(tmp_path / "silent.png")
+    dataclasses.replace(result, steps=tuple(silent), models=(), chosen=()).save_plot(tmp_path / "silent.png")
     assert (tmp_path / "silent.png").stat().st_size > 10_000
 
 

@@ -129,7 +129,8 @@ def test_a_raster_draws_and_counts_its_spikes(results):
         drawn = [list(marks.get_positions()) for marks in panel.collections]
         assert drawn == [[step for step, spike in enumerate(train, 1) if spike == "1"] for train in trains]
     counts = raster.counts().written()
-    assert [row[2:] for row in counts] == [
+    assert [row[2] for row in counts] == [f"{layer.active:,}" for layer in raster.layers]
+    assert [row[3:] for row in counts] == [
         tuple(str(sum(train.count("1") for train in trains)) for trains in layer.spikes) for layer in raster.layers
     ]
     assert [row[1:] for row in raster.decided([1, 2]).written()] == [
@@ -252,10 +253,11 @@ def test_a_page_may_be_written_again_and_a_picture_of_others_stays(finished, tmp
 
 def test_reports_of_version_0_1_load(results, tmp_path):
     old = results[0].to_dict()
-    for name in ("score_name", "higher_is_better", "decisions"):
+    for name in ("score_name", "higher_is_better", "decisions", "models", "chosen", "chance", "about"):
         del old[name]
     for part in (old["dnn"], *old["steps"]):
         assert part.pop("score") == part["accuracy"]
+        assert part.pop("facts")
     assert sorted(old) == ["ac", "dnn", "layers", "mac", "samples", "source", "steps", "table", "timesteps"]
     assert sorted(old["steps"][0]) == [
         "accuracy", "effective_macs", "energy", "sops", "spike_rate", "timesteps", "updates",
@@ -264,7 +266,10 @@ def test_reports_of_version_0_1_load(results, tmp_path):
         "effective_macs", "energy", "kind", "name", "sops", "spike_rate", "threshold_max", "threshold_min", "updates",
     ]  # fmt: skip
     (tmp_path / "report.json").write_text(json.dumps({**old, "more": 1}))
-    assert Run(tmp_path).read().report == results[0]
+    read, now = Run(tmp_path).read().report, results[0]
+    assert (read.steps[0].energy, read.dnn.energy, read.layers) == (now.steps[0].energy, now.dnn.energy, now.layers)
+    assert read.chosen == ("horowitz_fp32",)
+    assert [spent.total for spent in read.primary.steps] == pytest.approx([step.energy for step in now.steps])
 
 
 # The callback.
