@@ -100,9 +100,9 @@ def end_bar(trainer: Trainer) -> None:
 
     Without it, the bar is drawn over what is printed when a fit ends.
     """
-    live = getattr(getattr(trainer.progress_bar_callback, "progress", None), "live", None)
-    if live is not None:
-        live.stop()
+    progress: Any = getattr(trainer.progress_bar_callback, "progress", None)
+    if progress is not None:
+        progress.stop()
 
 
 def finds_unused_parameters(strategy: Any) -> bool:

@@ -232,6 +232,7 @@ FINETUNE = ["fit", "--config", "recipes/digits_lenet_finetune.yaml"]
         (["--trainer.max_epochs=-3"], "`max_epochs` must be"),
         (["--trainer.logger.init_args.save_dir=words.yaml"], "words.yaml"),
         (["--config=nowhere.yaml"], "`config` to name a file, but there is no 'nowhere.yaml'"),
+        (["--config=recipes/digits_lenet_finetun.yaml"], "Did you mean `recipes/digits_lenet_finetune.yaml`?"),
         (["--config=words.yaml"], "`config` to name a recipe, but 'words.yaml' holds no names and values"),
         (["--config=empty.yaml"], "`config` to name a recipe, but 'empty.yaml' holds no names and values"),
         (["--config=brackets.yaml"], "'brackets.yaml' cannot be read"),
@@ -252,20 +253,26 @@ def test_a_refusal_is_one_line(words, message, command):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--trainer.max_epochs=2.5"], 'Parser key "trainer.max_epochs": Expected a int. Given value: 2.5'),
-        (["--trainer.max_epochs=two"], 'Parser key "trainer.max_epochs": Expected a int. Given value: two'),
-        (["--callback.ExportReport.timesteps=two"], 'Parser key "timesteps": Expected a int. Given value: two'),
+        (["--trainer.max_epochs=2.5"], "Expected `trainer.max_epochs` to be an integer, but got 2.5."),
+        (["--trainer.max_epochs=two"], "Expected `trainer.max_epochs` to be an integer, but got two."),
+        (["--callback.ExportReport.timesteps=two"], "Expected `timesteps` to be an integer, but got two."),
         (
             ["--callback.ExportReport.timesteps='2'"],
-            "Given value: '2', in quotes, which make it a text; leave them out",
+            "Expected `timesteps` to be an integer, but got '2', in quotes, which make it a text; leave them out.",
         ),
-        (["--callback.ActivityRegularization.percent='1e-3'"], "Got value: 1e-3, in quotes, "),
-        (["--callback.ExportReport.html='false'"], "Got value: false, in quotes, "),
-        (["--callback.ExportReport.timestep=2"], "'snnreg_plugins.ExportReport': Option 'timestep' is not accepted"),
-        (["--callback.ActivityRegularization.penalty=l7"], "Expected one of ['l1', 'l2', "),
-        (["--model=my.Net"], "Problem with given class_path 'my.Net': No module named 'my'"),
-        (["--model.init_args.hiden=3"], "Option 'hiden' is not accepted"),
-        (["--trainer.max_epoch_=3"], "unrecognized arguments: --trainer.max_epoch_=3"),
+        (["--callback.ActivityRegularization.percent='1e-3'"], "to be a number, but got 1e-3, in quotes, "),
+        (["--callback.ExportReport.html='false'"], "to be true or false, but got false, in quotes, "),
+        (
+            ["--callback.ExportReport.timestep=2"],
+            "ExportReport takes no argument `timestep`. Did you mean `timesteps`?",
+        ),
+        (["--callback.ActivityRegularization.penalty=l7"], "Expected `penalty` to be one of l1, l2, "),
+        (["--model=my.Net"], "There is no class 'my.Net' for `model`: No module named 'my', here or among"),
+        (["--model.init_args.hiden=3"], "SpikingClassifier takes no argument `hiden`. It takes network, "),
+        (["--trainer.max_epoch_=3"], "no option `--trainer.max_epoch_`. Did you mean `--trainer.max_epochs`?"),
+        (["--trainer.max_epochs=3", "more"], "There is one word too many: 'more'. A value stands behind its option"),
+        (["--model=Clasifier"], "There is no class 'Clasifier' for `model`. Did you mean `Classifier`?"),
+        (["--data=Images"], "There is no class 'Images' for `data`. Write its module too, as in my_module.Net."),
     ],
 )
 def test_what_the_parser_refuses_is_one_line(words, message, command, capsys):
@@ -293,14 +300,14 @@ def test_what_is_wrong_in_a_recipe_is_one_line(command, capsys):
         (
             "class_path: ActivityRegularization",
             "class_path: ActivityRegularisation",
-            "string: ActivityRegularisation. Given",
+            "no class 'ActivityRegularisation' for `trainer.callbacks`. Did you mean `ActivityRegularization`?",
         ),
         (
             "penalty: l1",
             "penalti: l1",
-            "'snnreg_plugins.ActivityRegularization': Option 'penalti' is not accepted. Given",
+            "ActivityRegularization takes no argument `penalti`. Did you mean `penalty`?",
         ),
-        ("max_epochs: 10", "max_epoch: 10", "Subcommand 'fit' does not accept option 'trainer.max_epoch'"),
+        ("max_epochs: 10", "max_epoch: 10", "`fit` takes no `trainer.max_epoch`. Did you mean `trainer.max_epochs`?"),
     ):
         Path("mine.yaml").write_text(recipe.replace(before, after))
         assert refused(command, "fit", "--config=mine.yaml") == 2

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from rich.live import Live
+from rich.progress import Progress
 
 from snnreg_plugins import _console
 from snnreg_plugins._console import encodable, held, progress, quiet, say, show
@@ -126,9 +126,9 @@ def test_progress_is_quiet_when_told_within_another_and_where_there_is_no_termin
 
 
 def test_the_bar_has_ended_before_anything_is_printed(terminal):
-    with Live("bar", console=_console._console()) as live:
-        end_bar(SimpleNamespace(progress_bar_callback=SimpleNamespace(progress=SimpleNamespace(live=live))))
-        assert not live.is_started
+    with Progress(console=_console._console()) as bar:
+        end_bar(SimpleNamespace(progress_bar_callback=SimpleNamespace(progress=bar)))
+        assert not bar.live.is_started
     for bar in (None, SimpleNamespace(), SimpleNamespace(progress=None)):
         end_bar(SimpleNamespace(progress_bar_callback=bar))
 

@@ -3,7 +3,7 @@
 - ``door``: which subcommand is meant, and how what went wrong is told.
 - ``subcommands``: all of them, a row each; a new one is a row there and a file here.
 - ``commands``: Lightning's command line with ``export``.
-- ``report``, ``profile``: a subcommand each, without Lightning.
+- ``report``, ``compare``, ``profile``, ``shelf`` (``recipes``): a subcommand each, without Lightning.
 - ``messages``: what Lightning says, and what of it is left out.
 - ``parser``, ``sentences``: their parser, and what parsers say.
 - ``overrides``: callbacks of a recipe by name, ``--callback.ActivityRegularization.strength 2``.

@@ -6,12 +6,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from snnreg_plugins import __version__
+from snnreg_plugins.cli.sentences import meant
 from snnreg_plugins.cli.subcommands import OTHERS, TRAINING, listed
 
 _USAGE = """\
@@ -87,9 +87,7 @@ def _version(package: str) -> str:
 def _unknown(word: str) -> str:
     """Say that there is no such subcommand, and which ones there are."""
     names = [*TRAINING, *OTHERS]
-    close = get_close_matches(word, names, n=1)
-    meant = f"Did you mean `snnreg {close[0]}`? " if close else ""
-    return f"error: There is no subcommand {word[:50]!r}. {meant}There are {', '.join(names)}; see snnreg --help."
+    return f"error: There is no subcommand {word[:50]!r}.{meant(word, names)} There are {', '.join(names)}."
 
 
 def _refusal(error: BaseException | None) -> str | None:

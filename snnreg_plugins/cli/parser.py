@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -19,7 +20,9 @@ class InOneSentence(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        self.exit(2, f"error: {in_one_sentence(message)}\nAll options: {program} --help\n")
+        known = re.findall(r"(?<!\w)--[\w.-]+", parser.format_help())
+        sentence = in_one_sentence(message, known).removesuffix(".")
+        self.exit(2, f"error: {sentence}{'' if sentence.endswith('?') else '.'}\nAll options: {program} --help\n")
         raise AssertionError("exit() has returned")
 
 

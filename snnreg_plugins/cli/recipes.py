@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from snnreg_plugins._files import read_yaml
+from snnreg_plugins.cli.sentences import meant
+from snnreg_plugins.cli.shelf import FOLDER, packaged_recipes
 
 _OPTIONS = ("--config", "-c")
 # In an address, and in a recipe that stands on the command line itself.
@@ -23,12 +24,11 @@ def packaged(words: Sequence[str]) -> list[str]:
 
 def _packaged(word: str, before: str) -> str:
     path = _recipe(word, before)
-    if not path.startswith("recipes/") or os.path.exists(path):
+    if not path.startswith(f"{FOLDER}/") or os.path.exists(path):
         return word
-    package = Path(__file__).parents[1]
-    for home in (package, package.parent):
-        if (home / path).is_file():
-            return word.removesuffix(path) + str(home / path)
+    known = packaged_recipes().get(path.removeprefix(f"{FOLDER}/").removesuffix(".yaml"))
+    if known is not None and path.endswith(".yaml"):
+        return word.removesuffix(path) + str(known)
     return word
 
 
@@ -48,6 +48,10 @@ def require_readable(words: Sequence[str]) -> None:
     for before, word in zip(["", *words], words, strict=False):
         path = os.path.expanduser(_recipe(word, before))
         is_elsewhere = not os.path.exists(path) and any(sign in path for sign in _NO_NAMES)
+        if path.startswith(f"{FOLDER}/") and not os.path.exists(path):
+            names = [f"{FOLDER}/{name}.yaml" for name in packaged_recipes()]
+            like = meant(path, names) or " `snnreg recipes` lists those that come with the package."
+            raise FileNotFoundError(f"Expected argument `config` to name a file, but there is no {path!r}.{like}")
         if path and not is_elsewhere and not isinstance(read_yaml(path, "config"), dict):
             raise ValueError(f"Expected argument `config` to name a recipe, but {path!r} holds no names and values.")
 

@@ -1,8 +1,14 @@
-"""What went wrong, in a sentence."""
+"""What went wrong, in a sentence: the cause first, what was given, and what was meant."""
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import get_type_hints
 
 # What a parser tells about the types that it tried.
 _TRIED = (
@@ -19,31 +25,159 @@ _KNOWN = ("Problem with given class_path ", "Expected a dot import path string: 
 # A list of callbacks may also be one, of any class; what that lacks is not what is wrong.
 _ONE_CALLBACK = re.compile(r"\n *- Problem with given class_path 'lightning\.Callback':\n[^\n]*")
 # Numbers in quotes are texts, which the parser shows without them.
-_QUOTED = (
-    re.compile(r"Expected a int\b.* value: '?[-+]?\d+'?$"),
-    re.compile(r"Expected a float\b.* value: '?[-+]?[\d.]+(?:e[-+]?\d+)?'?$"),
-    re.compile(r"Expected a bool\b.* value: '?(?:true|false)'?$"),
-)
+_QUOTED = {
+    "int": re.compile(r"'?[-+]?\d+'?"),
+    "float": re.compile(r"'?[-+]?[\d.]+(?:e[-+]?\d+)?'?"),
+    "bool": re.compile(r"'?(?:true|false)'?"),
+}
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
 _LONGEST = 300
+# Names that go without their module in a recipe.
+_HOMES = (
+    "snnreg_plugins.callbacks", "snnreg_plugins.data", "snnreg_plugins.modules", "lightning.pytorch.callbacks"
+)  # fmt: skip
 
 
-def in_one_sentence(message: str) -> str:
+def in_one_sentence(message: str, options: Iterable[str] = ()) -> str:
     r"""Tell what a parser says of a value, without the types that it tried in vain.
 
     Args:
         message: Of jsonargparse, in lines.
+        options: The options that there are, to find the one that was meant.
 
     Example:
         >>> reasons = "Errors:\n  - Expected a <class 'int'>\n  - Expected a <class 'NoneType'>"
         >>> in_one_sentence(f'Parser key "trainer.max_epochs":\n{reasons}\nGiven value: two')
-        'Parser key "trainer.max_epochs": Expected a int. Given value: two'
+        'Expected `trainer.max_epochs` to be an integer, but got two'
+        >>> in_one_sentence("unrecognized arguments: --trainer.max_epocs=3", ["--trainer.max_epochs", "--data"])
+        'There is no option `--trainer.max_epocs`. Did you mean `--trainer.max_epochs`?'
     """
     plain = re.sub(r"<class '([\w.]+)'>", r"\1", _ONE_CALLBACK.sub("", message))
     plain = plain.replace("Expected a typing.Literal", "Expected one of ")
     lines = [line.strip().removeprefix("- ") for line in plain.splitlines()]
     tried = (*_TRIED, *_FORMS) if any(line.startswith(_KNOWN) for line in lines) else _TRIED
     told = dict.fromkeys(line for line in lines if line and not line.startswith(tried))  # once each
-    cut = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in told]
-    sentence = "".join(line + (" " if line.endswith(":") else ". ") for line in cut).strip().removesuffix(".")
-    quoted = any(pattern.search(sentence) for pattern in _QUOTED)
-    return f"{sentence}, in quotes, which make it a text; leave them out" if quoted else sentence
+    whole = "".join(line + (" " if line.endswith(":") else ". ") for line in told).strip().removesuffix(".")
+    for known in (_of_an_option, _of_a_missing_one, _of_an_argument, _of_a_class, _of_a_value):
+        sentence = known(whole, list(options))
+        if sentence is not None:
+            return sentence
+    return whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]}..."
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """Ask whether a name was meant that is like a word, in a sentence with a blank before it; nothing if none is.
+
+    Example:
+        >>> meant("penalti", ["penalty", "layers"])
+        ' Did you mean `penalty`?'
+    """
+    close = get_close_matches(word, list(names), n=1, cutoff=0.7)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def _of_an_option(whole: str, options: Sequence[str]) -> str | None:
+    """Of an option or a key that there is none of."""
+    if found := re.match(r"unrecognized arguments: (.*)", whole):
+        words = found[1].split()
+        option = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if option is None:
+            return f"There is one word too many: {words[0][:100]!r}. A value stands behind its option, as --name value"
+        return f"There is no option `{option}`.{meant(option, options)}"
+    if found := re.search(r"Subcommand '(\w+)' does not accept option '([\w.]+)'", whole):
+        key = found[2]
+        known = [option.removeprefix("--") for option in options]
+        parts = key.split(".")
+        like = meant(key, known) or meant(parts[0], {name.partition(".")[0] for name in known} - {parts[0]})
+        return f"`{found[1]}` takes no `{key}`.{like}"
+    return None
+
+
+def _of_a_missing_one(whole: str, options: Sequence[str]) -> str | None:
+    """Of what has to be given."""
+    if found := re.match(r"the following arguments are required: (\S+)", whole):
+        name = found[1].rstrip(",").rpartition(".")[2]
+        if name == "model":
+            return (
+                "Expected a recipe, as in --config recipes/digits_lenet_expected_rate.yaml (`snnreg recipes` lists "
+                "them), or a --model, but got neither"
+            )
+        option = f"--{name}"
+        return f"Expected {'option' if option in options else 'argument'} `{name}` to be given, but it is missing"
+    if found := re.match(r'expected "subcommand" to be one of \{([\w,]+)\}', whole):
+        return f"Expected a subcommand before all options, one of {found[1].replace(',', ', ')}, as in snnreg fit"
+    return None
+
+
+def _of_an_argument(whole: str, options: Sequence[str]) -> str | None:
+    """Of an argument that a class does not take."""
+    found = re.search(r"Problem with given class_path '([\w.]+)': Option '([\w.]+)' is not accepted", whole)
+    if found is None:
+        return None
+    path, name = found.groups()
+    known = arguments_of(path)
+    like = meant(name, known) or (f" It takes {', '.join(known)}." if known else "")
+    return f"{path.rpartition('.')[2]} takes no argument `{name}`.{like}"
+
+
+def _of_a_class(whole: str, options: Sequence[str]) -> str | None:
+    """Of a class that there is none of."""
+    if found := re.search(r"Problem with given class_path '([\w.]+)': (No module named '[\w.]+')", whole):
+        return f"There is no class {found[1]!r} for `{_key(whole)}`: {found[2]}, here or among the installed packages"
+    if "Expected one of [" in whole:  # a choice, which may also be a class
+        return None
+    found = re.search(r"Expected a dot import path string: ([^\s.][^\s]*?)\.? ?(?:Given|$)", whole)
+    if found is None:
+        return None
+    modules = [sys.modules[home] for home in _HOMES if home in sys.modules]
+    known = [name for module in modules for name in getattr(module, "__all__", ())]
+    key = _key(whole)
+    of_key = f" for `{key}`" if key else ""
+    like = meant(found[1], known) or " Write its module too, as in my_module.Net."
+    return f"There is no class {found[1]!r}{of_key}.{like}"
+
+
+def _of_a_value(whole: str, options: Sequence[str]) -> str | None:
+    """Of a value of another type, or of another choice."""
+    key = _key(whole)
+    got = re.findall(r"(?:Given|Got) value: (.+?)(?=\. (?:Given|Got) value: |$)", whole)
+    if key is None or not got:
+        return None
+    value = got[-1] if len(got[-1]) <= _LONGEST else f"{got[-1][:_LONGEST]}..."
+    if found := re.search(r": Expected one of (\[[^]]*\])", whole):
+        choices = re.findall(r"'([^']*)'", found[1])
+        return f"Expected `{key}` to be one of {', '.join(choices)}, but got {value}.{meant(value, choices)}"
+    if found := re.search(r": Expected a (\w+)\b", whole):
+        kind = found[1]
+        if kind not in _TYPES:
+            return None
+        quoted = kind in _QUOTED and _QUOTED[kind].fullmatch(value) is not None
+        remedy = ", in quotes, which make it a text; leave them out" if quoted else ""
+        return f"Expected `{key}` to be {_TYPES[kind]}, but got {value}{remedy}"
+    return None
+
+
+def _key(whole: str) -> str | None:
+    """Give the key that a message is about: the innermost one, which is named last."""
+    found = re.findall(r'Parser key "([^"]+)"', whole)
+    return found[-1] if found else None
+
+
+def arguments_of(path: str) -> list[str]:
+    """List the arguments of a class by its path; none if that cannot be told.
+
+    Example:
+        >>> arguments_of("snnreg_plugins.modules.LeNet")
+        ['image_shape', 'num_classes', 'activation']
+    """
+    home, _, name = path.rpartition(".")
+    try:
+        known = signature(getattr(import_module(home), name)).parameters
+        names = [one for one, parameter in known.items() if parameter.kind is not Parameter.VAR_KEYWORD]
+        if len(names) < len(known):  # the options of an export, which callbacks take as they are
+            from snnreg_plugins.export.options import ExportOptions
+
+            names += get_type_hints(ExportOptions)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []
+    return names

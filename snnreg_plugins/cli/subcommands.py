@@ -40,6 +40,7 @@ OTHERS = {
     "compare": Subcommand("put runs beside each other", "snnreg_plugins.cli.compare:main"),
     "sweep": Subcommand("train one recipe with many penalties and strengths", "snnreg_plugins.cli.sweep:main"),
     "front": Subcommand("draw what a sweep found, and tell what is best", "snnreg_plugins.cli.front:main"),
+    "recipes": Subcommand("list the recipes that come with the package, or copy one", "snnreg_plugins.cli.shelf:main"),
     "profile": Subcommand("tell what any network spends, layer by layer", "snnreg_plugins.cli.profile:main"),
 }
 

@@ -45,7 +45,7 @@ def test_the_version_is_told_with_those_that_matter(told):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("reprot", "no subcommand 'reprot'. Did you mean `snnreg report`? There are fit, validate, "),
+        ("reprot", "no subcommand 'reprot'. Did you mean `report`? There are fit, validate, "),
         ("train", "no subcommand 'train'. There are fit, validate, "),
         ("recipes/x.yaml", "no subcommand 'recipes/x.yaml'. There are fit, "),
     ],
@@ -67,7 +67,9 @@ def say(words):
     print(words)
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "profile --help", "report --help"])
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "profile --help", "report --help", "recipes", "compare --help"]
+)
 def test_no_lightning_is_imported_for_what_does_without(words):
     code = (
         "import sys; sys.argv = ['snnreg', *sys.argv[1:]]\n"
