@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
@@ -22,6 +22,7 @@ import snnreg_plugins.modules  # noqa: F401
 from snnreg_plugins._models import part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks import ExportReport, FewBitWeights, QCFSActivations
+from snnreg_plugins.cli.links import link_to_data
 from snnreg_plugins.cli.messages import quieten_run
 from snnreg_plugins.cli.overrides import overridden, split_overrides
 from snnreg_plugins.cli.parser import InOneSentence
@@ -150,6 +151,12 @@ class CLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"prog": "snnreg", **about},
         )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Make the network for the data of the recipe."""
+        for told in link_to_data(self.config[self.subcommand], _class_of):
+            rank_zero_info(told)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
