@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snnreg_plugins._models import device_of, eval_and_back
+from snnreg_plugins._models import device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.calibrate import Threshold, level_of
 from snnreg_plugins.export.fold import scale_inputs
 from snnreg_plugins.export.simulate import channelwise
@@ -41,7 +41,7 @@ def levels_now(
     seen = _Activations(network, network.layers[layer], per_channel)
     with eval_and_back(network):
         for batch in inputs:
-            x = batch.to(device_of(network))
+            x = _as_given(network, batch)
             seen.rates = network.rates(x)
             seen.give(network.encoder(x))
     chosen = {name: level_of(histogram, threshold, per_channel) for name, histogram in seen.histograms.items()}
@@ -66,7 +66,7 @@ def rebalance(network: TandemNetwork, levels: Mapping[str, Tensor], sample: Tens
     """
     held = {name: values.clone() for name, values in network.state_dict().items()}
     with eval_and_back(network):
-        x = sample[:2].to(device_of(network))
+        x = _as_given(network, sample[:2])
         constants = network.encoder(x)
         before = Coupled(network, {}).give(constants)
         ratios = {name: _scaled_neurons(network, name, level) for name, level in levels.items()}
@@ -158,6 +158,11 @@ def _scale(network: TandemNetwork, reader: str, ratio: Tensor) -> None:
     changed._parameters = dict(layer._parameters)
     scale_inputs(changed, channels.gather(1, (channels - 1).abs().argmax(1, keepdim=True)).squeeze(1))
     layer.weight.copy_(changed.weight)
+
+
+def _as_given(network: TandemNetwork, x: Tensor) -> Tensor:
+    """Give a batch of a loader as the Trainer gives it, on the device and in the precision of the network."""
+    return x.to(device_of(network), dtype_of(network) if x.is_floating_point() else x.dtype)
 
 
 def _like(ratio: Tensor, values: Tensor) -> Tensor:

@@ -285,6 +285,13 @@ def test_manual_optimization_does_the_same():
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
+def test_thresholds_are_balanced_in_the_precision_of_the_fit():
+    callback = ProgressiveTandem(T, monitor="scripted", patience=1)
+    trainer = fit(Module([0.5, 0.4, 0.3]), callback, 3, precision="64-true")
+    assert float(trainer.logged_metrics["tandem/spiking_layers"]) == 2.0
+    assert {value.dtype for value in callback.network.parameters()} == {torch.float64}
+
+
 @pytest.mark.slow
 def test_a_part_of_the_dnn_may_stay():
     callback = ProgressiveTandem(T, monitor="scripted", patience=1, until="4")
