@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.reports.folder import write_page as write_page
     from snnreg_plugins.reports.measure import report as report
     from snnreg_plugins.reports.record import record as record
+    from snnreg_plugins.reports.save import savings as savings
     from snnreg_plugins.spiking.encoder import TableEncoder as TableEncoder
     from snnreg_plugins.training.compression import compressed_activations as compressed_activations
 
@@ -84,6 +85,7 @@ _NAMES = {
     "reports.diagnose": ("diagnose",),
     "reports.measure": ("report",),
     "reports.record": ("record",),
+    "reports.save": ("savings",),
     "reports.folder": ("write_page",),
     "spiking.encoder": ("TableEncoder",),
     "training.compression": ("compressed_activations",),

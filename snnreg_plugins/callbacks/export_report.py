@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ class ExportReport(MeasuringCallback):
       :func:`~snnreg_plugins.write_page`; with ``raster.json``, the spikes that it shows, and
       ``report.yaml``, a copy of the command line's ``config.yaml``;
     - ``diagnosis.json`` and ``diagnosis.png``, if asked for: what each layer loses, see
-      :func:`~snnreg_plugins.diagnose`.
+      :func:`~snnreg_plugins.diagnose`;
+    - ``savings.json`` and ``savings.png``, if asked for: what would save the most next, at what loss, by trying, see
+      :func:`~snnreg_plugins.savings`; margins of early exit are found on validation data, where there are some.
 
     Args:
         output_dir: Folder to write to; it is made.
@@ -80,6 +82,7 @@ class ExportReport(MeasuringCallback):
         network: The network within the LightningModule, by name, such as ``"net"``; the module itself if None.
         input_events: Whether whole numbers that a network which spikes already is given are events; see
             :class:`SpikingValidation`.
+        savings: Try too what would save the most of the SOPs, and tell what it costs of the score.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -109,6 +112,7 @@ class ExportReport(MeasuringCallback):
         metric: Metric | Task | None = None,
         network: str | None = None,
         input_events: bool | None = None,
+        savings: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
         if not isinstance(output_dir, (str, os.PathLike)) or not os.fspath(output_dir):
@@ -124,6 +128,7 @@ class ExportReport(MeasuringCallback):
         self.diagnose = as_flag("diagnose", diagnose)
         self.input_events = None if input_events is None else as_flag("input_events", input_events)
         self.html = as_flag("html", html)
+        self.savings = as_flag("savings", savings)
         # Of no use for a network that spikes already.
         self._of_an_export: dict[str, Any] = {**({} if timesteps is None else given), **options}
         given |= options
@@ -152,7 +157,7 @@ class ExportReport(MeasuringCallback):
                 f"spikes already, but got {shown(value)}. Leave it out; "
                 "of an export, give it to that or to the SpikingClassifier."
             )
-        Run(self.output_dir).claim(self.diagnose, self.html)
+        Run(self.output_dir).claim(self.diagnose, self.html, self.savings)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -240,6 +245,8 @@ class ExportReport(MeasuringCallback):
             metric=self._first.score or self.metric,
             part=self.network_name,
             penalty=penalty,
+            saving=self.savings,
+            held_out=_held_out(datamodule),
         )
 
 
@@ -247,6 +254,13 @@ def _penalties(trainer: Trainer) -> str:
     """Say how activity was penalized in a fit."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return " and ".join(one.told() for one in callbacks if isinstance(one, ActivityRegularization)) or "no penalty"
+
+
+def _held_out(datamodule: Any) -> Callable[[], Iterable[Any]] | None:
+    """Give what makes batches of validation data; None if there are none."""
+    if isinstance(datamodule, LightningDataModule) and not is_overridden("val_dataloader", datamodule):
+        return None
+    return getattr(datamodule, "val_dataloader", None)
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class ExportTrainer(Trainer):
         html: bool = True,
         metric: Metric | Task | None = None,
         network: str | None = None,
+        savings: bool = False,
         **options: Unpack[ExportOptions],
     ) -> None:
         """Write the spiking network of a checkpoint, and report what it scores and spends.
@@ -84,13 +85,14 @@ class ExportTrainer(Trainer):
             metric: What is scored: multiclass, binary, multilabel, regression, or a metric of torchmetrics. If not
                 given, labels and loss modules tell.
             network: The network within the LightningModule, by name; the module itself if not given.
+            savings: Try too what would save the most next, and at what loss; in savings.json and savings.png.
             **options: Options of the export, of a network that does not spike yet.
         """
         if not self.is_global_zero:
             return  # one process does it all
         simulated = _TIMESTEPS if timesteps is None else timesteps
         given = (output_dir, simulated, steps, calibration_batches, table, diagnose, html, metric, network)
-        exporter = ExportReport(*given, **options)
+        exporter = ExportReport(*given, savings=savings, **options)
         model.configure_model()
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):

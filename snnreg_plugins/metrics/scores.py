@@ -247,6 +247,11 @@ class Score:
         """
         self.metric.to(outputs.device).update(*self._prepare(outputs.detach(), targets.to(outputs.device)))
 
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Tell of each decision of a batch whether it is right; of scores that are accuracies."""
+        decided, wanted = self._prepare(outputs.detach(), targets.to(outputs.device))
+        return (decided == wanted).flatten()
+
     def compute(self) -> float:
         """Return the score of all batches.
 

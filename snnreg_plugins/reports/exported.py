@@ -29,6 +29,7 @@ from snnreg_plugins.reports.record import record
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
 from snnreg_plugins.reports.run import Run
+from snnreg_plugins.reports.save import savings
 from snnreg_plugins.spiking.network import SpikingNetwork
 from snnreg_plugins.watching.layers import spikes_already
 
@@ -56,6 +57,8 @@ def export_run(
     metric: Metric | Task | Score | None = None,
     part: str | None = None,
     penalty: str = "",
+    saving: bool = False,
+    held_out: Callable[[], Iterable[Any]] | None = None,
 ) -> Report:
     """Export ``model``, write the files of a run, return the report, and print the results when all is done.
 
@@ -82,13 +85,15 @@ def export_run(
         metric: What is scored; if None, targets and the loss modules of ``model`` tell.
         part: Name of the network within ``model``; None if that is it.
         penalty: How activity was shaped in training, for the headings; empty if that is not known.
+        saving: Whether to try what would save the most next.
+        held_out: Gives the batches that margins of early exit are found on for that; those of the training if None.
 
     Raises:
         ValueError: If the folder holds files of such names that no run wrote, there are no test data, or it cannot be
             told what is scored.
         ConversionError: If the network cannot be exported.
     """
-    run.claim(diagnosed, html)
+    run.claim(diagnosed, html, saving)
     datamodule.prepare_data()
     datamodule.setup("test")
     loss = loss_of_modules(model)
@@ -120,6 +125,12 @@ def export_run(
         written += _write(run, diagnosis)
     elif diagnosed:
         say("No diagnosis: there is no DNN to compare the network with")
+    if saving and isinstance(network, SpikingNetwork):
+        kept = islice((held_out or datamodule.train_dataloader)(), calibration_batches)
+        inputs = [unpack(batch)[0] for batch in kept]
+        written += _write(run, savings(network, data, inputs, table=table, metric=metric, loss=loss))
+    elif saving:
+        say("No savings: what spikes already is not ours to change")
     if html:
         written = [*_write_page(run, network, data, result, diagnosis, steps, recipe), *written]
     say(f"Written to {run.folder}: {', '.join(written)}")

@@ -16,6 +16,7 @@ from snnreg_plugins.reports.page import HEADINGS, page
 from snnreg_plugins.reports.raster import Raster
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
+from snnreg_plugins.reports.savings import Savings
 from snnreg_plugins.reports.settings import Settings, flat
 
 NETWORK, NIR, REPORT = "spiking.pt", "spiking.nir", "report.json"
@@ -23,9 +24,20 @@ PAGE, RECIPE = "report.html", "report.yaml"
 # What Lightning's command line writes to its own folder, which may be the run's.
 _COMMAND_LINE = "config.yaml"
 #: The results that are kept, and the names of their files.
-RESULTS: dict[type[Result], str] = {Report: "report", Diagnosis: "diagnosis", Raster: "raster"}
+RESULTS: dict[type[Result], str] = {
+    Report: "report",
+    Diagnosis: "diagnosis",
+    Savings: "savings",
+    Raster: "raster",
+}
 #: Files that do not tell whose they are, and the one that was written before them and does.
-BESIDE = {NIR: NETWORK, RECIPE: "report.json", "report.png": "report.json", "diagnosis.png": "diagnosis.json"}
+BESIDE = {
+    NIR: NETWORK,
+    RECIPE: REPORT,
+    "report.png": REPORT,
+    "diagnosis.png": "diagnosis.json",
+    "savings.png": "savings.json",
+}
 
 
 @dataclass(frozen=True)

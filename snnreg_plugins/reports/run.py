@@ -36,12 +36,13 @@ class Run(Folder):
         #: Files that were written.
         self.written: list[str] = []
 
-    def claim(self, diagnosed: bool = True, html: bool = True) -> None:
+    def claim(self, diagnosed: bool = True, html: bool = True, saving: bool = False) -> None:
         """Check that the folder can be written to, and that nothing in it is lost by it.
 
         Args:
             diagnosed: Whether a diagnosis will be written.
             html: Whether a page will be.
+            saving: Whether ways to save will be.
 
         Raises:
             ValueError: If a file of such a name is there that no run wrote.
@@ -50,6 +51,7 @@ class Run(Folder):
         names = [NETWORK, NIR, "report.json", "report.png"]
         names += ["diagnosis.json", "diagnosis.png"] if diagnosed else []
         names += [PAGE, "raster.json", RECIPE] if html else []
+        names += ["savings.json", "savings.png"] if saving else []
         for name in names:
             if self.path(name).exists() and not self._is_ours(name):
                 raise ValueError(
