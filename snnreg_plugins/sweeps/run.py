@@ -84,9 +84,16 @@ def _work(job: Job, workers: int) -> None:
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     try:
-        Study(job).work(lambda look: None)
+        Study(job).work(_require_parent)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _require_parent(_: Look) -> None:
+    """End this process where the one that started it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise KeyboardInterrupt
 
 
 class Progress:

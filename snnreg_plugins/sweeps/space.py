@@ -136,6 +136,11 @@ class Sweep:
         for axis in self._pruned.values():
             for share in axis.points() or ends_of(axis):
                 as_number("pruning", share, "[0, 1)")
+            if self.budgets and self.budgets.get("keep_best") is not False:
+                raise ValueError(
+                    "Expected `budgets` to have keep_best: false beside `pruning`, as the best weights may be those of "
+                    f"an epoch before the pruning, but got {shown(self.budgets.get('keep_best', True))}."
+                )
         if self.search == "grid":
             axes = [self.common, *(variant.named() for variant in self.variants)]
             for name, axis in ((name, axis) for some in axes for name, axis in some.items()):

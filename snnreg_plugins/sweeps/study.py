@@ -203,6 +203,8 @@ class Study:
         folder = self.output / "trials" / f"{trial.number:04d}"
         try:
             rows = self.job.run(point, seeds_of(point, sweep), folder)
+        except SystemExit as error:  # as Lightning ends a training that a SIGTERM has come to
+            raise KeyboardInterrupt from error
         except Exception as error:
             trial.set_user_attr(ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
             raise

@@ -136,11 +136,12 @@ def _as_folder(name: str) -> str:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Write what a trial prints, and why it fails, to a file."""
-    lightning = logging.getLogger("lightning.pytorch")
-    before = lightning.level
+    loggers = {name: logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")}
+    before = {name: logger.level for name, logger in loggers.items()}
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
-            lightning.setLevel(logging.ERROR)
+            for logger in loggers.values():
+                logger.setLevel(logging.ERROR)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
                 yield
@@ -148,7 +149,8 @@ def _logged(path: Path) -> Iterator[None]:
             traceback.print_exc()
             raise
         finally:
-            lightning.setLevel(before)
+            for name, logger in loggers.items():
+                logger.setLevel(before[name])
 
 
 def values_of(rows: list[Row], sweep: Sweep) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def test_a_trial_is_the_recipe_with_the_callback_of_its_point(tmp_path):
     sweep = Sweep(
         "r.yaml",
         PENALTIES,
-        budgets={"sops": [1e5], "timesteps": 4},
+        budgets={"sops": [1e5], "timesteps": 4, "keep_best": False},
         regularization={"warmup_epochs": 2},
         pruning=[0, 0.5],
         settings={"trainer.max_epochs": 3, "callback.EarlyStopping.patience": [2, 5], "model.network.size": 4},
@@ -64,7 +64,7 @@ def test_a_trial_is_the_recipe_with_the_callback_of_its_point(tmp_path):
     assert names(for_trial(RECIPE, sweep, by_penalty["none"][0], 0, tmp_path)) == ["EarlyStopping", "ExportReport"]
     budget = for_trial(RECIPE, sweep, by_penalty["budget of sops"][-1], 0, tmp_path)["trainer"]["callbacks"]
     assert [one["class_path"] for one in budget[2:]] == ["ActivityBudget", "snnreg_plugins.sweeps.pruning.PrunedOnce"]
-    assert budget[2]["init_args"] == {"sops": 1e5, "timesteps": 4}
+    assert budget[2]["init_args"] == {"sops": 1e5, "timesteps": 4, "keep_best": False}
     assert RECIPE["trainer"]["max_epochs"] == 8  # is left as it was
     # What others monitor stays; without penalties the recipe's own callback does, too.
     monitored = {"trainer": {"callbacks": [*RECIPE["trainer"]["callbacks"][:2]]}}
@@ -96,6 +96,7 @@ def test_a_trial_is_the_recipe_with_the_callback_of_its_point(tmp_path):
         ({"steps": [0]}, "steps"),
         ({"seeds": []}, "seeds"),
         ({"pruning": [0.5, 1.5]}, "pruning"),
+        ({"pruning": [0.5], "penalties": {"none": None}, "budgets": {"sops": 1e5}}, "keep_best: false"),
         ({"search": "grid", "trials": 0}, "trials"),
         ({"search": "tpe"}, "`trials`"),
         ({"search": "bayes"}, "search"),

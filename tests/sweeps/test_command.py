@@ -1,0 +1,86 @@
+"""The command as its user runs it, with real trainings; and weights pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from snnreg_plugins import cli
+from snnreg_plugins.modules import Classifier
+from snnreg_plugins.sweeps import read_results
+from snnreg_plugins.sweeps.pruning import PrunedOnce
+
+RECIPE = "recipes/sweeps/digits_lenet.yaml"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """Run a command line in an empty folder; give what it says where it ends early."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["snnreg", *words])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return str(stop.code)
+        return ""
+
+    return run
+
+
+def test_the_smallest_weights_of_all_layers_are_pruned_once():
+    model = Classifier(nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)))
+    data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randint(3, (32,))), batch_size=16)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=4, callbacks=[PrunedOnce(0.5)], accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(model, data)
+    first, norm, _, last = model.network
+    zeros = sum(int((layer.weight == 0).sum()) for layer in (first, last))
+    assert zeros == (4 * 16 + 16 * 3) // 2
+    assert not (norm.weight == 0).any()
+    assert isinstance(first.weight, nn.Parameter)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_trainings_keeps_networks_and_results(command, tmp_path):
+    pytest.importorskip("optuna")
+    moment = ["--settings", '{"trainer.max_epochs": 1, "trainer.limit_train_batches": 4}', "--steps", "[1,2]"]
+    space = ["--penalties", '{"none": null, "l1": {"strength": [0.1, 1]}}', "--pruning", "[0.5]"]
+    space += ["--budgets", '{"sops": 50000, "timesteps": 2, "keep_best": false}']
+    assert command("sweep", "--config", RECIPE, "--output", "out", *moment, *space) == ""
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert {row["state"] for row in rows} == {"complete"}
+    assert len(rows) == 4 * 2 * 2  # trials, exports, T
+    assert {row["penalty"] for row in rows} == {"none", "l1", "budget of sops"}
+    assert all(row["torch"] and row["seconds"] > 0 for row in rows)
+    assert (Path("out") / "trials" / "0001" / "seed_0" / "by_channel" / "spiking.pt").is_file()
+    assert (Path("out") / "front.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--settings", '{"trainer.max_epoch": 3}'], "max_epoch"),
+        (["--settings", '{"trainer.max_epochs": [3, "many"]}'], "many"),
+        (["--settings", '{"callback.Distillation.alpha": 1}'], "callback.Distillation.alpha"),
+        (["--recipe", "recipes/no_such.yaml"], "no_such.yaml"),
+        (["--trials", "0"], "trials"),
+    ],
+)
+def test_what_the_recipe_does_not_take_is_told_before_anything_is_trained(words, told, command, tmp_path):
+    said = command("sweep", "--config", RECIPE, "--output", "out", *words)
+    assert told in said
+    assert said.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_of_the_file_is_told_with_what_was_meant(command, tmp_path):
+    (tmp_path / "mine.yaml").write_text("recipe: r.yaml\npenaltys: {none: }\n")
+    assert "Did you mean 'penalties'?" in command("sweep", "--config", "mine.yaml")
