@@ -17,7 +17,6 @@ from snnreg_plugins._text import (
     Row,
     Table,
     estimate,
-    in_joules,
     in_rate,
     in_short,
     over,
@@ -30,8 +29,10 @@ from snnreg_plugins.reports.differences import Differences, differences, shorten
 from snnreg_plugins.reports.folder import require_page, write_text
 from snnreg_plugins.reports.page import COMPARED, rendered
 from snnreg_plugins.reports.parts import LayerReport
+from snnreg_plugins.reports.priced import ModelReport
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.result import Result
+from snnreg_plugins.reports.verdict import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,9 +115,13 @@ class Comparison(Result):
         """Give what tells the runs' names apart, where they begin or end with the same words."""
         return shortened([run.name for run in self.runs])
 
-    def shared_table(self) -> bool:
-        """Tell whether all runs have their energy by one model."""
-        return len({_model(report) for _, report in self._reports()}) == 1
+    def model(self) -> ModelReport | None:
+        """Give the model of cost that all runs are compared by, as the first run has it; None if they share none."""
+        first = self.runs[0].report
+        for name in first.chosen:
+            if len({_identity(report, name) for _, report in self._reports()}) == 1:
+                return first.model(name)
+        return None
 
     def differing(self) -> Differences:
         """Give the settings that differ, each with the value of each run; None where it has none."""
@@ -130,7 +135,7 @@ class Comparison(Result):
     def shown(self) -> Iterable[Table | Note]:
         """Give what the runs score and spend, by T and by layer, and what differs in their settings."""
         yield Note("\n".join(self.verdict()), "strong")
-        energy = ("Energy", "× energy") if self.shared_table() else ()
+        energy = ("Energy", "× energy") if self.model() else ()
         yield self.over_steps().select((self.score_title, "SOPs", "× SOPs", *energy), self.over_steps().caption)
         yield self.by_layer(operations=True).select(("SOPs", "× SOPs", "MACs", *energy), self.by_layer().caption)
         if lines := told(self.differing(), self.labels()):
@@ -151,9 +156,10 @@ class Comparison(Result):
     def _beside(self, first: Report, name: str, other: Report, own: str) -> str:
         before, now = first.at_timesteps(), other.at_timesteps()
         costs = [f"{in_short(now.sops)} SOPs for {in_short(before.sops)}{_share(now.sops, before.sops)}"]
-        if self.shared_table():
-            spent = f"{in_joules(now.energy)} for {in_joules(before.energy)}"
-            costs.append(f"{spent}{_share(now.energy, before.energy)}")
+        if (model := self.model()) is not None:
+            spent, spends = (report.model(model.name).steps[report.index].total for report in (first, other))
+            told = f"{written(spends, model.unit)} for {written(spent, model.unit)}"
+            costs.append(f"{told}{_share(spends, spent)} {model.phrase}")
         return (
             f"{own} at T = {now.timesteps} beside {name} at T = {before.timesteps}: "
             f"{first.score_title if first.score_name == 'mse' else first.score_title.lower()} "
@@ -170,16 +176,16 @@ class Comparison(Result):
 
     def over_steps(self) -> Table:
         """Give the table of all runs at each T that they have in common, and of their DNNs."""
-        first, rows, shared = self.runs[0].report, [], self.shared_table()
+        first, rows, model = self.runs[0].report, [], self.model()
         for label, run in zip(self.labels(), self.runs, strict=True):
             if run.report.dnn is not None:
-                dnn, own = run.report.dnn, first.dnn
-                spent = (dnn.energy, None if own is None else over(dnn.energy, own.energy)) if shared else (None, None)
-                rows.append(Row((f"DNN, {label}", dnn.score, None, None, None, None, dnn.effective_macs, *spent)))
+                dnn, spent = run.report.dnn, _spent_by_dnn(run.report, model)
+                energy = spent, _times(spent, _spent_by_dnn(first, model))
+                rows.append(Row((f"DNN, {label}", dnn.score, None, None, None, None, dnn.effective_macs, *energy)))
         for group, timesteps in enumerate(self.steps(), start=1):
             base = _at(first, timesteps)
             for label, run in zip(self.labels(), self.runs, strict=True):
-                step = _at(run.report, timesteps)
+                step, spent = _at(run.report, timesteps), _spent(run.report, model, timesteps)
                 cells = (
                     f"T = {timesteps}, {label}",
                     step.score,
@@ -188,7 +194,8 @@ class Comparison(Result):
                     step.sops,
                     over(step.sops, base.sops),
                     step.effective_macs,
-                    *((step.energy, over(step.energy, base.energy)) if shared else (None, None)),
+                    spent,
+                    _times(spent, _spent(first, model, timesteps)),
                 )
                 rows.append(Row(cells, timesteps == run.report.timesteps, group))
         columns = (
@@ -199,7 +206,7 @@ class Comparison(Result):
             Column("SOPs", in_short),
             Column("× SOPs", times),
             Column("MACs", in_short),
-            Column("Energy", in_joules),
+            Column("Energy", self._write_spent),
             Column("× energy", times),
         )
         return Table(f"Over T, per sample; ×: over those of {self.labels()[0]}", columns, tuple(rows))
@@ -215,7 +222,7 @@ class Comparison(Result):
             operations: Leave out layers without operations, as of neurons.
         """
         steps = dict.fromkeys(run.report.timesteps for run in self.runs)
-        alike, shared = len(steps) == 1, self.shared_table()
+        alike, spent = len(steps) == 1, self._spent_by_layer()
         rows = []
         for group, (name, of_runs) in enumerate(self._layers().items()):
             base = of_runs.get(self.labels()[0]) if alike else None
@@ -224,10 +231,12 @@ class Comparison(Result):
                     f"{name}, {label}",
                     layer.spike_rate,
                     layer.sops,
-                    _ratio(layer, base, "sops"),
+                    _times(layer.sops, None if base is None else base.sops),
                     layer.effective_macs or None,
-                    layer.energy if shared else None,
-                    _ratio(layer, base, "energy") if shared else None,
+                    spent.get((label, layer.name)),
+                    None
+                    if base is None
+                    else _times(spent.get((label, layer.name)), spent.get((self.labels()[0], base.name))),
                 )
                 if not operations or layer.sops or layer.effective_macs:
                     rows.append(Row(cells, group=group))
@@ -240,11 +249,26 @@ class Comparison(Result):
                 Column("SOPs", in_short),
                 Column("× SOPs", times),
                 Column("MACs", in_short),
-                Column("Energy", in_joules),
+                Column("Energy", self._write_spent),
                 Column("× energy", times),
             ),
             tuple(rows),
         )
+
+    def _spent_by_layer(self) -> dict[tuple[str, str], float]:
+        """Give what layers cost by the model, by label of the run and name."""
+        model = self.model()
+        if model is None:
+            return {}
+        return {
+            (label, layer.name): layer.spent.total
+            for label, run in zip(self.labels(), self.runs, strict=True)
+            for layer in run.report.model(model.name).layers
+        }
+
+    def _write_spent(self, value: float) -> str:
+        model = self.model()
+        return written(value, "J" if model is None else model.unit)
 
     def _layers(self) -> dict[str, dict[str, LayerReport]]:
         """Give all layers by name, each by label of the runs that have it, in the order of the first run that has.
@@ -286,7 +310,7 @@ class Comparison(Result):
                 missing.setdefault(" and ".join(of_runs), []).append(name)
         for labels, names in missing.items():
             yield f"Layers of {labels} alone: {', '.join(names)}."
-        if not self.shared_table():
+        if self.model() is None:
             each = ", ".join(f"{label} by {report.table!r} ({report.source})" for label, report in named)
             yield (
                 f"Energies are by other models and not compared: {each}. Measure all by one, such as by "
@@ -299,7 +323,7 @@ class Comparison(Result):
         sure = "± is the standard error of the difference as if of other samples for each; of the same ones it is less."
         return (
             *([sure] if first.decided is not None else []),
-            *([estimate(first.source)] if self.shared_table() else []),
+            *([] if (model := self.model()) is None else [_about(model)]),
         )
 
     def save_page(self, path: str | os.PathLike[str]) -> None:
@@ -326,8 +350,10 @@ class Comparison(Result):
             partial(self._draw, self.score_title, unit, "score", score, False),
             partial(self._draw, "SOPs", "SOPs / sample", "sops", tick_count, True),
         ]
-        if self.shared_table():
-            drawn.append(partial(self._draw, "Energy", "J / sample, estimated", "energy", tick_joules, False))
+        if (model := self.model()) is not None:
+            joules = model.unit == "J"
+            title, unit = ("Energy", "J / sample, estimated") if joules else (model.unit, f"{model.unit} / sample")
+            drawn.append(partial(self._draw, title, unit, "energy", tick_joules if joules else tick_count, False))
         return 4.0, drawn
 
     def _draw(
@@ -335,7 +361,10 @@ class Comparison(Result):
     ) -> None:
         steps = self.steps()
         for (colour, sign, line), label, run in zip(_LOOKS, self.labels(), self.runs, strict=False):
-            values = [getattr(_at(run.report, step), quantity) for step in steps]
+            if quantity == "energy":
+                values = [_spent(run.report, self.model(), step) or 0.0 for step in steps]
+            else:
+                values = [getattr(_at(run.report, step), quantity) for step in steps]
             axes.plot(steps, values, color=colour, marker=sign, linestyle=line, label=literal(label), linewidth=1.8)
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(step) for step in steps])
@@ -349,6 +378,14 @@ class Comparison(Result):
         legend_below(axes)
 
 
+def _about(model: ModelReport) -> str:
+    """Say what is called energy here."""
+    left_out = f" It leaves out {', '.join(model.left_out)}." if model.left_out else ""
+    if model.unit == "J":
+        return estimate(model.source) + left_out
+    return f"Energy stands for {model.unit}: {model.source}.{left_out}"
+
+
 def _share(value: float, reference: float) -> str:
     ratio = over(value, reference)
     return "" if ratio is None else f" ({times(ratio)} of that)"
@@ -358,13 +395,28 @@ def _at(report: Report, timesteps: int) -> Any:
     return next(step for step in report.steps if step.timesteps == timesteps)
 
 
-def _model(report: Report) -> tuple[Any, ...]:
-    """Tell by what its energy is."""
-    return report.table, report.mac, report.ac, report.source
+def _identity(report: Report, name: str) -> tuple[Any, ...] | None:
+    """Tell what a model of cost is, so that two of one name are not taken for one; None if a report has none."""
+    model = next((model for model in report.models if model.name == name), None)
+    if model is None:
+        return None
+    prices = (report.mac, report.ac) if name == "custom" else ()
+    return model.title, model.unit, model.source, model.left_out, model.counts_zero_weights, *prices
 
 
-def _ratio(layer: LayerReport, base: LayerReport | None, quantity: str) -> float | None:
-    value, reference = getattr(layer, quantity), None if base is None else getattr(base, quantity)
+def _spent(report: Report, model: ModelReport | None, timesteps: int) -> float | None:
+    """Give what a network costs by a model at a T."""
+    index = [step.timesteps for step in report.steps].index(timesteps)
+    return None if model is None else report.model(model.name).steps[index].total
+
+
+def _spent_by_dnn(report: Report, model: ModelReport | None) -> float | None:
+    """Give what the DNN that skips zeros costs by a model; None where it has no price for it."""
+    sparse = () if model is None else report.model(model.name).sparse
+    return sparse[report.index].total if sparse else None
+
+
+def _times(value: float | None, reference: float | None) -> float | None:
     return None if value is None or reference is None else over(value, reference)
 
 

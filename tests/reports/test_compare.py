@@ -67,7 +67,7 @@ def test_runs_stand_beside_each_other_at_each_t():
     # √(0.9 · 0.1 / 400 + 0.88 · 0.12 / 400)
     assert found.verdict() == (
         "l1 at T = 4 beside none at T = 4: accuracy 88.00 % (−2.00 ± 2.21 points), 1.00k SOPs for 4.00k (0.25 of "
-        "that), 1.36 nJ for 4.06 nJ (0.33 of that).",
+        "that), 1.36 nJ for 4.06 nJ (0.33 of that) by arithmetic.",
     )
     layers = found.by_layer()
     assert cells(layers, "fc, l1", "SOPs", "× SOPs", "× energy") == ("500", "0.25", "0.25")
@@ -91,8 +91,20 @@ def test_energies_by_two_models_never_stand_in_one_column():
 
 def test_a_table_of_ones_own_is_told_by_its_prices():
     mine, yours = made(table="custom"), made(table="custom", ac=2.0)
-    assert not compare(mine, yours).shared_table()
-    assert compare(mine, made(0.5, table="custom")).shared_table()
+    assert compare(mine, yours).model() is None
+    assert compare(mine, made(0.5, table="custom")).model().name == "custom"
+
+
+def test_runs_are_compared_by_the_first_model_that_all_have():
+    mine, yours = made(), made(0.5, table="horowitz_int8", mac=0.23, ac=0.03, source="another one")
+    units = dataclasses.replace(mine.models[0], name="eflops", title="effective", unit="EFLOPs", source="a paper")
+    mine = dataclasses.replace(mine, models=(*mine.models, units), chosen=("horowitz_fp32", "eflops"))
+    yours = dataclasses.replace(yours, models=(*yours.models, units))
+    found = compare(mine, yours, names=["a", "b"])
+    assert found.model().name == "eflops"
+    assert "EFLOPs for" in found.verdict()[0]
+    assert cells(found.over_steps(), "T = 4, a", "Energy")[0].endswith(" EFLOPs")
+    assert any("Energy stands for EFLOPs: a paper" in note for note in found.notes())
 
 
 def test_what_is_not_quite_comparable_is_said():
