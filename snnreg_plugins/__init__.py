@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for tools that read code; "as" tells them that a name is ha
     from snnreg_plugins.metrics import TimeSteps as TimeSteps
     from snnreg_plugins.nir.files import from_nir as from_nir
     from snnreg_plugins.nir.files import to_nir as to_nir
+    from snnreg_plugins.profile import profile as profile
     from snnreg_plugins.reports.compare import compare as compare
     from snnreg_plugins.reports.diagnose import diagnose as diagnose
     from snnreg_plugins.reports.folder import write_page as write_page
@@ -82,6 +83,7 @@ _NAMES = {
         "to_nir",
     ),
     "reports.compare": ("compare",),
+    "profile": ("profile",),
     "reports.diagnose": ("diagnose",),
     "reports.measure": ("report",),
     "reports.record": ("record",),
@@ -97,10 +99,12 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = import_module(f"{__name__}.{_HOMES[name]}")
+    if _HOMES[name] != name:  # a module of that name is called itself
+        value = getattr(value, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from torch import nn
     from torchmetrics import Metric
+
+
+Kind = TypeVar("Kind")
+
+
+def both(*classes: type[Kind]) -> tuple[type[Kind], ...]:
+    """Give classes of ``lightning.pytorch``, and their twins in ``pytorch_lightning`` where a project imports that.
+
+    It is the same code under another name, and its classes are others. Without it, what is true of Lightning is taken
+    for false in a project that imports it by its old name.
+    """
+    found: list[type[Kind]] = []
+    for one in classes:
+        twin = sys.modules.get(one.__module__.replace("lightning.pytorch", "pytorch_lightning", 1))
+        found += [one, getattr(twin, one.__name__, one)]
+    return tuple(dict.fromkeys(found))
+
+
+def overrides(instance: Any, name: str) -> bool:
+    """Tell whether a LightningModule or a data module has a hook of its own.
+
+    Without it, that of Lightning's old name is refused with words that help nobody.
+    """
+    from lightning.pytorch import LightningDataModule, LightningModule
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    parents = [one for one in both(LightningDataModule, LightningModule) if isinstance(instance, one)]
+    return bool(parents) and is_overridden(name, instance, parent=parents[0])
 
 
 def loss_scale(trainer: Trainer) -> float:
@@ -36,9 +64,10 @@ def goes_on_from(trainer: Trainer) -> Any:
     """
     from lightning.pytorch import Trainer
 
+    trainers: tuple[Any, ...] = both(Trainer)
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is Trainer._run.__code__:
+        if any(frame.f_code is one._run.__code__ for one in trainers):
             return None if trainer.strategy.restore_checkpoint_after_setup else frame.f_locals["ckpt_path"]
         frame = frame.f_back
     return None
@@ -54,7 +83,7 @@ def averaging(trainer: Trainer) -> list[Callback]:
     classes: list[Any] = [callbacks.StochasticWeightAveraging]
     classes += [kind] if (kind := getattr(callbacks, "WeightAveraging", None)) is not None else []
     known: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in known if isinstance(callback, tuple(classes))]
+    return [callback for callback in known if isinstance(callback, both(*classes))]
 
 
 def averaged_by(callback: Callback) -> nn.Module | None:
@@ -121,7 +150,8 @@ def runs_a_step(module: nn.Module) -> bool:
     from lightning.pytorch.strategies.strategy import _ForwardRedirection
 
     code = getattr(vars(module).get("forward"), "__code__", None)
-    return code is not None and code in _ForwardRedirection.__call__.__code__.co_consts
+    calls: list[Any] = [one.__call__ for one in both(_ForwardRedirection)]
+    return code is not None and any(code in call.__code__.co_consts for call in calls)
 
 
 def is_synced(metric: Metric) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import lightning
 import pytest
@@ -129,3 +132,83 @@ def test_averages_of_weights(kind):
         assert run.callbacks[:2] == [average, other]
         _lightning.put_before(run, average, [other])
         assert run.callbacks[:2] == [average, other]
+
+
+def test_the_old_name_of_lightning_is_known_where_it_is_imported(monkeypatch):
+    with there("both"):
+        assert Trainer in _lightning.both(Trainer, int)
+        twin = type("Trainer", (), {})
+        monkeypatch.setitem(sys.modules, Trainer.__module__.replace("lightning.pytorch", "pytorch_lightning"), None)
+        assert _lightning.both(Trainer) == (Trainer,)
+        home = ModuleType("home")
+        home.Trainer = twin
+        monkeypatch.setitem(sys.modules, Trainer.__module__.replace("lightning.pytorch", "pytorch_lightning"), home)
+        assert _lightning.both(Trainer) == (Trainer, twin)
+    with there("overrides"):
+        assert _lightning.overrides(BoringModel(), "train_dataloader")
+        assert not _lightning.overrides(LightningModule(), "train_dataloader")
+        assert not _lightning.overrides(torch.nn.Linear(2, 3), "train_dataloader")
+
+
+PROJECT = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import pytorch_lightning as pl
+from snnreg_plugins import ActivityRegularization, Distillation, ExportReport, ProgressiveTandem, SpikingValidation
+from snnreg_plugins.data import Digits
+from snnreg_plugins.reports.folder import Folder
+
+x, y = torch.rand(200, 8), torch.arange(200) % 3
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(x, y), 50)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+    def on_after_batch_transfer(self, batch, index):
+        return 0 * batch[0], batch[1]
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+callbacks = [ActivityRegularization(), SpikingValidation(2), ExportReport("out", timesteps=2, html=False)]
+trainer = pl.Trainer(max_epochs=2, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="cpu")
+trainer.fit(Net(), datamodule=Data())
+assert {"penalty/total", "snn/sops"} < set(trainer.callback_metrics)
+dnn = next(step for step in Folder("out").read().report.steps)
+assert abs(dnn.accuracy - 1 / 3) < 0.01, "the hooks of the data module are left out"
+try:
+    trainer.fit(Net(), datamodule=Digits())
+except Exception as error:
+    print(type(error))
+else:
+    raise AssertionError("the sentence in snnreg_plugins.data is no longer true")
+"""
+
+
+@pytest.mark.slow
+def test_a_project_that_imports_lightning_by_its_old_name(tmp_path):
+    pytest.importorskip("pytorch_lightning")
+    done = subprocess.run([sys.executable, "-c", PROJECT], capture_output=True, text=True, cwd=tmp_path)
+    assert not done.returncode, done.stderr

@@ -56,7 +56,9 @@ def test_export_does_not_need_norse():
 def test_every_public_name_is_there():
     for name in snnreg_plugins.__all__:
         assert getattr(snnreg_plugins, name).__doc__
-    assert set(snnreg_plugins.__all__) <= set(dir(snnreg_plugins))
+    assert dir(snnreg_plugins) == sorted([*snnreg_plugins.__all__, "__version__"])
+    assert callable(snnreg_plugins.profile)
+    assert snnreg_plugins.profile.profile
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = snnreg_plugins.no_such_name
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._lightning import loss_scale
+from snnreg_plugins._lightning import both, loss_scale
 
 
 class AddedLossCallback(Callback):
@@ -99,9 +99,9 @@ class AddedLossCallback(Callback):
 
     def _refuse(self, strategy: Strategy) -> None:
         name = type(self).__name__
-        if isinstance(strategy, DeepSpeedStrategy):
+        if isinstance(strategy, both(DeepSpeedStrategy)):
             raise MisconfigurationException(
                 f"{name} cannot serve DeepSpeed, which scales the loss where no callback sees it. Use strategy='ddp'."
             )
-        if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        if isinstance(strategy, both(FSDPStrategy, ModelParallelStrategy)):
             rank_zero_warn(f"{name} has not been checked for exact gradients under {type(strategy).__name__}.")

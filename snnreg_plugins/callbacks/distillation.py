@@ -12,7 +12,7 @@ from torch.jit import ScriptModule
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_flag, as_name, as_names, as_number, one_of, shown
-from snnreg_plugins._lightning import put_before
+from snnreg_plugins._lightning import both, put_before
 from snnreg_plugins._models import as_module, dtype_of, part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
@@ -245,7 +245,7 @@ class Distillation(AddedLossCallback):
         """Give the network that the teacher is a copy of."""
         teacher = self.teacher
         if isinstance(teacher, nn.Module):
-            if isinstance(teacher, LightningModule):
+            if isinstance(teacher, both(LightningModule)):
                 teacher.configure_model()
             if self.checkpoint is not None:
                 load_weights(teacher, read_weights(self.checkpoint, "checkpoint")[1], self.checkpoint)

@@ -13,14 +13,13 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer, shown
 from snnreg_plugins._console import say
-from snnreg_plugins._lightning import end_bar
+from snnreg_plugins._lightning import both, end_bar, overrides
 from snnreg_plugins._models import device_of
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.measurement import Calls
@@ -142,7 +141,7 @@ class ExportReport(MeasuringCallback):
         datamodule = getattr(trainer, "datamodule", None)
         if datamodule is None:
             raise ValueError("ExportReport needs a LightningDataModule: pass one to Trainer.fit as `datamodule`.")
-        if not is_overridden("test_dataloader", datamodule):
+        if not overrides(datamodule, "test_dataloader"):
             raise ValueError(
                 f"ExportReport measures on test data, but {type(datamodule).__name__} has none. Give it a "
                 "test_dataloader(), which may be that of validation."
@@ -179,7 +178,7 @@ class ExportReport(MeasuringCallback):
         folder = trainer.log_dir  # asked of all processes, as it is sent from the first
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        command_line = [one for one in trainer.callbacks if isinstance(one, SaveConfigCallback)]  # type: ignore[attr-defined]
+        command_line = [one for one in trainer.callbacks if isinstance(one, both(SaveConfigCallback))]  # type: ignore[attr-defined]
         recipe = Path(folder or "") / command_line[0].config_filename if command_line else None
         if not trainer.global_step:
             rank_zero_warn(
@@ -258,7 +257,7 @@ def _penalties(trainer: Trainer) -> str:
 
 def _held_out(datamodule: Any) -> Callable[[], Iterable[Any]] | None:
     """Give what makes batches of validation data; None if there are none."""
-    if isinstance(datamodule, LightningDataModule) and not is_overridden("val_dataloader", datamodule):
+    if isinstance(datamodule, both(LightningDataModule)) and not overrides(datamodule, "val_dataloader"):
         return None
     return getattr(datamodule, "val_dataloader", None)
 
@@ -276,9 +275,8 @@ def _testing(trainer: Trainer) -> Iterator[None]:
 
 def _transferred(batch: Any, model: nn.Module, datamodule: Any) -> Any:
     """Do to a batch what data module, or else LightningModule, do to it on its way to the network."""
-    owners = [one for one in (datamodule, model) if isinstance(one, (LightningDataModule, LightningModule))]
     for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
-        owner = next((one for one in owners if is_overridden(name, one)), None)
+        owner: Any = next((one for one in (datamodule, model) if overrides(one, name)), None)
         if owner is not None:
             device = [device_of(model)] if name == "transfer_batch_to_device" else []
             batch = getattr(owner, name)(batch, *device, 0)

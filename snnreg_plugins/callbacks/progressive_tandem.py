@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_integer, as_name, as_number, one_of
-from snnreg_plugins._lightning import averaging, finds_unused_parameters, goes_on_from
+from snnreg_plugins._lightning import averaging, both, finds_unused_parameters, goes_on_from
 from snnreg_plugins._models import part_of, shared_parameter
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_norse, to_snntorch
@@ -274,12 +274,12 @@ class ProgressiveTandem(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
-        if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
+        if isinstance(strategy, both(DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)):
             raise MisconfigurationException(
                 f"ProgressiveTandem cannot serve {type(strategy).__name__}, which splits up the parameters that it "
                 "freezes and brings back. Use strategy='ddp_find_unused_parameters_true'."
             )
-        if isinstance(strategy, DDPStrategy) and not finds_unused_parameters(strategy):
+        if isinstance(strategy, both(DDPStrategy)) and not finds_unused_parameters(strategy):
             raise MisconfigurationException(
                 "ProgressiveTandem freezes parameters during the fit, which DDP has to look for in every step. Use "
                 "strategy='ddp_find_unused_parameters_true'."

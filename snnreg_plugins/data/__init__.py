@@ -1,4 +1,8 @@
-"""Images, time series, events, and a simulated channel, as LightningDataModules."""
+"""Images, time series, events, and a simulated channel, as LightningDataModules.
+
+They are of ``lightning.pytorch``: a Trainer of ``pytorch_lightning``, the same package by its old name, refuses them.
+Write ``import lightning.pytorch as pl``. Callbacks, exports, metrics and reports work with both names.
+"""
 
 from snnreg_plugins.data.cifar10 import CIFAR10
 from snnreg_plugins.data.digits import Digits

@@ -1,4 +1,8 @@
-"""LightningModules and small reference networks."""
+"""LightningModules and small reference networks.
+
+They are of ``lightning.pytorch``: a Trainer of ``pytorch_lightning``, the same package by its old name, refuses them.
+Write ``import lightning.pytorch as pl``. Callbacks, exports, metrics and reports work with both names.
+"""
 
 from snnreg_plugins.modules.classifier import Classifier
 from snnreg_plugins.modules.equalizer import Equalizer, SpikingEqualizer

@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import override
 
 from snnreg_plugins._checks import shown
-from snnreg_plugins._lightning import average_anew, goes_on_from
+from snnreg_plugins._lightning import average_anew, both, goes_on_from
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.export import Sharded, SpikingNetwork, deploy, to_snntorch
 from snnreg_plugins.export.files import described_network, description
@@ -124,7 +124,7 @@ class SpikingStart(LoggedCosts, Classifier):
 
     def _configure(self) -> None:
         """Have a LightningModule as the network make its layers, as no Trainer asks it to."""
-        if isinstance(self.network, LightningModule):
+        if isinstance(self.network, both(LightningModule)):
             self.network.configure_model()
             if self._own is None:
                 self._notice()  # what it is, now that it is made

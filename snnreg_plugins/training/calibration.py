@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from snnreg_plugins._batches import inputs_of
+from snnreg_plugins._lightning import overrides
 
 
 def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
@@ -29,7 +29,7 @@ def calibration_of(trainer: Any, calibration_batches: int) -> Iterator[Tensor]:
     """
     datamodule = getattr(trainer, "datamodule", None)
     owner = trainer.lightning_module if datamodule is None else datamodule
-    if trainer.state.fn != TrainerFn.FITTING and not is_overridden("train_dataloader", owner):
+    if trainer.state.fn != TrainerFn.FITTING and not overrides(owner, "train_dataloader"):
         raise ValueError(
             f"Expected training data to balance thresholds on, but got none in Trainer.{trainer.state.fn.value}(). "
             "Give a LightningDataModule with a train_dataloader(), fit the module first, or give the checkpoint of a "
