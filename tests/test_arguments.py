@@ -93,7 +93,8 @@ ENTRIES = {
     diagnose: (lambda net, **k: diagnose(DNN, net, X, **k), {"limit_samples": "integer?"}),
     report: (lambda net, steps: report(DNN, net, [(X, Y)], steps=[steps]), {"steps": "integer"}),
     profile: (lambda _, **k: profile(DNN, X, **k), {"timesteps": "integer?"}),
-    SynapticOperations: (lambda _, **k: SynapticOperations(DNN, **k).close(), {"batch_dim": "integer"}),
+    SynapticOperations: (lambda _, **k: SynapticOperations(DNN, **k).close(), {
+        "batch_dim": "integer", "count_zero_weights": "flag"}),
     Energy: (lambda _, **k: Energy(DNN, **k).close(), {"dense": "flag", "batch_dim": "integer"}),
     compressed_activations: (lambda _, **k: compressed_activations(**k).__enter__(), {
         "min_numel": "integer", "seed": "integer?"}),

@@ -166,7 +166,8 @@ def energy_table(table: str | EnergyTable) -> EnergyTable:
     if not isinstance(table, str) or table not in ENERGY_TABLES:
         raise ValueError(
             f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {shown(table)}. "
-            '("lemaire", which has memory access, is for `profile` alone.)'
+            "(Models with more than prices of operations, as of memory, are for `Energy`, `SpikingValidation` and "
+            "`profile`.)"
         )
     return ENERGY_TABLES[table]
 

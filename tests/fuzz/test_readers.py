@@ -19,7 +19,7 @@ import snnreg_plugins
 from snnreg_plugins import from_nir, load_network, report, save_network, to_nir, to_snntorch
 from snnreg_plugins._files import read_tensors
 from snnreg_plugins.data.idx import read_idx
-from snnreg_plugins.functional import EnergyTable
+from snnreg_plugins.functional import EnergyTable, PriceList
 from snnreg_plugins.reports.folder import settings_of
 from snnreg_plugins.reports.report import Report
 
@@ -64,6 +64,10 @@ def write_table(path):
     path.write_text("# mine\nmac: 4.6\nac: 0.9\nsource: 'a chip: 2024'\n")
 
 
+def write_prices(path):
+    path.write_text("ac: {8: 0.03, 32: 0.1}\nmac: 4.6\nupdate: 1\naccess: {weights: {8: 5.0}}\nsource: 'a chip'\n")
+
+
 def write_recipe(path):
     path.write_text(
         "seed_everything: 1\nmodel:\n  class_path: a.B\n  init_args: {size: [1, 2], x: 1e-3}\ndata: &d [a]\n"
@@ -102,6 +106,7 @@ KINDS = {
     "images.gz": (write_idx, lambda path: read_idx(path, dimensions=3).tolist(), None),
     "report.json": (write_report, Report.load_json, sound),
     "table.yaml": (write_table, EnergyTable.from_yaml, lambda table: None),
+    "prices.yaml": (write_prices, PriceList.from_yaml, lambda prices: None),
     "config.yaml": (write_recipe, lambda path: settings_of(None, path), lambda settings: None),
 }  # fmt: skip
 
