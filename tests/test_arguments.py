@@ -85,7 +85,7 @@ SPENT = {"timesteps": 4, "events_in": 1, "events_out": 1}
 ENTRIES = {
     to_snntorch: (lambda _, **k: to_snntorch(DNN, X, **({"timesteps": 2} | k)), {
         "timesteps": "integer", "initial_potential": "number", "beta": "number", "surrogate_slope": "number?",
-        "per_channel": "flag", "compensate_leak": "flag"}),
+        "per_channel": "flag?", "compensate_leak": "flag"}),
     to_norse: (lambda _, **k: to_norse(DNN, X, **({"timesteps": 2} | k)), {"timesteps": "integer"}),
     exit_margins: (lambda net, **k: exit_margins(net, X, **k), {"agreement": "number"}),
     record: (lambda net, **k: record(net, X, Y, **k), {
@@ -99,13 +99,13 @@ ENTRIES = {
     compressed_activations: (lambda _, **k: compressed_activations(**k).__enter__(), {
         "min_numel": "integer", "seed": "integer?"}),
     ActivityRegularization: (lambda _, **k: ActivityRegularization(**k), {
-        "strength": "number", "start_epoch": "integer", "warmup_epochs": "integer", "momentum": "number"}),
+        "strength": "number?", "start_epoch": "integer", "warmup_epochs": "integer", "momentum": "number"}),
     bounded: (lambda _, **k: bounded(**k), {"low": "number?", "high": "number?"}),
     of_energy: (lambda _, **k: of_energy(**k), {"timesteps": "integer?"}),
     QCFSActivations: (lambda _, **k: QCFSActivations(**k), {"levels": "integer", "calibration_batches": "integer"}),
     SpikingValidation: (lambda _, **k: SpikingValidation(**k), {
         "timesteps": "integer", "every_n_epochs": "integer", "limit_batches": "integer?", "figures": "flag",
-        "calibration_batches": "integer", "exit_agreement": "number?", "beta": "number", "per_channel": "flag"}),
+        "calibration_batches": "integer", "exit_agreement": "number?", "beta": "number", "per_channel": "flag?"}),
     ExportReport: (lambda _, **k: ExportReport(**k), {
         "timesteps": "integer?", "calibration_batches": "integer", "diagnose": "flag", "html": "flag"}),
     SpikingClassifier: (lambda _, **k: SpikingClassifier(DNN, **k), {

@@ -217,7 +217,7 @@ class ActivityBudget(SpikingValidation):
             self.penalty or penalty,
             self.controller,
             self.layers or inner,
-            self.options.get("percent", 99.9),
+            self.options.get("percent") or 99.9,
         )
         regularizer.load_state_dict(self._thresholds)
         regularizer.on_fit_start(trainer, pl_module)

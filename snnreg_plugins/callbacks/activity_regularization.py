@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,6 +19,7 @@ from snnreg_plugins.callbacks.added_loss import AddedLossCallback
 from snnreg_plugins.functional.energy import EnergyTable, energy_table
 from snnreg_plugins.functional.penalties import (
     PENALTIES,
+    START,
     Penalty,
     energy_at_rate,
     energy_of_spikes,
@@ -27,7 +27,7 @@ from snnreg_plugins.functional.penalties import (
     rate_bounds,
 )
 from snnreg_plugins.functional.synapses import SynapticLayer
-from snnreg_plugins.training.penalty import ActivityPenalty
+from snnreg_plugins.training.penalty import ActivityPenalty, Means, to_log
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.layers import spikes_already, synaptic_layers
 from snnreg_plugins.watching.samples import tensors_in
@@ -60,8 +60,13 @@ class ActivityRegularization(AddedLossCallback):
     manual optimization, the first epoch) is named in a warning, or in an error.
 
     Logged each epoch: ``penalty/<layer>`` and ``penalty/total``, means over the backward passes that brought any, where
-    ``total`` includes strength and warm-up. Of several such callbacks the total is the sum; a layer that more than one
+    ``total`` includes strength and warm-up, and ``penalty/share``, the share that the total has of the loss with the
+    penalty (of the sum of their magnitudes). Of several such callbacks the total is the sum; a layer that more than one
     of them regularizes is logged as ``penalty/<penalty>/<layer>``.
+
+    Without arguments it is what we recommend: the expected rate by fan-out, which is the share of all synapses that a
+    time step will use, between 0 and 1 whatever the scale of the activations. The strength is then what using all of
+    them would cost, in units of the loss: 1 against a cross-entropy.
 
     Networks of a loss are left alone by default: children of the LightningModule with more than one module and no
     trained parameter. Name their layers in ``layers`` or ``strength`` to regularize them too.
@@ -101,9 +106,12 @@ class ActivityRegularization(AddedLossCallback):
         penalty: ``"l1"``, ``"l2"``, ``"hoyer"``, ``"hoyer_square"``, ``"transformed_l1"``, ``"expected_rate"``,
             ``"rate_bounds"``, ``"energy"``, or a function ``(activity, weight) -> scalar`` that is a mean over the
             samples of ``activity`` of shape ``(B, ...)``; ``weight`` is None or the fan-out, broadcastable to a sample.
-        strength: Factor of the penalty. A mapping from patterns to factors sets it by layer (the first pattern that
-            matches counts) and leaves layers without a match alone.
-        weighting: How layers and positions count: ``"uniform"`` or by ``"fan_out"``.
+        strength: Factor of the penalty; more saves more operations, at some accuracy. A value to start from if None:
+            1 of ``"expected_rate"`` and ``"rate_bounds"``, 0.3 of ``"l1"``, 0.1 of ``"l2"`` and ``"transformed_l1"``,
+            3e-3 of ``"hoyer"``, 3e-4 of ``"hoyer_square"``, 0.01 of an energy or a function. A mapping from patterns to
+            factors sets it by layer (the first pattern that matches counts) and leaves layers without a match alone.
+        weighting: How layers and positions count: ``"uniform"`` or by ``"fan_out"``; if None, ``"expected_rate"`` by
+            fan-out, and others uniformly.
         layers: Patterns of the layers to regularize the input of, all if None. A pattern matches a layer's name
             (``"features.*"``) or its type (``"Conv2d"``).
         start_epoch: First epoch with a penalty.
@@ -129,8 +137,8 @@ class ActivityRegularization(AddedLossCallback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> callback = ActivityRegularization("expected_rate", strength=1.0, weighting="fan_out")
-        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> trainer = Trainer(callbacks=[ActivityRegularization()], logger=False, enable_checkpointing=False)
+        >>> stronger = ActivityRegularization(strength=3.0, warmup_epochs=4)
     """
 
     def __init__(
@@ -138,9 +146,9 @@ class ActivityRegularization(AddedLossCallback):
         penalty: Literal[
             "l1", "l2", "hoyer", "hoyer_square", "transformed_l1", "expected_rate", "rate_bounds", "energy"
         ]
-        | Penalty = "l1",
-        strength: float | dict[str, float] = 1e-2,
-        weighting: Literal["uniform", "fan_out"] = "uniform",
+        | Penalty = "expected_rate",
+        strength: float | dict[str, float] | None = None,
+        weighting: Literal["uniform", "fan_out"] | None = None,
         layers: str | list[str] | None = None,
         start_epoch: int = 0,
         warmup_epochs: int = 0,
@@ -155,6 +163,10 @@ class ActivityRegularization(AddedLossCallback):
         if not callable(penalty):
             one_of("penalty", penalty, _NAMED)
         self.penalty = penalty
+        if strength is None:
+            strength = START.get(penalty, 1e-2) if isinstance(penalty, str) else 1e-2
+        if weighting is None:
+            weighting = "fan_out" if penalty == "expected_rate" else "uniform"
         self.strength = (
             {pattern: as_number("strength", factor, "[0, inf)") for pattern, factor in strength.items()}
             if isinstance(strength, Mapping) and strength
@@ -174,7 +186,7 @@ class ActivityRegularization(AddedLossCallback):
         self._thresholds = RunningThresholds(self.percent, self.momentum)
         self._penalty: ActivityPenalty | None = None  # while a fit runs
         self._unwatched: set[str] = set()  # chosen layers that are not regularized yet
-        self._means: dict[str, Tensor] = {}  # of the last epoch
+        self._means = Means()  # of the last epoch
 
     def told(self) -> str:
         """Say in a few words what is penalized, and how much, for headings of reports.
@@ -283,7 +295,7 @@ class ActivityRegularization(AddedLossCallback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         together = [callback for callback in callbacks if isinstance(callback, ActivityRegularization)]
         if together and self is together[-1]:
-            pl_module.log_dict(_logged([(_name(one.penalty), one._means) for one in together]), sync_dist=True)
+            pl_module.log_dict(to_log([(_name(one.penalty), one._means) for one in together]), sync_dist=True)
 
     @override
     def _remove(self) -> None:
@@ -411,24 +423,6 @@ def _name(penalty: Any) -> str:
         given = [*map(repr, penalty.args), *(f"{name}={value!r}" for name, value in penalty.keywords.items())]
         return f"{_name(penalty.func)}({', '.join(given)})"
     return str(getattr(penalty, "__qualname__", type(penalty).__qualname__))
-
-
-def _logged(parts: list[tuple[str, dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """What to log of all callbacks, from the name of the penalty and the means by layer of each."""
-    logged: dict[str, Tensor] = {}
-    shared = Counter(layer for _, means in parts for layer in means)
-    for penalty, means in parts:
-        for layer, mean in means.items():
-            if not layer:
-                logged["penalty/total"] = logged.get("penalty/total", 0.0) + mean
-                continue
-            key = name = f"penalty/{penalty}/{layer}" if shared[layer] > 1 else f"penalty/{layer}"
-            for count in range(2, len(parts) + 2):
-                if key not in logged:
-                    break
-                key = f"{name}_{count}"
-            logged[key] = mean
-    return logged
 
 
 def _matching(layers: dict[str, Any], pattern: str, argument: str) -> set[str]:

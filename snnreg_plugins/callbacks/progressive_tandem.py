@@ -131,7 +131,7 @@ class ProgressiveTandem(Callback):
         self.checkpoint = checkpoint
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
         self.framework = one_of("framework", framework, sorted(_EXPORTS))
-        given: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), **options}
+        given: dict[str, Any] = {"timesteps": as_integer("timesteps", timesteps), "correction": "none", **options}
         self.options = _served(Options(**given))
         self._dnn: nn.Module | None = None
         self._stage = ""  # of the run
@@ -382,10 +382,11 @@ class ProgressiveTandem(Callback):
         chosen: tuple[dict[str, Tensor], Tensor] = {}, torch.empty(0)
         assert self._inputs is not None
         if trainer.is_global_zero:  # which has data in any case
+            percent, per_channel, _ = self.options.settled
             method = threshold_function(
-                self.options.threshold, self.options.percent, self.options.timesteps, self.options.initial_potential
+                self.options.threshold, percent, self.options.timesteps, self.options.initial_potential
             )
-            levels = levels_now(tandem, layer, self._inputs, method, self.options.per_channel)
+            levels = levels_now(tandem, layer, self._inputs, method, per_channel)
             chosen = {name: level.cpu() for name, level in levels.items()}, self._inputs[0][:2].cpu()
         levels, sample = trainer.strategy.broadcast(chosen)
         name = tandem.layers[layer][0]
@@ -417,7 +418,7 @@ class ProgressiveTandem(Callback):
 
 def _served(options: Options) -> Options:
     """Raise a ValueError unless nothing but what is served was chosen."""
-    others = Options(timesteps=options.timesteps)
+    others = Options(timesteps=options.timesteps, correction="none")
     for name, value in vars(options).items():
         if name not in _SERVED and value != getattr(others, name):
             raise ValueError(

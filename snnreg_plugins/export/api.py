@@ -18,10 +18,10 @@ def to_snntorch(
     *,
     timesteps: int,
     threshold: str | Threshold = "percentile",
-    percent: float = 99.9,
-    per_channel: bool = False,
+    percent: float | None = None,
+    per_channel: bool | None = None,
     initial_potential: float = 0.5,
-    correction: str = "none",
+    correction: str | None = None,
     beta: float = 1.0,
     compensate_leak: bool = True,
     coding: str = "constant",
@@ -39,6 +39,7 @@ def to_snntorch(
     weight_bits: int | None = None,
     train_weights: bool = False,
     budget: float | None = None,
+    auto_tolerance: float = 0.5,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to snnTorch ``Leaky`` neurons with balanced thresholds.
 
@@ -72,18 +73,19 @@ def to_snntorch(
             - ``"local"``: local threshold balancing (Bu et al. 2024);
             - ``"spike_norm"``: the largest current under spiking input (Sengupta et al. 2019);
             - ``"learned"``: the clip of ReLU6, or the threshold that QCFS has learned; QCFS layers always take it;
-            - ``"auto"``: tries these, per layer and per channel, with and without correction, on calibration data, and
-              takes the one that agrees best with the DNN at T steps; of those within a standard error of the best,
-              the one with the fewest SOPs. A ``percent``, ``per_channel`` or ``correction`` that is given, other than
-              the default, is kept. What it took is in ``network.conversion``;
+            - ``"auto"``: tries these, per layer and per channel, on calibration data, and takes the one with the fewest
+              SOPs of those that keep as much of the DNN's accuracy at T steps as the best does, but for the
+              ``auto_tolerance``. A ``percent``, ``per_channel`` or ``correction`` that is given is kept. What it took
+              is in ``network.conversion``, with what was ``"tried"``;
             - a function from an activation histogram, and whether to go by channel, to threshold(s).
-        percent: Which percentile, above 1 (a share by mistake) and at most 100.
+        percent: Which percentile, above 1 (a share by mistake) and at most 100; 99.9 if None.
         per_channel: One threshold per channel (per feature after Linear) instead of one per layer: more accurate
-            where channels differ much, at 1.2 to 1.6 times the SOPs.
+            where channels differ much, at 1.2 to 1.6 times the SOPs. False if None.
         initial_potential: v₀ / λ in [0, 1); one half halves the error of rates at small T (Bu et al. 2022).
-        correction: What remains of the error of each layer's rates, measured under spiking input on up to 1,024
-            calibration samples, is corrected (Li et al. 2021) by the initial ``"potential"`` of each neuron, by that
-            of each channel (``"channel_potential"``), by the ``"bias"`` of each channel, or not (``"none"``).
+        correction: What remains of the error of each layer's rates, measured under spiking input on calibration
+            samples, is corrected (Li et al. 2021) by the initial ``"potential"`` of each neuron (up to 1,024 samples),
+            by that of each channel (``"channel_potential"``; 256), by the ``"bias"`` of each channel (256), or not
+            (``"none"``). Potentials are those for T steps. ``"channel_potential"`` if None.
         beta: Decay of the potential per step; 1 keeps it, which rate coding relies on.
         compensate_leak: With β < 1, choose each layer's threshold, initial potential and a constant current on
             calibration data so that leaky neurons follow the activation; see
@@ -132,6 +134,9 @@ def to_snntorch(
             not adjusted on. What it took is in ``network.conversion`` (``timesteps``, ``sops``, ``agreement``, the
             share of samples of the DNN's class, and, of higher thresholds, ``threshold_factors``) and in
             ``network.exit_margins``.
+        auto_tolerance: How many points less than the best of what ``threshold="auto"`` tries may be kept where that
+            saves SOPs: points of accuracy, as the DNN's own probabilities tell it; of outputs that are no classes, of
+            their variance that is explained (R²). Differences within a standard error are none.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;
@@ -179,6 +184,7 @@ def to_snntorch(
         weight_bits=weight_bits,
         train_weights=train_weights,
         budget=budget,
+        auto_tolerance=auto_tolerance,
     )
     return convert(model, calibration, options.target("snntorch"), options)
 
@@ -189,10 +195,10 @@ def to_norse(
     *,
     timesteps: int,
     threshold: str | Threshold = "percentile",
-    percent: float = 99.9,
-    per_channel: bool = False,
+    percent: float | None = None,
+    per_channel: bool | None = None,
     initial_potential: float = 0.5,
-    correction: str = "none",
+    correction: str | None = None,
     beta: float = 1.0,
     compensate_leak: bool = True,
     coding: str = "constant",
@@ -210,6 +216,7 @@ def to_norse(
     weight_bits: int | None = None,
     train_weights: bool = False,
     budget: float | None = None,
+    auto_tolerance: float = 0.5,
 ) -> SpikingNetwork:
     r"""Export a trained ReLU network to Norse neurons with balanced thresholds.
 
@@ -224,10 +231,10 @@ def to_norse(
         timesteps: Time steps T of a run.
         threshold: How thresholds are chosen: ``"percentile"``, ``"max"``, ``"mmse"``, ``"local"``, ``"spike_norm"``,
             ``"learned"``, ``"auto"``, or a function.
-        percent: Which percentile, above 1 (a share by mistake) and at most 100.
-        per_channel: One threshold per channel instead of one per layer.
+        percent: Which percentile, above 1 (a share by mistake) and at most 100; 99.9 if None.
+        per_channel: One threshold per channel instead of one per layer; False if None.
         initial_potential: v₀ / λ in [0, 1).
-        correction: ``"none"``, ``"potential"``, ``"channel_potential"`` or ``"bias"``.
+        correction: ``"none"``, ``"potential"``, ``"channel_potential"`` or ``"bias"``; as there if None.
         beta: Decay of the potential per step.
         compensate_leak: Whether to make up for β < 1.
         coding: ``"constant"``, ``"poisson"``, ``"latency"`` or ``"neurons"``.
@@ -245,6 +252,7 @@ def to_norse(
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
         budget: SOPs/sample that the network may spend.
+        auto_tolerance: Points that ``threshold="auto"`` gives for fewer SOPs.
 
     Returns:
         The spiking network, on the model's device, as of :func:`~snnreg_plugins.to_snntorch`.
@@ -285,5 +293,6 @@ def to_norse(
         weight_bits=weight_bits,
         train_weights=train_weights,
         budget=budget,
+        auto_tolerance=auto_tolerance,
     )
     return convert(model, calibration, options.target("norse"), options)

@@ -111,6 +111,7 @@ class _Seen:
 
     largest: float = 0.0
     smallest: float = 0.0
+    count: int = 0
     total: int = 0  # of magnitudes, in units of 2 ** -_FRACTION
     active: int = 0
     histograms: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -126,7 +127,8 @@ class Statistics:
         network: A network of :func:`~snnreg_plugins.export.trace.trace`.
         inputs: Batches of what the network was trained on; of several processes, the share of this one.
         per_channel: Whether to keep the activations of channels apart.
-        samples: Number of samples to keep, the first ones; those of several processes take turns.
+        samples: Number of samples to keep, the first ones that are of the size of the very first one; those of several
+            processes take turns.
         device: Where the network is.
         processes: Those that calibrate together.
         see: From a batch to what the network sees of it.
@@ -146,6 +148,8 @@ class Statistics:
         see: Callable[[Tensor], Tensor] = lambda batch: batch,
     ) -> None:
         self.device, self._given = device, see
+        (first,) = (node.meta["tensor_meta"].shape for node in network.graph.nodes if node.op == "placeholder")
+        self._first_shape = tuple(first[1:])  # of a sample, which all that are simulated have
         self.places = {str(node.target): where(node) for node in network.graph.nodes}
         self.histograms: dict[str, ActivationHistogram] = {}
         self.shapes: dict[tuple[int, ...], None] = {}  # of a sample
@@ -161,6 +165,7 @@ class Statistics:
         with Hooks(after=[(modules[name], partial(self._observe, name, per_channel)) for name in neural]):
             seen = processes.gather(partial(self._see, network, inputs, samples, kept))
         largest, smallest = max(each.largest for each in seen), min(each.smallest for each in seen)
+        self.count = sum(each.count for each in seen)  # of samples
         total, active = sum(each.total for each in seen), sum(each.active for each in seen)
         mean = float(Fraction(total, max(1, active) << _FRACTION))
         self.inputs = Inputs(max(largest, -smallest), mean, signed=smallest < 0)
@@ -179,10 +184,11 @@ class Statistics:
             seen.largest = max(seen.largest, float(given.max()))
             seen.smallest = min(seen.smallest, float(given.min()))
             seen.total, seen.active = seen.total + _exact_sum(magnitudes), seen.active + int(given.count_nonzero())
-            self.shapes[tuple(given.shape[1:])] = None
+            seen.count += len(given)
+            shape = tuple(given.shape[1:])
+            self.shapes[shape] = None
             missing = samples - sum(map(len, kept))
-            if missing > 0:
-                self.require_one_size("a simulation of all samples at once (auto, corrections, leak)")
+            if missing > 0 and shape == self._first_shape:
                 kept.append(batch[:missing])
         seen.histograms = {name: (len(each.counts), each.range) for name, each in self.histograms.items()}
         return seen

@@ -19,7 +19,7 @@ from snnreg_plugins.export.faithful import compared, two_of
 from snnreg_plugins.export.fold import fold_batch_norms
 from snnreg_plugins.export.input_code import code_for
 from snnreg_plugins.export.integers import bring_to_few_bits
-from snnreg_plugins.export.options import CORRECTIONS, Options, code_settings
+from snnreg_plugins.export.options import BY_CHANNEL, CORRECTIONS, Options, code_settings
 from snnreg_plugins.export.processes import Processes, Sharded
 from snnreg_plugins.export.simulate import Adjustment, Balance, Simulation, channelwise, compensate_leak, spike_norm
 from snnreg_plugins.export.structure import Structure
@@ -32,8 +32,9 @@ from snnreg_plugins.functional.synapses import OneToOne
 from snnreg_plugins.spiking.layers import Current, InitialState
 from snnreg_plugins.spiking.network import SpikingNetwork
 
-# Samples that simulations run on, and the most elements of one tensor over all steps that they hold at once.
-_SAMPLES = 1024
+# Samples that simulations run on; those for means over channels, which take fewer; and the most elements of one tensor
+# over all steps that they hold at once.
+_SAMPLES, _OF_CHANNELS = 1024, 256
 _ELEMENTS = 2**26
 
 
@@ -62,18 +63,23 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         fold_batch_norms(traced, folded, keep=options.batch_norm == "keep")
         auto = options.threshold == "auto"
         searched = auto or options.budget is not None
-        kept = _simulated(traced, options.timesteps) if searched or _adjustments(options) else 0
+        kept = 0
+        if searched or _adjustments(options):
+            kept = _simulated(traced, options.timesteps, _SAMPLES if searched else _needed(options))
         inputs = compared(model, traced, inputs, time.seen)
-        statistics = Statistics(traced, inputs, auto or options.per_channel, kept, device, processes, time.seen)
+        statistics = Statistics(traced, inputs, auto or options.settled.per_channel, kept, device, processes, time.seen)
         with _same_random_numbers(processes, device):
             converter = _Converter(traced, statistics, target, folded, samples, time)
             if options.budget is not None and statistics.samples is not None:
                 network = within_budget(options, converter.convert, traced, statistics.samples)
                 time.require_linear(network, first.to(device) if few is None else few)
                 return network
+            tried: list[dict[str, Any]] = []
             if auto and statistics.samples is not None:
-                options = choose(options, converter.convert, traced, statistics.samples)
+                options, tried = choose(options, converter.convert, traced, statistics.samples, statistics.count)
             network = converter.convert(options)
+            if auto:
+                network.conversion["tried"] = tried
             time.require_linear(network, first.to(device) if few is None else few)
             return network
 
@@ -93,11 +99,16 @@ def _same_random_numbers(processes: Processes, device: torch.device) -> Iterator
         yield
 
 
-def _simulated(traced: fx.GraphModule, timesteps: int) -> int:
-    """Find how many samples a simulation may hold in memory."""
+def _needed(options: Options) -> int:
+    """Tell how many samples are enough for what is adjusted."""
+    return _OF_CHANNELS if options.threshold != "spike_norm" and options.settled.correction in BY_CHANNEL else _SAMPLES
+
+
+def _simulated(traced: fx.GraphModule, timesteps: int, samples: int) -> int:
+    """Find how many samples, of those that are enough, a simulation may hold in memory."""
     shapes = [getattr(node.meta.get("tensor_meta"), "shape", ()) for node in traced.graph.nodes]
     largest = max(shape.numel() // 2 for shape in shapes if shape)
-    return int(min(_SAMPLES, max(16, _ELEMENTS // (largest * timesteps))))
+    return int(min(samples, max(16, _ELEMENTS // (largest * timesteps))))
 
 
 def _adjustments(options: Options) -> list[Adjustment]:
@@ -105,7 +116,7 @@ def _adjustments(options: Options) -> list[Adjustment]:
     adjustments: list[Adjustment] = [spike_norm] if options.threshold == "spike_norm" else []
     if options.beta < 1 and options.compensate_leak:
         adjustments.append(compensate_leak)
-    return adjustments + CORRECTIONS[options.correction]
+    return adjustments + CORRECTIONS[options.settled.correction]
 
 
 class _Converter:
@@ -133,13 +144,14 @@ class _Converter:
         }
 
     def convert(self, options: Options, samples: Tensor | None = None) -> SpikingNetwork:
-        """Convert; adjust balances on ``samples``, all that are kept if None."""
+        """Convert; adjust balances on ``samples``, those that are kept if None."""
         samples = self.statistics.samples if samples is None else samples
+        samples = None if samples is None else samples[: _needed(options)]
         code = code_for(options.coding, self.statistics.inputs, code_settings(options, self.traced, self.like))
         balances = self._balances(options) | code.balances
         adjustments = _adjustments(options)
         if adjustments and samples is not None:
-            simulation = Simulation(self.traced, options.timesteps, options.beta, options.per_channel)
+            simulation = Simulation(self.traced, options.timesteps, options.beta, options.settled.per_channel)
             currents = code.currents if self.time.time_dim is None else lambda _: self.time.frames(samples)
             balances = simulation.adjust(self.time.seen(samples), balances, adjustments, currents)
         conversion = options.remembered() | {
@@ -167,8 +179,8 @@ class _Converter:
         if options.threshold != "learned":
             # Spike-Norm replaces these layer by layer.
             name = "max" if options.threshold == "spike_norm" else options.threshold
-            method = threshold_function(name, options.percent, options.timesteps, options.initial_potential)
-        levels = self.statistics.levels(method, options.per_channel)
+            method = threshold_function(name, options.settled.percent, options.timesteps, options.initial_potential)
+        levels = self.statistics.levels(method, options.settled.per_channel)
         return {name: self._balance(name, level, options) for name, level in levels.items()}
 
     def _balance(self, name: str, level: Tensor, options: Options) -> Balance:

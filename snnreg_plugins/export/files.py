@@ -31,6 +31,7 @@ _BEFORE = "snnreg_plugins spiking network 2"
 # What files do not say that were written before there was a choice.
 _UNSAID = {
     "budget": None,
+    "auto_tolerance": 0.5,
     "time_dim": None,
     "surrogate": "fast_sigmoid",
     "train_beta": "none",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, fx
 from typing_extensions import TypedDict
@@ -27,10 +27,20 @@ CORRECTIONS: dict[str, list[Adjustment]] = {
     "channel_potential": [partial(correct_potential, per_neuron=False)],
     "bias": [correct_bias],
 }
+#: Those that are means over channels, or nothing.
+BY_CHANNEL = ("none", "channel_potential", "bias")
 #: How many thresholds, or decays, of a layer are trained.
 TRAINED = ("none", "layer", "channel", "neuron")
 #: What ``threshold="auto"`` chooses.
 CHOSEN = ("threshold", "percent", "per_channel", "correction")
+
+
+class Settled(NamedTuple):
+    """Options that ``"auto"`` chooses unless they are given, and what they are where nothing chooses."""
+
+    percent: float = 99.9
+    per_channel: bool = False
+    correction: str = "channel_potential"
 
 
 class ExportOptions(TypedDict, total=False):
@@ -38,10 +48,10 @@ class ExportOptions(TypedDict, total=False):
 
     Args:
         threshold: How thresholds are chosen from activations.
-        percent: Which percentile, above 1 and at most 100.
-        per_channel: One threshold per channel instead of one per layer.
+        percent: Which percentile, above 1 and at most 100; 99.9 if None.
+        per_channel: One threshold per channel instead of one per layer, which it is if None.
         initial_potential: Initial potential as a share of the threshold.
-        correction: What of each layer corrects the error that is left.
+        correction: What of each layer corrects the error that is left; ``"channel_potential"`` if None.
         beta: Decay of the potential per step.
         compensate_leak: Whether to make up for a beta below 1.
         coding: How the input arrives.
@@ -59,13 +69,14 @@ class ExportOptions(TypedDict, total=False):
         weight_bits: Bits of a weight that is no float.
         train_weights: Whether weights of few bits are trained.
         budget: SOPs/sample, on average, that thresholds, time steps and margins of early exit are chosen for.
+        auto_tolerance: Points of the DNN's accuracy that ``threshold="auto"`` gives for fewer SOPs.
     """
 
     threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
-    percent: float
-    per_channel: bool
+    percent: float | None
+    per_channel: bool | None
     initial_potential: float
-    correction: Literal["none", "potential", "channel_potential", "bias"]
+    correction: Literal["none", "potential", "channel_potential", "bias"] | None
     beta: float
     compensate_leak: bool
     coding: Literal["constant", "poisson", "latency", "neurons"]
@@ -83,6 +94,7 @@ class ExportOptions(TypedDict, total=False):
     weight_bits: int | None
     train_weights: bool
     budget: float | None
+    auto_tolerance: float
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,10 @@ class Options:
 
     timesteps: int
     threshold: str | Threshold = "percentile"
-    percent: float = 99.9
-    per_channel: bool = False
+    percent: float | None = None
+    per_channel: bool | None = None
     initial_potential: float = 0.5
-    correction: str = "none"
+    correction: str | None = None
     beta: float = 1.0
     compensate_leak: bool = True
     coding: str = "constant"
@@ -112,6 +124,7 @@ class Options:
     weight_bits: int | None = None
     train_weights: bool = False
     budget: float | None = None
+    auto_tolerance: float = 0.5
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -133,10 +146,12 @@ class Options:
         slope = SURROGATES[surrogate].STEEPNESS if self.surrogate_slope is None else self.surrogate_slope
         for name, value in {
             "timesteps": as_integer("timesteps", self.timesteps),
-            "percent": as_percent("percent", self.percent),
-            "per_channel": as_flag("per_channel", self.per_channel),
+            "percent": None if self.percent is None else as_percent("percent", self.percent),
+            "per_channel": None if self.per_channel is None else as_flag("per_channel", self.per_channel),
             "initial_potential": as_number("initial_potential", self.initial_potential, "[0, 1)"),
-            "correction": one_of("correction", self.correction, sorted(CORRECTIONS)),
+            "correction": None
+            if self.correction is None
+            else one_of("correction", self.correction, sorted(CORRECTIONS)),
             "beta": as_number("beta", self.beta, "(0, 1]"),
             "compensate_leak": as_flag("compensate_leak", self.compensate_leak),
             "coding": one_of("coding", self.coding, sorted(CODES)),
@@ -153,6 +168,7 @@ class Options:
             "weights": one_of("weights", self.weights, ("float", *FEW_BITS)),
             "train_weights": as_flag("train_weights", self.train_weights),
             "budget": None if self.budget is None else as_number("budget", self.budget, "(0, inf)"),
+            "auto_tolerance": as_number("auto_tolerance", self.auto_tolerance, "[0, 100]"),
         }.items():
             object.__setattr__(self, name, value)
         if self.train_beta != "none" and self.beta == 1:
@@ -162,6 +178,9 @@ class Options:
             )
         self._require_heterogeneity()
         self._choose_bits()
+        if self.threshold != "auto":
+            for name, value in self.settled._asdict().items():
+                object.__setattr__(self, name, value)
         if self.time_dim is not None:
             require_uncoded(self.coding)
         if self.budget is not None:
@@ -213,6 +232,12 @@ class Options:
                 f"Expected argument `budget` to be None with weights={self.weights!r}, whose integers are made for the "
                 "thresholds as they are. Find margins for the network: exit_margins(network, data, sops=...)."
             )
+
+    @property
+    def settled(self) -> Settled:
+        """The options that may be None."""
+        given = {name: getattr(self, name) for name in Settled._fields}
+        return Settled(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def is_final(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from snnreg_plugins.export.forms import ADAPTIVE_MAX_POOLS, MAX_POOLS
 from snnreg_plugins.export.rectifiers import RECTIFIERS, Population
+from snnreg_plugins.spiking.layers import for_summing
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Neurons:
         return list(self._steps(balance, slice(None)))
 
     def gap(self, balance: Balance, samples: int | None = None) -> Tensor:
-        """Give activation minus rate of the first samples, ``(B, ...)``."""
-        target = self.target[:samples]
+        """Give activation minus rate of the first samples, ``(B, ...)``; of half precision, in single."""
+        target = for_summing(self.target[:samples])
         counts = torch.zeros_like(target)
         few = max(1, _IN_CACHE // max(1, target[:1].numel()))
         for begin in range(0, len(target), few):
@@ -66,13 +67,16 @@ class Neurons:
 
     def _steps(self, balance: Balance, part: slice) -> Iterator[Tensor]:
         """Walk the spikes of the steps, of a part of the samples."""
-        potential = torch.zeros_like(self.currents[0][part]) + balance.potential
-        spikes = (potential > balance.threshold).to(potential.dtype)
+        first = self.currents[0][part]
+        # In the precision that the network computes in.
+        threshold, constant = balance.threshold.to(first.dtype), balance.current.to(first.dtype)
+        potential = torch.zeros_like(first) + balance.potential.to(first.dtype)
+        spikes = (potential > threshold).to(potential.dtype)
         for current in self.currents:
             # In place: nearly all time is spent on memory here.
-            potential.mul_(self.beta).add_(current[part]).add_(balance.current)
-            potential.addcmul_(spikes, balance.threshold, value=-1)
-            spikes = (potential > balance.threshold).to(potential.dtype)
+            potential.mul_(self.beta).add_(current[part]).add_(constant)
+            potential.addcmul_(spikes, threshold, value=-1)
+            spikes = (potential > threshold).to(potential.dtype)
             yield spikes
 
 

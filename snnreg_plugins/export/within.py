@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._checks import shown
 from snnreg_plugins._models import eval_and_back
-from snnreg_plugins.export.choose import Halves, Tried, agreement, candidates, cheapest
+from snnreg_plugins.export.choose import Halves, Tried, candidates, cheapest, has_classes
 from snnreg_plugins.export.counted import run_and_count
 from snnreg_plugins.export.margins import exit_margins
 from snnreg_plugins.export.options import Options
@@ -94,7 +94,7 @@ class _Search:
         judged = [self.halves.judge(one, self.halves.network(one)) for one in tried]
         ways = []
         for plain in judged:
-            if any(other.sops < plain.sops and _mean(other) >= _mean(plain) for other in judged):
+            if any(other.sops < plain.sops and other.mean >= plain.mean for other in judged):
                 continue  # there is a better one that is cheaper, too
             if plain.sops <= self.budget:
                 ways.append(Way(plain, leaves_early=False))
@@ -139,15 +139,11 @@ class _Search:
             counted = run_and_count(network, parts, self.halves.held)
         scores = self.halves.scores_of(parts)
         network.conversion["sops"] = counted.sops
-        if scores.dim() == 2 and scores.shape[1] > 1:
-            network.conversion["agreement"] = float(agreement(counted.outputs, scores).mean())
+        if has_classes(scores):
+            same = counted.outputs.argmax(1) == scores.argmax(1)
+            network.conversion["agreement"] = float(same.double().mean())
         return network
 
 
-def _mean(tried: Tried) -> float:
-    return float(tried.agreement.mean())
-
-
 def _has_classes(network: SpikingNetwork, parts: list[Tensor], held: int | None) -> bool:
-    outputs: Tensor = network(parts[0][:2], time_dim=held)
-    return outputs.dim() == 2 and outputs.shape[1] > 1
+    return has_classes(network(parts[0][:2], time_dim=held))

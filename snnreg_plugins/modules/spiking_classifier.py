@@ -126,7 +126,11 @@ class SpikingClassifier(SpikingStart):
         self.given_options: dict[str, Any] = dict(options)
         if options.get("weights", "float") != "float":
             options.setdefault("train_weights", True)
-        self.export_options: dict[str, Any] = {"timesteps": self.timesteps.at_most or _TIMESTEPS, **options}
+        self.export_options: dict[str, Any] = {
+            "timesteps": self.timesteps.at_most or _TIMESTEPS,
+            "correction": "none",  # training does that
+            **options,
+        }
         Options(**self.export_options)  # checks them
         self._drawn: int | None = None  # steps of the batch under way
         self._is_logged_at_each = False

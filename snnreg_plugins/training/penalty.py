@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,12 +22,27 @@ from snnreg_plugins._torch import (
 )
 from snnreg_plugins.functional.penalties import ON_SPIKES, Penalty, are_spikes, neuron_rates, out_of_bounds
 from snnreg_plugins.functional.synapses import SynapticLayer, fan_out, sample_shape
+from snnreg_plugins.spiking.layers import for_summing
 from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carried_in, carry_in
 from snnreg_plugins.training.sightings import Sightings
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
 from snnreg_plugins.watching.steps import steps_of_call
+
+
+class Means(NamedTuple):
+    """What a penalty was on average over backward passes.
+
+    Args:
+        total: As it was added to the loss; None if it never was.
+        loss: The magnitude of that loss without it.
+        layers: The penalty of each layer, without strength.
+    """
+
+    total: Tensor | None = None
+    loss: Tensor | float = 0.0
+    layers: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ActivityPenalty:
@@ -69,6 +86,8 @@ class ActivityPenalty:
         self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
+        self._loss: Tensor | None = None  # of the backward pass under way, without the penalty
+        self._losses: Tensor | float = 0.0  # summed over those that brought some
         self._hooks = Hooks(many_steps=True)
 
     def watch(self, names: set[str]) -> None:
@@ -225,6 +244,7 @@ class ActivityPenalty:
             scale: What the loss was multiplied by, and the penalty is to be.
         """
         self.ran_backward = True
+        self._loss = for_summing(loss.detach()).abs() / scale
         graph = self._carrier.start(loss, self._factor * scale)
         if self.active and self.sightings.looking:
             self.sightings.reached(self._carrier, graph)
@@ -239,6 +259,8 @@ class ActivityPenalty:
     def end_backward(self) -> None:
         """Sum up what is to be logged, and let no more of the gradient in."""
         self._logged.add(self._carrier, self._factor)
+        if self._carrier.calls and self._loss is not None:
+            self._losses = self._losses + self._loss
         if self._thresholds is not None:
             for call in self._carrier.calls:
                 if call.level is not None:
@@ -265,15 +287,36 @@ class ActivityPenalty:
         if self._thresholds is not None:
             self._thresholds.move(self.names, sum_over_processes)
 
-    def end_epoch(self) -> dict[str, Tensor]:
-        """Give the means over the backward passes since the last call, by layer, and in total under ``""``."""
-        means, self._logged = self._logged.means(), Logged()
-        return means
+    def end_epoch(self) -> Means:
+        """Give the means over the backward passes since the last call that brought any."""
+        passes = self._logged.passes.get("", 0)
+        layers, self._logged = self._logged.means(), Logged()
+        losses, self._losses = self._losses, 0.0
+        return Means(layers.pop("", None), losses / max(1, passes), layers)
 
     def remove(self) -> None:
         """Look on no longer."""
         self._hooks.remove()
         self._layers, self._fan_outs, self._carrier = {}, {}, Carrier()
+
+
+def to_log(parts: list[tuple[str, Means]]) -> dict[str, Tensor]:
+    """What to log of all callbacks, from the name of the penalty and the means of each."""
+    logged: dict[str, Tensor] = {}
+    totals = [means.total for _, means in parts if means.total is not None]
+    if totals:
+        logged["penalty/total"] = total = torch.stack(totals).sum()
+        logged["penalty/share"] = total.abs() / (total.abs() + max(means.loss for _, means in parts))
+    shared = Counter(layer for _, means in parts for layer in means.layers)
+    for penalty, means in parts:
+        for layer, mean in means.layers.items():
+            key = name = f"penalty/{penalty}/{layer}" if shared[layer] > 1 else f"penalty/{layer}"
+            for count in range(2, len(parts) + 2):
+                if key not in logged:
+                    break
+                key = f"{name}_{count}"
+            logged[key] = mean
+    return logged
 
 
 def _fan_out(layer: SynapticLayer, shape: tuple[int, ...]) -> tuple[Tensor, int]:

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.conversion --output conversion.json
 
-trains LeNet and a small VGG for every seed (weights are kept beside the output file), converts each by every method
-and prints a table for each network, means over the seeds. SpikingJelly and sinabs take part if they can be imported:
-pip install spikingjelly==2.0.0 sinabs==3.1.3. Results that the output file already holds are not measured again, so a
-run may be stopped and resumed, and methods be added to OURS.
+trains LeNet, a small VGG and a small residual network for every seed (weights are kept beside the output file),
+converts each by every method and prints a table for each network, means over the seeds. SpikingJelly and sinabs take
+part if they can be imported: pip install spikingjelly==2.0.0 sinabs==3.1.3. Results that the output file already holds
+are not measured again, so a run may be stopped and resumed, and methods be added to OURS.
 
 All methods calibrate on the same training images and get the image as a constant current. One counter counts SOPs for
 all of them: every spike at the fan-out of its position, before average pooling, several spikes a step each. The first
@@ -46,7 +46,6 @@ from tests.benchmarks.common import kept
 # Options of to_snntorch. The network is exported for every T, unless the name is in SAME_AT_EVERY_T: then it is
 # exported once, and a run of the largest T gives all others.
 OURS: dict[str, dict[str, Any]] = {
-    "auto": dict(threshold="auto"),
     "layer, max": dict(threshold="max"),
     "layer, max, potential": dict(threshold="max", correction="potential"),
     "layer, 99.9 %": dict(threshold="percentile", percent=99.9),
@@ -55,20 +54,27 @@ OURS: dict[str, dict[str, Any]] = {
     "layer, 99.9 %, bias": dict(threshold="percentile", percent=99.9, correction="bias"),
     "layer, MMSE": dict(threshold="mmse"),
     "layer, MMSE, potential": dict(threshold="mmse", correction="potential"),
+    "layer, MMSE, channel potential": dict(threshold="mmse", correction="channel_potential"),
     "layer, local": dict(threshold="local"),
     "layer, local, potential": dict(threshold="local", correction="potential"),
     "layer, Spike-Norm": dict(threshold="spike_norm"),
     "channel, max": dict(threshold="max", per_channel=True),
     "channel, 99.9 %": dict(threshold="percentile", percent=99.9, per_channel=True),
     "channel, 99.9 %, potential": dict(threshold="percentile", percent=99.9, per_channel=True, correction="potential"),
+    "channel, 99.9 %, channel potential": dict(
+        threshold="percentile", percent=99.9, per_channel=True, correction="channel_potential"
+    ),
     "channel, MMSE": dict(threshold="mmse", per_channel=True),
     "channel, MMSE, potential": dict(threshold="mmse", per_channel=True, correction="potential"),
     "channel, local": dict(threshold="local", per_channel=True),
     "channel, local, potential": dict(threshold="local", per_channel=True, correction="potential"),
+    "layer, 99.9 %, potential of T = 4": dict(timesteps=4, correction="potential"),
+    "layer, 99.9 %, channel potential of T = 4": dict(timesteps=4, correction="channel_potential"),
     "beta = 0.9, as if 1": dict(beta=0.9, compensate_leak=False),
     "beta = 0.9": dict(beta=0.9),
     "beta = 0.9, bias": dict(beta=0.9, correction="bias"),
 }
+OURS = {"auto": dict(threshold="auto")} | {name: {"correction": "none"} | options for name, options in OURS.items()}
 SAME_AT_EVERY_T = {
     "layer, max",
     "layer, 99.9 %",
@@ -76,13 +82,31 @@ SAME_AT_EVERY_T = {
     "channel, 99.9 %",
     "layer, local",
     "channel, local",
+    "layer, 99.9 %, potential of T = 4",
+    "layer, 99.9 %, channel potential of T = 4",
     "beta = 0.9, as if 1",
 }
+
+
+def resnet() -> nn.Module:
+    """Three of torchvision's residual blocks, two with a convolution in the shortcut."""
+    from torchvision.models.resnet import BasicBlock
+
+    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        return BasicBlock(inputs, outputs, stride, None if stride == 1 else shortcut)
+
+    stem = [nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    blocks = [block(16, 16, 1), block(16, 32, 2), block(32, 64, 2)]
+    return nn.Sequential(*stem, *blocks, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(64, 10))
+
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # with epochs
     "lenet": (LeNet, 4),
     "vgg": (lambda: VGG(image_shape=(1, 28, 28), widths=(16, "P", 32, "P", 64, "P"), hidden=128), 3),
+    "resnet": (resnet, 3),
 }
+ALL = 59_999  # images to train on
 CALIBRATION = 20  # batches
 BATCH = 100
 
@@ -99,11 +123,11 @@ class Data(NamedTuple):
         return zip(self.images.split(BATCH), self.labels.split(BATCH), strict=True)
 
 
-def load(samples: int) -> Data:
+def load(samples: int, batches: int = CALIBRATION) -> Data:
     """Read the first test images, and the same training images in every run."""
     seed_everything(0, verbose=False)
     data = FashionMNIST(batch_size=BATCH, validation_size=1)
-    calibration = [x for (x, _), _ in zip(data.train_dataloader(), range(CALIBRATION), strict=False)]
+    calibration = [x for (x, _), _ in zip(data.train_dataloader(), range(batches), strict=False)]
     images, labels = (torch.cat(parts)[:samples] for parts in zip(*data.test_dataloader(), strict=True))
     return Data(images, labels, calibration)
 
@@ -131,7 +155,8 @@ def ours(options: dict[str, Any], same_at_every_t: bool) -> Method:
     """Convert by to_snntorch."""
 
     def convert(model: nn.Module, calibration: list[Tensor], timesteps: int) -> Converted:
-        network = to_snntorch(model, calibration, timesteps=timesteps, **options)
+        network = to_snntorch(model, calibration, **{"timesteps": timesteps, **options})
+        network.timesteps = timesteps
         return Converted(network, lambda x, _: network(x, per_step=True))
 
     return Method(convert, same_at_every_t, options)
@@ -263,14 +288,14 @@ def measure(converted: Converted, data: Data, timesteps: int) -> tuple[Tensor, T
     return correct, counter.sops.cumsum(0)
 
 
-def train(name: str, epochs: int, seed: int, path: Path) -> nn.Module:
-    """Train a network, or read the weights that ``path`` holds."""
+def train(name: str, epochs: int, seed: int, path: Path, images: int = ALL) -> nn.Module:
+    """Train a network on so many images, or read the weights that ``path`` holds."""
     seed_everything(seed, verbose=False)
     model = NETWORKS[name][0]()
 
     def run() -> None:
         start = time.perf_counter()
-        loader = FashionMNIST(batch_size=128, validation_size=1).train_dataloader()
+        loader = FashionMNIST(batch_size=128, validation_size=ALL + 1 - images).train_dataloader()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * len(loader))
         for epoch in range(epochs):
@@ -357,6 +382,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("conversion.json"))
     parser.add_argument("--samples", type=int, default=10_000, help="test images, the first ones")
     parser.add_argument("--epochs", type=int, help="of training, instead of each network's own")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help=f"batches of {BATCH} training images")
+    parser.add_argument("--images", type=int, default=ALL, help="to train on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--timesteps", type=int, nargs="+", default=[2, 4, 8, 16, 32])
@@ -366,17 +393,23 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     methods = {name: method for name, method in all_methods().items() if name.startswith(tuple(options.methods))}
-    results, steps, data = Results(options.output), sorted(set(options.timesteps)), load(options.samples)
+    results, steps, data = (
+        Results(options.output),
+        sorted(set(options.timesteps)),
+        load(options.samples, options.calibration),
+    )
     tables = []
     for network in options.networks:
         epochs, count = options.epochs or NETWORKS[network][1], len(data.labels)
-        trained = [f"{network} epochs={epochs} seed={seed} samples={count}" for seed in options.seeds]
+        how = f"{epochs}" if options.images == ALL else f"{epochs} images={options.images}"
+        trained = [f"{network} epochs={how} seed={seed} samples={count}" for seed in options.seeds]
         runs = {
             name: {T: [f"{of} {name} {method.described()} T={T}" for of in trained] for T in steps}
             for name, method in methods.items()
         }
         for index, seed in enumerate(options.seeds):
-            model = train(network, epochs, seed, options.output.parent / f"{network}-epochs{epochs}-seed{seed}.pt")
+            kept_at = options.output.parent / f"{network}-epochs{how.replace(' images=', '-images')}-seed{seed}.pt"
+            model = train(network, epochs, seed, kept_at, options.images)
             if trained[index] not in results.runs:
                 results.add({trained[index]: dnn(model, data)})
             for name, method in methods.items():

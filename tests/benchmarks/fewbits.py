@@ -71,7 +71,7 @@ def main() -> None:
     images.setup("fit")
     images.setup("test")
     calibration = [x for x, _ in images.train_dataloader()][:10]
-    export = {"timesteps": 4, "threshold": "mmse"}
+    export = {"timesteps": 4, "threshold": "mmse", "correction": "none"}
     adam = partial(torch.optim.Adam, lr=1e-3)
     print("| weights | DNN, rounded | SNN, rounded | SNN, trained | SNN of a DNN, trained |\n" + "| --- " * 5 + "|")
     for name in options.formats:

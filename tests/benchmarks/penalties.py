@@ -5,6 +5,11 @@
 trains one network per penalty and strength on all 60,000 images, exports each and measures it on all 10,000 test
 images; then prints, for each penalty, the row of the largest strength that costs at most half a point of DNN accuracy.
 Runs that the output file already holds are not repeated.
+
+    python -m tests.benchmarks.penalties --starts
+
+trains LeNet on digits and on 10,000 images of Fashion-MNIST with each penalty as it is without arguments, and with the
+expected rate at other strengths.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ import logging
 import warnings
 from pathlib import Path
 
+import torch
 from lightning.pytorch import seed_everything
 
 from snnreg_plugins import ActivityRegularization, report, to_snntorch
 from snnreg_plugins._files import atomic
-from snnreg_plugins.data import FashionMNIST
+from snnreg_plugins.data import Digits, FashionMNIST
 from snnreg_plugins.modules import LeNet
 from tests.benchmarks.common import fit
 
@@ -30,6 +36,11 @@ GRID = {
     "hoyer_square": [3e-4, 1e-3],
     "expected_rate": [1.0, 1.4, 1.8, 3.0],
 }
+STARTS = [
+    ("none", 0.0),
+    *(("expected_rate", strength) for strength in (0.3, None, 3.0, 10.0)),
+    *((penalty, None) for penalty in ("l1", "l2", "transformed_l1", "hoyer", "hoyer_square")),
+]
 POINTS = 0.005  # of DNN accuracy that a penalty may cost
 
 
@@ -43,10 +54,28 @@ def train(penalty: str, strength: float, epochs: int, seed: int) -> dict:
     results = {}
     for per_channel in (False, True):
         calibration = [batch[0] for batch, _ in zip(data.train_dataloader(), range(40), strict=False)]
-        network = to_snntorch(model, calibration, timesteps=max(STEPS), per_channel=per_channel)
+        # Potentials of a correction would be those for one T.
+        how = {"per_channel": per_channel, "correction": "none"}
+        network = to_snntorch(model, calibration, timesteps=max(STEPS), **how)
         measured = report(model, network, data.test_dataloader(), steps=STEPS)
         results["channel" if per_channel else "layer"] = measured.to_dict()
     return results
+
+
+def start(name: str, penalty: str, strength: float | None, seed: int) -> str:
+    """Train with a penalty as it is, and give a row: what is left of accuracy and operations."""
+    seed_everything(seed, verbose=False)
+    digits = name == "digits"
+    data = Digits(size=16) if digits else FashionMNIST(batch_size=128, validation_size=50_000)
+    model = LeNet((1, 16, 16)) if digits else LeNet()
+    callbacks = [ActivityRegularization(penalty, strength)] if penalty != "none" else []
+    classifier = fit(model, data, 20 if digits else 4, *callbacks)
+    share = float(classifier.trainer.callback_metrics.get("penalty/share", 0.0))
+    network = to_snntorch(model, data.train_dataloader(), timesteps=4)
+    test = [(x[:1000], y[:1000]) for x, y in data.test_dataloader()][:8]
+    measured = report(model, network, test, steps=[4]).to_dict()
+    used = callbacks[0].strength if callbacks else 0.0
+    return f"{name:13s} {penalty:14s} {used:<6g} {share:6.1%} of the loss  {row(measured)}"
 
 
 def main() -> None:
@@ -55,9 +84,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("penalties.json"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--starts", action="store_true", help="penalties as they are without arguments")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    if options.starts:
+        for name in ("digits", "Fashion-MNIST"):
+            for penalty, strength in STARTS:
+                print(start(name, penalty, strength, options.seed), flush=True)
+        return
     runs = json.loads(options.output.read_text()) if options.output.exists() else {}
     best: dict[str, tuple[str, dict]] = {}
     for penalty, strengths in GRID.items():

@@ -49,7 +49,7 @@ class Spiking(Module):
         dnn = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8), nn.ReLU(), nn.Linear(8, 3)
         )
-        self.net = to_snntorch(dnn, data().tensors[0], timesteps=T)
+        self.net = to_snntorch(dnn, data().tensors[0], timesteps=T, correction="none")
 
     def forward(self, x):
         return self.net(x)

@@ -252,22 +252,27 @@ class Still(Module):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-@pytest.mark.parametrize("checkpointing", [None, "non-reentrant", "reentrant"])
-def test_logs_the_penalty_of_each_layer_and_in_total(checkpointing):
+@pytest.mark.parametrize(
+    ("checkpointing", "accumulated"), [(None, 1), (None, 2), ("non-reentrant", 1), ("reentrant", 1)]
+)
+def test_logs_the_penalty_of_each_layer_in_total_and_as_a_share_of_the_loss(checkpointing, accumulated):
     strengths = {"conv2": 2.0, "fc1": 3.0, "fc2": 5.0}
-    means = dict.fromkeys(strengths, 0.0)
-    for x, _ in list(loader(torch.float64))[:2]:
+    means, loss = dict.fromkeys(strengths, 0.0), 0.0
+    for x, y in list(loader(torch.float64))[:2]:
         activities = []
-        start(dict(shared=True), torch.float64)(x, activities)
+        scores = start(dict(shared=True), torch.float64)(x, activities)
+        loss += float(torch.nn.functional.cross_entropy(scores.detach(), y)) / 2
         for name in strengths:  # fc2 is called twice
             calls = [float(a.detach().mean()) for called, a in activities if called == name]
             means[name] += sum(calls) / len(calls) / 2
     callback = ActivityRegularization("l1", {f"net.{name}": s for name, s in strengths.items()}, warmup_epochs=1)
     module = Still(start(dict(shared=True, checkpointing=checkpointing), torch.float64))
-    _, trainer = fit(module, [callback], torch.float64, limit_train_batches=2)
+    more = dict(limit_train_batches=2, accumulate_grad_batches=accumulated)
+    _, trainer = fit(module, [callback], torch.float64, **more)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    total = sum(strengths[name] * mean for name, mean in means.items())
-    expected = {f"penalty/net.{name}": mean for name, mean in means.items()} | {"penalty/total": total / 2}
+    total = sum(strengths[name] * mean for name, mean in means.items()) / 2  # of the warm-up
+    expected = {f"penalty/net.{name}": mean for name, mean in means.items()}
+    expected |= {"penalty/total": total, "penalty/share": total / (total + loss)}
     assert {name: value for name, value in logged.items() if name.startswith("penalty")} == pytest.approx(expected)
 
 
@@ -452,7 +457,7 @@ def test_bad_arguments(arguments, message):
 
 def test_the_type_of_a_penalty_names_them_all():
     names, _ = get_args(get_type_hints(ActivityRegularization.__init__)["penalty"])
-    assert get_args(names) == (*PENALTIES, "rate_bounds")  # which is no function of a call alone
+    assert get_args(names) == (*PENALTIES, "rate_bounds", "energy")  # which take more than a call
 
 
 DDP_ROWS = {

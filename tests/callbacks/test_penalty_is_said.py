@@ -66,7 +66,9 @@ def test_layers_that_are_used_but_never_called():
         fit(Attending(), [ActivityRegularization("l1", asked)])
     (text,), trainer = said(Attending(), ActivityRegularization("l1", layers=["attention*", "t*", "net.*"]))
     assert "'attention.out_proj', 'tied': its weights are used" in text
-    assert {"penalty/net.2", "penalty/total"} == {k for k in trainer.callback_metrics if k.startswith("penalty")}
+    assert {"penalty/net.2", "penalty/total", "penalty/share"} == {
+        k for k in trainer.callback_metrics if k.startswith("penalty")
+    }
     assert said(Attending(), ActivityRegularization("l1", layers="net.2"))[0] == []
 
 
@@ -330,7 +332,7 @@ def test_several_callbacks_are_told_apart_and_logged_in_sum(tmp_path):
     assert ActivityRegularization("l1", 0.1).state_key != ActivityRegularization("l1", 0.2).state_key
     module = Module(start({}, torch.float64))
     data, activities = next(iter(loader(torch.float64))), []
-    module.net(data[0], activities)
+    loss = float(F.cross_entropy(module.net(data[0], activities), data[1]).detach())
     means = {name: float(a.detach().mean()) for name, a in activities}
     _, trainer = fit(module, callbacks()[:2], torch.float64, limit_train_batches=1)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -338,6 +340,7 @@ def test_several_callbacks_are_told_apart_and_logged_in_sum(tmp_path):
     assert logged["penalty/total"] == pytest.approx(
         sum(0.1 * means[name[4:]] + (0.4 * means[name[4:]] if "fc" in name else 0) for name in ones)
     )
+    assert logged["penalty/share"] == pytest.approx(logged["penalty/total"] / (logged["penalty/total"] + loss))
     assert logged["penalty/net.conv2"] == pytest.approx(means["conv2"])
     assert logged["penalty/l1/net.fc1"] == logged["penalty/l1/net.fc1_2"] == pytest.approx(means["fc1"])
     assert "penalty/net.fc1" not in logged

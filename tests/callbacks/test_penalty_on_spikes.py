@@ -108,7 +108,7 @@ def test_gradient_equals_the_formula_by_hand(penalty, network):
         return torch.cat([p.detach().flatten() for p in module.net.parameters()])
 
     expected, without = weights(Spiking(net, penalty, 0.1)), weights(Spiking(net))
-    actual = weights(Spiking(net), ActivityRegularization(penalty, 0.1))
+    actual = weights(Spiking(net), ActivityRegularization(penalty, 0.1, "uniform"))
     assert (without - expected).abs().max() > 1e-4
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 

@@ -225,7 +225,7 @@ def test_scores_are_those_of_a_plain_simulation(name):
             with pytest.raises(ConversionError, match="use per_channel=False"):
                 to_snntorch(model, x, timesteps=T, per_channel=True)
             continue
-        network = to_snntorch(model, x, timesteps=T, threshold="max", per_channel=per_channel)
+        network = to_snntorch(model, x, timesteps=T, threshold="max", correction="none", per_channel=per_channel)
         expected = simulate_model(model, x[:7], x, T, per_channel)
         with torch.no_grad():
             found = network(x[:7], per_step=True)
@@ -235,7 +235,7 @@ def test_scores_are_those_of_a_plain_simulation(name):
 @pytest.mark.parametrize("name", one_in(3, NETS))
 def test_scores_converge_to_those_of_the_network(name):
     model, x = NETS[name](), inputs(12)
-    network = to_snntorch(model, x, timesteps=512, threshold="max")
+    network = to_snntorch(model, x, timesteps=512, threshold="max", correction="none")
     with torch.no_grad():
         exact = model(x)
         error = (network(x, per_step=True) - exact).abs().mean((1, 2)) / exact.abs().mean()
@@ -274,7 +274,7 @@ def test_networks_of_torchvision_converge(name, trained):
             model.train()(x)  # statistics
     model = (briefly_trained(model, x) if trained else model).double().eval()
     x = x.double()
-    network = to_snntorch(model, x, timesteps=256, threshold="max", per_channel=True)
+    network = to_snntorch(model, x, timesteps=256, threshold="max", correction="none", per_channel=True)
     with torch.no_grad():
         exact = model(x[:2])
         centered = exact - exact.mean(1, keepdim=True)
@@ -288,7 +288,7 @@ def test_resnet18_is_a_plain_simulation_of_it():
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     model, x = randomize(models.resnet18(num_classes=10)), torch.rand(6, 3, 32, 32, dtype=torch.float64)
-    network = to_snntorch(model, x, timesteps=4, threshold="max")
+    network = to_snntorch(model, x, timesteps=4, threshold="max", correction="none")
     with torch.no_grad():
         torch.testing.assert_close(network(x[:2], per_step=True), simulate_model(model, x[:2], x, 4))
     # One synapse to each neuron for the identity shortcuts, and as many operations as spikes.
@@ -301,7 +301,7 @@ def test_resnet18_is_a_plain_simulation_of_it():
 
 def test_spikes_over_an_identity_shortcut_are_counted_once_each():
     model, x = NETS["identity shortcut"](), inputs()
-    network = to_snntorch(model, x, timesteps=T, threshold="max")
+    network = to_snntorch(model, x, timesteps=T, threshold="max", correction="none")
     spikes = []
     network.body.relu.register_forward_hook(lambda m, args, output: spikes.append(output[0]))
     with SynapticOperations(network) as sops, torch.no_grad():

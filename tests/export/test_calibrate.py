@@ -48,7 +48,7 @@ def test_kinds_of_calibration(kind):
     net, chain, x = make("lenet_functional")
     calibration = CALIBRATION[kind](x)
     before = torch.get_rng_state()
-    network = to_snntorch(net, calibration, timesteps=T, threshold="max", per_channel=True)
+    network = to_snntorch(net, calibration, timesteps=T, threshold="max", correction="none", per_channel=True)
     assert torch.equal(torch.get_rng_state(), before)
     for found, expected in zip(thresholds(network), max_thresholds(chain, x, per_channel=True), strict=True):
         torch.testing.assert_close(found, expected)
@@ -59,10 +59,10 @@ def test_a_large_tensor_is_taken_in_parts():
     x = x.repeat(40, 1) * torch.rand(800, 1, dtype=x.dtype)
     sizes = []
     hook = nn.Linear.forward
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Linear, "forward", lambda self, x: sizes.append(len(x)) or hook(self, x))
-        to_snntorch(net, x, timesteps=T, threshold="max")
+        to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     assert max(sizes) <= 256
     for found, expected in zip(thresholds(network), max_thresholds(chain, x, per_channel=False), strict=True):
         torch.testing.assert_close(found, expected)
@@ -156,7 +156,7 @@ def test_a_threshold_function_of_ones_own():
         calls.append(per_channel)
         return 0.5 * (histogram.largest if per_channel else histogram.largest.max())
 
-    largest = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=True)
+    largest = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", per_channel=True)
     network = to_snntorch(net, x, timesteps=T, threshold=half_of_the_largest, per_channel=True)
     assert set(calls) == {False, True}
     for found, expected in zip(thresholds(network), thresholds(largest), strict=True):

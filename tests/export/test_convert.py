@@ -36,7 +36,7 @@ def assert_simulates(network, chain, thresholds, x, **options):
 def test_spikes_and_scores(name):
     net, chain, x = make(name)
     for per_channel in (False, True):
-        network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
+        network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", per_channel=per_channel)
         assert_simulates(network, chain, max_thresholds(chain, x, per_channel), x[:5])
         assert all(type(neuron) is snntorch.Leaky for neuron in neurons_of(network).values())
 
@@ -44,7 +44,7 @@ def test_spikes_and_scores(name):
 @pytest.mark.parametrize("options", [{"initial_potential": 0.0}, {"initial_potential": 0.25}, {"beta": 0.9}])
 def test_initial_potential_and_decay(options):
     net, chain, x = make("lenet_modules")
-    network = to_snntorch(net, x, timesteps=T, threshold="max", compensate_leak=False, **options)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", compensate_leak=False, **options)
     assert_simulates(network, chain, max_thresholds(chain, x, False), x, **options)
 
 
@@ -53,7 +53,7 @@ def test_initial_potential_and_decay(options):
 def test_percentile_thresholds(percent, per_channel):
     net, chain, x = make("mlp")  # no pooling: the thresholds of the neurons are those of the activations
     options = {} if percent == 99.9 else {"percent": percent}
-    network = to_snntorch(net, x, timesteps=T, per_channel=per_channel, **options)
+    network = to_snntorch(net, x, timesteps=T, per_channel=per_channel, correction="none", **options)
     thresholds = [neuron.threshold for neuron in neurons_of(network).values()]
     for threshold, output in zip(thresholds, activations(chain, x), strict=True):
         groups = output.T if per_channel else output.reshape(1, -1)
@@ -73,7 +73,7 @@ def test_constant_currents_of_known_spike_counts():
         net[2].weight.fill_(1)
     x = torch.tensor([[1.0], [0.5], [0.25], [0.0], [2.0]], dtype=torch.float64)
     for initial, counts in ((0.5, [8, 4, 2, 0, 8]), (0.0, [7, 3, 1, 0, 8])):
-        network = to_snntorch(net, x[:1], timesteps=8, threshold="max", initial_potential=initial)
+        network = to_snntorch(net, x[:1], timesteps=8, threshold="max", correction="none", initial_potential=initial)
         torch.testing.assert_close(8 * network(x).flatten(), torch.tensor(counts, dtype=torch.float64))
 
 
@@ -81,7 +81,7 @@ def test_constant_currents_of_known_spike_counts():
 def test_weights_are_folded_by_the_formulas(per_channel):
     net, chain, x = make("lenet_functional")
     levels = max_thresholds(chain, x, per_channel)
-    network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", per_channel=per_channel)
     body, encoder = network.body, network.encoder
 
     def gain(norm):
@@ -113,7 +113,7 @@ def test_weights_are_folded_by_the_formulas(per_channel):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_bit_equal_to_a_simulation_on_the_exported_weights(per_channel, dtype):
     net, _, x = make("lenet_functional", dtype)
-    network = to_snntorch(net, x, timesteps=T, per_channel=per_channel)
+    network = to_snntorch(net, x, timesteps=T, per_channel=per_channel, correction="none")
     assert {parameter.dtype for parameter in network.parameters()} == {dtype}
     encoder, body = network.encoder, network.body
     neurons = list(neurons_of(network).values())
@@ -144,7 +144,9 @@ def test_bit_equal_to_a_simulation_on_the_exported_weights(per_channel, dtype):
 
 def test_scores_are_on_the_scale_of_the_dnn_in_bfloat16():
     net, _, x = make("lenet_modules", torch.bfloat16)
-    network = to_snntorch(net, x, timesteps=300, threshold="max")  # more steps than bfloat16 can count
+    network = to_snntorch(
+        net, x, timesteps=300, threshold="max", correction="none"
+    )  # more steps than bfloat16 can count
     with torch.no_grad():
         assert (network(x) - net(x)).abs().max() < 0.05 * net(x).abs().max()
 
@@ -168,7 +170,7 @@ def test_runs_under_autocast_and_takes_its_precision_from_the_model():
 def test_error_falls_as_one_over_the_steps(name, per_channel):
     net, _, x = make(name)
     with torch.no_grad():
-        network = to_snntorch(net, x, timesteps=1024, threshold="max", per_channel=per_channel)
+        network = to_snntorch(net, x, timesteps=1024, threshold="max", correction="none", per_channel=per_channel)
         error = (network(x, per_step=True) - net(x)).abs().mean((1, 2)) / net(x).abs().mean()
     # Sixteen times the steps, a sixteenth of the error; averaged over a few steps, since single ones oscillate.
     early, late = error[32:64].mean(), error[512:1024].mean()
@@ -181,7 +183,7 @@ def test_error_falls_as_one_over_the_steps(name, per_channel):
 
 def test_inputs_of_synapses_are_counts_and_their_operations_are_exact():
     net, _, x = make("overlapping_pools")
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     with recorded(network) as (_, inputs), SynapticOperations(network) as sops, torch.no_grad():
         network(x)
         counted = sops.by_layer()
@@ -202,7 +204,7 @@ def test_inputs_of_synapses_are_counts_and_their_operations_are_exact():
 
 def test_max_pooling_passes_the_largest_count():
     net, _, x = make("lenet_modules")
-    network = to_snntorch(net, x, timesteps=100, threshold="max", per_channel=True)
+    network = to_snntorch(net, x, timesteps=100, threshold="max", correction="none", per_channel=True)
     with recorded(network) as (spikes, inputs), torch.no_grad():
         network(x)
     before = torch.stack(spikes["body.0.0.2"]).cumsum(0)
@@ -245,7 +247,7 @@ def test_dead_channel_takes_the_threshold_of_its_layer():
         net[0].weight[:] = torch.tensor([[1.0] * 4, [-1.0] * 4, [0.004] * 4])
         net[0].bias[:] = 0
     x = torch.rand(50, 4)
-    network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=True)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", per_channel=True)
     threshold = network.body.get_submodule("1").threshold
     assert threshold.tolist() == [float(x.sum(1).max())] * 3
     # It does not fire on small currents that the calibration data never gave.

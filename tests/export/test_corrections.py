@@ -137,7 +137,7 @@ def test_potentials_stay_below_the_threshold():
 def test_leak_is_compensated_by_the_best_of_a_grid():
     model, x = mlp()
     x, beta = x[:40], 0.8
-    network = to_snntorch(model, x, timesteps=T, beta=beta)
+    network = to_snntorch(model, x, timesteps=T, beta=beta, correction="none")
     level = to_snntorch(model, x, timesteps=T).levels["1"]
     currents, activation = [model[0](x)] * T, model[1](model[0](x))
     best = (float("inf"), None, None, None)
@@ -186,7 +186,6 @@ def test_auto_keeps_what_was_asked_for():
     assert {name: network.conversion[name] for name in asked} == asked
     tried = candidates(Options(timesteps=4, threshold="auto", **asked))
     assert [one["threshold"] for one in tried] == ["max", "percentile", "mmse", "local"]  # none of them twice
-    assert len(candidates(Options(timesteps=4, threshold="auto"))) == 20
 
 
 @torch.no_grad()
@@ -219,8 +218,10 @@ def test_memory_is_bounded_on_any_number_of_samples(monkeypatch):
     adjust = Simulation.adjust
     monkeypatch.setattr(Simulation, "adjust", lambda self, x, *rest: seen.append(len(x)) or adjust(self, x, *rest))
     stream = (torch.rand(100, 6, dtype=torch.float64) for _ in range(40))
+    to_snntorch(model, stream, timesteps=T, correction="potential")
+    stream = (torch.rand(100, 6, dtype=torch.float64) for _ in range(40))
     to_snntorch(model, stream, timesteps=T, correction="bias")
-    assert seen == [1024]
+    assert seen == [1024, 256]  # a mean over a channel takes fewer
     seen.clear()
     monkeypatch.setattr(convert, "_ELEMENTS", 8 * T * 100)
     to_snntorch(model, torch.rand(4000, 6, dtype=torch.float64), timesteps=T, correction="bias")

@@ -79,7 +79,7 @@ def test_a_maximum_of_one_is_read_back(tmp_path, coding):
     """The network in which a spike is worth 1 has fewer parts than any other."""
     model, x = nn.Sequential(nn.ReLU(), nn.Linear(4, 3)), torch.rand(20, 4)
     x[0, 0] = 1
-    network = to_snntorch(model, x, timesteps=T, threshold="max", coding=coding)
+    network = to_snntorch(model, x, timesteps=T, threshold="max", correction="none", coding=coding)
     assert coding == "latency" or network.levels["0"] == 1
     network.timesteps = 3  # the spikes of latency keep their times
     save_network(network, tmp_path / "spiking.pt")

@@ -200,7 +200,7 @@ def branches_on_the_size(self, x):
 @pytest.mark.parametrize("name", FORMS)
 def test_converges_to_the_model(name):
     net, x = FORMS[name]().eval(), torch.rand(40, 1, 8, 8)
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     with torch.no_grad():
         expected = net(x)
         errors = [
@@ -221,7 +221,7 @@ class Subclass(nn.Linear):
 def test_a_layer_that_computes_its_weight_keeps_its_name():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), Subclass(16, 3)), torch.rand(30, 6)
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     assert "2" in dict(network.body.named_modules())
     assert (network(x) - net(x)).abs().max() < 0.05
 
@@ -231,7 +231,7 @@ def test_eval_of_stochastic_depth_is_nothing():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), ops.StochasticDepth(0.5, "row"), nn.Flatten(), nn.Linear(144, 3))
     x = torch.rand(20, 1, 8, 8)
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     assert (network(x) - net.eval()(x)).abs().max() < 0.05
 
 
@@ -243,7 +243,7 @@ def test_bytes_are_inputs_where_forward_takes_them():
             return self.out(self.pooled(x.float() / 255))
 
     net, x = Frames().eval(), torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
-    network = to_snntorch(net, x, timesteps=T, threshold="max")
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none")
     with torch.no_grad():
         assert (network(x) - net(x)).abs().max() < 0.12 * net(x).std()
 
@@ -258,7 +258,7 @@ class Fully(Net):
 @pytest.mark.parametrize("export", [to_snntorch, to_norse])
 def test_another_size_where_the_network_takes_any(export):
     net, x = Fully().eval(), torch.rand(20, 1, 12, 12)
-    network = export(net, x, timesteps=T, threshold="max", per_channel=True)
+    network = export(net, x, timesteps=T, threshold="max", correction="none", per_channel=True)
     other = torch.rand(6, 1, 10, 16)
     with torch.no_grad():
         expected = net(other)
@@ -284,12 +284,13 @@ def test_another_size_is_refused_where_the_first_is_in_the_network(name, options
 
 def test_calibration_of_several_sizes_serves_what_takes_any():
     net, sizes = Fully().eval(), [torch.rand(20, 1, 12, 12), torch.rand(20, 1, 10, 16)]
-    network = to_snntorch(net, sizes, timesteps=T, threshold="max")
+    network = to_snntorch(net, sizes, timesteps=T, threshold="max", correction="none")
     with torch.no_grad():
         for x in sizes:
             assert (network(x) - net(x)).abs().max() < 0.15 * net(x).std()
+    assert to_snntorch(net, sizes, timesteps=4).conversion["correction"] == "channel_potential"
     shapes = r"shapes \(B, 1, 12, 12\) and \(B, 1, 10, 16\)"
-    with pytest.raises(ValueError, match=f"one size, for a simulation .* {shapes}"):
+    with pytest.raises(ValueError, match=f"one size, for a network that depends on it, but got {shapes}"):
         to_snntorch(net, sizes, timesteps=4, correction="potential")
     one = nn.Sequential(net.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.out)
     with pytest.raises(ValueError, match=f"one size, for a network that depends on it, but got {shapes}"):
@@ -316,5 +317,5 @@ def test_neurons_that_are_corrected_one_by_one_fit_one_size():
 def test_two_populations_may_come_last(per_channel):
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.3)), torch.randn(40, 6)
-    network = to_snntorch(net, x, timesteps=T, threshold="max", per_channel=per_channel)
+    network = to_snntorch(net, x, timesteps=T, threshold="max", correction="none", per_channel=per_channel)
     assert (network(x) - net(x)).abs().max() < 0.05 * net(x).std()

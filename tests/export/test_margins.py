@@ -29,7 +29,7 @@ def exported(**options):
     x = torch.rand(120, 1, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         net[-1].bias -= net(x).mean(0)  # samples of all classes
-    return to_snntorch(net, x, **({"timesteps": T} | options)), x
+    return to_snntorch(net, x, **({"timesteps": T, "correction": "none"} | options)), x
 
 
 def by_hand(network, x, margins):

@@ -23,7 +23,7 @@ from tests.nets import make, one_in
 OPTIONS = {
     "layer": dict(timesteps=12),
     "channel": dict(timesteps=12, per_channel=True),
-    "max, from rest": dict(timesteps=12, threshold="max", initial_potential=0.0),
+    "max, from rest": dict(timesteps=12, threshold="max", correction="none", initial_potential=0.0),
     "leaky": dict(timesteps=12, per_channel=True, beta=0.9),
 }
 

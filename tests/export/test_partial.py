@@ -42,7 +42,7 @@ def attention():
 @torch.no_grad()
 def test_the_head_reads_the_mean_of_the_spikes():
     model, x = attention()
-    network = to_snntorch(model, x, timesteps=T, threshold="max", until="front")
+    network = to_snntorch(model, x, timesteps=T, threshold="max", correction="none", until="front")
     level = model.front[:3](x).max().float().double()
     _, running = simulate([*model.front], [level], x, T)
 
@@ -54,7 +54,9 @@ def test_the_head_reads_the_mean_of_the_spikes():
     expected = torch.stack([rest(mean) for mean in running])
     torch.testing.assert_close(network(x, per_step=True), expected)
     torch.testing.assert_close(network(x), expected[-1])
-    assert torch.equal(to_norse(model, x, timesteps=T, threshold="max", until="front")(x), network(x))
+    assert torch.equal(
+        to_norse(model, x, timesteps=T, threshold="max", correction="none", until="front")(x), network(x)
+    )
 
 
 def test_modes_make_no_difference():
@@ -161,7 +163,7 @@ class Recurrent(nn.Module):
 )
 def test_a_first_state_is_made_for_the_batch_that_is_there(first_state, tmp_path):
     net, x = Recurrent(first_state).eval(), torch.rand(9, 2, 12)
-    network = to_snntorch(net, x, timesteps=256, threshold="max", until="relu")
+    network = to_snntorch(net, x, timesteps=256, threshold="max", correction="none", until="relu")
     save_network(network, tmp_path / "spiking.pt")
     again = load_network(tmp_path / "spiking.pt", net)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from snnreg_plugins import to_norse, to_snntorch
 from snnreg_plugins.export import Sharded, convert
-from snnreg_plugins.export.calibrate import Statistics, _exact_sum
+from snnreg_plugins.export.calibrate import Statistics, _exact_sum, propagate_shapes
 from snnreg_plugins.export.processes import Processes
 from snnreg_plugins.export.trace import trace
 from tests.export.processes import (
@@ -27,7 +27,7 @@ from tests.export.processes import (
 SAMPLES = 46
 OPTIONS = {
     "percentile": dict(),
-    "max by channel": dict(threshold="max", per_channel=True),
+    "max by channel": dict(threshold="max", correction="none", per_channel=True),
     "mmse": dict(threshold="mmse"),
     "local": dict(threshold="local"),
     "spike_norm": dict(threshold="spike_norm"),
@@ -161,6 +161,7 @@ def test_sums_do_not_round(scale):
 def test_the_mean_input_is_that_of_inputs_that_are_not_0():
     x = exact_inputs(SAMPLES)
     traced = trace(exact_network(), x[:2])
+    propagate_shapes(traced, x[:2])
     found = Statistics(traced, x.split(7), False, 0, torch.device("cpu"), Processes(x))
     assert found.inputs.mean == float(x.double().abs().sum()) / int(x.count_nonzero())
     assert (found.inputs.largest, found.inputs.signed) == (float(x.abs().max()), bool((x < 0).any()))

@@ -39,7 +39,7 @@ from tests.nets import make
         ("initial_potential", -0.1, r"to be in \[0, 1\), but got -0.1"),
         ("initial_potential", float("nan"), r"to be in \[0, 1\), but got nan"),
         ("correction", "gap", r"to be one of \['bias', .*'potential'\], but got 'gap'"),
-        ("correction", None, r"to be one of \['bias', .*'potential'\], but got None"),
+        ("auto_tolerance", 101.0, r"to be in \[0, 100\], but got 101.0"),
         ("coding", "rate", r"to be one of \['constant', .*'poisson'\], but got 'rate'"),
         ("beta", 0, r"to be in \(0, 1\], but got 0"),
         ("beta", 1.1, r"to be in \(0, 1\], but got 1.1"),
@@ -63,11 +63,12 @@ def test_defaults():
     parameters = inspect.signature(to_snntorch).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     assert defaults == {
-        "threshold": "percentile", "percent": 99.9, "per_channel": False, "initial_potential": 0.5,
-        "correction": "none", "beta": 1.0, "compensate_leak": True, "coding": "constant", "until": None,
+        "threshold": "percentile", "percent": None, "per_channel": None, "initial_potential": 0.5,
+        "correction": None, "beta": 1.0, "compensate_leak": True, "coding": "constant", "until": None,
         "surrogate": "fast_sigmoid", "surrogate_slope": None, "time_dim": None, "batch_norm": "fold",
         "train_thresholds": "none", "train_beta": "none", "heterogeneity": "none", "threshold_std": 0.0,
         "beta_std": 0.0, "weights": "float", "weight_bits": None, "train_weights": False, "budget": None,
+        "auto_tolerance": 0.5,
     }  # fmt: skip
     assert "timesteps" in parameters
 

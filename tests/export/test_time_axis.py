@@ -23,6 +23,7 @@ def test_the_dnn_sees_the_mean_over_the_steps():
     net, _, x = make("lenet_functional", torch.float32)
     frames = events(*x.shape)
     for options in ({}, {"threshold": "mmse", "per_channel": True}, {"threshold": "max"}):
+        options = options | {"correction": "none"}  # which sees each step
         network = to_snntorch(net, frames, timesteps=T, time_dim=0, **options)
         expected = to_snntorch(net, frames.mean(0), timesteps=T, **options).state_dict()
         for name, value in network.state_dict().items():
@@ -64,7 +65,7 @@ def test_scores_approach_those_of_the_dnn_on_the_mean(name, export):
     off = []
     for steps in (8, 64, 512):
         frames = (torch.rand(steps, *x.shape) < 0.4).float()
-        network = export(net, frames, timesteps=steps, time_dim=0, threshold="max")
+        network = export(net, frames, timesteps=steps, time_dim=0, threshold="max", correction="none")
         with torch.no_grad():
             scores = net(frames.mean(0))
             off.append(float((network(frames) - scores).abs().mean() / scores.std()))
@@ -78,11 +79,11 @@ def test_simulations_read_the_frames():
     net = nn.Sequential(*layers).double()
     frames = events(50, 6, dtype=torch.float64)
     largest = net[0](frames).max().detach()
-    network = to_snntorch(net, frames, timesteps=T, time_dim=0, threshold="spike_norm")
+    network = to_snntorch(net, frames, timesteps=T, time_dim=0, threshold="spike_norm", correction="none")
     torch.testing.assert_close(network.levels["1"].double(), largest)
     spikes, _ = simulate(layers, [largest], frames, T, frames=True)
     assert torch.equal(network.record(frames).spikes["1"], spikes[0])
-    plain = to_snntorch(net, frames, timesteps=T, time_dim=0, threshold="max")
+    plain = to_snntorch(net, frames, timesteps=T, time_dim=0, threshold="max", correction="none")
     corrected = to_snntorch(net, frames, timesteps=T, time_dim=0, threshold="max", correction="potential")
 
     def rate_error(network):

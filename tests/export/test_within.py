@@ -86,8 +86,8 @@ def test_an_export_spends_no_more_than_its_budget(share, case):
 def test_higher_thresholds_are_those_that_are_said(case):
     """A plain simulation of the DNN's own weights at the thresholds of the export, each times its factor."""
     net, x = case
-    plain = to_snntorch(net, x, timesteps=T)
-    network = to_snntorch(net, x, timesteps=T)
+    plain = to_snntorch(net, x, timesteps=T, correction="none")
+    network = to_snntorch(net, x, timesteps=T, correction="none")
     factors = {"1": 1.25, "5": 1.5}
     Rebalance(network).scale(factors)
     first, second = (plain.levels[name] * factors[name] for name in ("1", "5"))
@@ -137,14 +137,14 @@ def test_shared_weights_and_sums_are_followed():
             return self.c(self.relu2(self.b(h) + h))
 
     net, x = Skip().double(), torch.rand(50, 4, dtype=torch.float64)
-    network = to_snntorch(net, x, timesteps=64, threshold="max")
+    network = to_snntorch(net, x, timesteps=64, threshold="max", correction="none")
     exact = net(x)
     near = (network(x) - exact).abs().max()
     Rebalance(network).scale({"relu1": 1.5, "relu2": 1.5})
     assert (network(x) - exact).abs().max() < 3 * near + 0.02
     with SynapticOperations(network) as sops:
         network(x)
-    with SynapticOperations(to_snntorch(net, x, timesteps=64, threshold="max")) as before:
+    with SynapticOperations(to_snntorch(net, x, timesteps=64, threshold="max", correction="none")) as before:
         before.watch.model(x)
     assert float(sops.compute()) == pytest.approx(float(before.compute()) / 1.5, rel=0.05)
 

@@ -64,7 +64,7 @@ def check(seed, tmp_path):
     state, attributes = copy.deepcopy(net.state_dict()), set(vars(net))
     export = to_snntorch if seed % 3 else to_norse
     try:
-        network = export(net, x, timesteps=512, threshold="max", per_channel=seed % 2 == 0)
+        network = export(net, x, timesteps=512, threshold="max", correction="none", per_channel=seed % 2 == 0)
     except Exception as error:
         if not is_ours(error):
             raise AssertionError(f"seed {seed}: {error!r}") from error

@@ -338,7 +338,7 @@ def test_a_run_starts_from_a_file(tmp_path):
     with torch.no_grad():
         assert torch.equal(second(X), first(X))
         assert torch.equal(second.dnn(X), first.dnn(X))
-    third = SpikingClassifier(blank, checkpoint=str(tmp_path / "spiking.pt"), threshold="max")
+    third = SpikingClassifier(blank, checkpoint=str(tmp_path / "spiking.pt"), threshold="max", correction="none")
     with pytest.raises(
         ValueError, match=r"`threshold`, an option of the export, not to be given for the spiking network in"
     ):
@@ -520,7 +520,7 @@ def test_the_report_says_what_is_of_no_use(tmp_path):
     data = LightningDataModule.from_datasets(*[TensorDataset(X, Y)] * 4, batch_size=4)
     for given, message in (
         (
-            dict(threshold="max"),
+            dict(threshold="max", correction="none"),
             "`threshold` of ExportReport not to be given .* but got 'max'. Leave it out; of an export",
         ),
         (dict(timesteps=9), "`timesteps` of ExportReport not to be given .* but got 9"),

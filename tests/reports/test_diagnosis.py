@@ -148,7 +148,7 @@ def brute_force(dnn, network, x, potential):
 def test_numbers_are_those_of_dull_code(name):
     options, reads, synapses = NETS[name]
     dnn, x = make(name), inputs()
-    network = to_snntorch(dnn, x, timesteps=T, **{"threshold": "percentile", **options})
+    network = to_snntorch(dnn, x, timesteps=T, **{"threshold": "percentile", "correction": "none", **options})
     result = diagnose(dnn, network, x.split(13))
     expected, sops = brute_force(dnn, network, x, options.get("initial_potential", 0.5))
     assert [layer.name for layer in result.layers] == list(expected)
@@ -237,12 +237,12 @@ def test_histogram_counts_pairs_of_activation_and_rate():
     with torch.no_grad():
         dnn[0].weight.fill_(1)
         dnn[0].bias.fill_(0)
-    result = diagnose(dnn, to_snntorch(dnn, x[:5], timesteps=4, threshold="max"), x)
+    result = diagnose(dnn, to_snntorch(dnn, x[:5], timesteps=4, threshold="max", correction="none"), x)
     found = {(row, column): n for row, cells in enumerate(result.histogram) for column, n in enumerate(cells) if n}
     # 20 cells a level. Of 0.5 + 4 · 0.06 there is no spike, of 0.5 + 4 · 0.31 one, of 0.5 + 4 · 0.81 three.
     assert found == {(1, 0): 1, (6, 1): 2, (16, 3): 1, (20, 4): 1, (24, 4): 1, (29, 4): 1}
     assert result.layers[0].clipped == pytest.approx(2 / 7)
-    many = diagnose(dnn, to_snntorch(dnn, x[:5], timesteps=100, threshold="max"), x)
+    many = diagnose(dnn, to_snntorch(dnn, x[:5], timesteps=100, threshold="max", correction="none"), x)
     assert {len(row) for row in many.histogram} == {33}
 
 
@@ -337,12 +337,12 @@ def test_dead_neurons_are_found(trained):
         weak[0].weight.copy_(dnn[0].weight.abs())
         weak[0].weight[4:] /= 10
         weak[0].bias.fill_(0.0)
-    result = diagnose(weak, to_snntorch(weak, x, timesteps=2), x)
+    result = diagnose(weak, to_snntorch(weak, x, timesteps=2, correction="none"), x)
     assert result.cause == "dead"
     assert result.layers[0].dead > 0.5
     assert result.remedies == ("per_channel=True", "timesteps=4", 'correction="potential"')
     assert "of its neurons never spike" in result.advice
-    better = diagnose(weak, to_snntorch(weak, x, timesteps=2, per_channel=True), x)
+    better = diagnose(weak, to_snntorch(weak, x, timesteps=2, per_channel=True, correction="none"), x)
     assert better.layers[0].dead < result.layers[0].dead
     assert better.cause != "dead"
 
@@ -350,7 +350,7 @@ def test_dead_neurons_are_found(trained):
 @pytest.mark.slow
 def test_a_faithful_network_needs_no_advice(trained):
     dnn, x = trained
-    result = diagnose(dnn, to_snntorch(dnn, x, timesteps=512, threshold="max"), x)
+    result = diagnose(dnn, to_snntorch(dnn, x, timesteps=512, threshold="max", correction="none"), x)
     assert (result.cause, result.remedies) == (None, ())
     assert result.advice == "No layer loses much: none adds an error of more than 1% of its mean activation."
     assert result.worst is not None

@@ -27,7 +27,7 @@ NAMES = ["mlp", "lenet_functional", "norm_on_input", "ends_in_relu", "reshapes",
 def exported(name, dtype=torch.float64, export=to_snntorch, **options):
     net, layers, x = make(name, dtype)
     events = (torch.rand(T, *x.shape) < 0.4).to(dtype) * torch.randint(1, 4, (T, *x.shape))
-    return export(net, x, timesteps=T, threshold="max", **options), layers, x, events
+    return export(net, x, timesteps=T, threshold="max", correction="none", **options), layers, x, events
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])

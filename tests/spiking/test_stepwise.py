@@ -24,7 +24,7 @@ both_frameworks = pytest.mark.parametrize("export", [to_snntorch, to_norse])
 
 def exported(name, dtype=torch.float32, export=to_snntorch, **options):
     net, layers, x = make(name, dtype)
-    return export(net, x, timesteps=T, threshold="max", **options), layers, x
+    return export(net, x, timesteps=T, threshold="max", correction="none", **options), layers, x
 
 
 def stepped(network, inputs):

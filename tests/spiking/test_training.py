@@ -34,7 +34,7 @@ class Surrogate(torch.autograd.Function):
 )
 def test_gradient_is_that_of_a_simulation_with_the_same_surrogate(options):
     net, _, x = make("lenet_functional")
-    network = to_snntorch(net, x, timesteps=5, **options)
+    network = to_snntorch(net, x, timesteps=5, correction="none", **options)
     expected = copy.deepcopy(network)
     beta, relative_slope = options.get("beta", 1.0), options.get("surrogate_slope", 5.0)
     encoder, body = expected.encoder, expected.body
@@ -148,7 +148,7 @@ def test_fine_tuning_lowers_the_loss(digits, trained, pool):
 def test_fine_tuning_under_a_trainer(digits, trained, precision, tmp_path):
     x, y, _, _ = digits
     loader = DataLoader(TensorDataset(x[:600], y[:600]), batch_size=64)  # the last batch has 24
-    module = FineTune(to_snntorch(trained["average"], loader, timesteps=2))
+    module = FineTune(to_snntorch(trained["average"], loader, timesteps=2, correction="none"))  # far from trained
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
         precision=precision, default_root_dir=tmp_path, num_sanity_val_steps=1, gradient_clip_val=1.0,
@@ -161,7 +161,7 @@ def test_fine_tuning_under_a_trainer(digits, trained, precision, tmp_path):
 
     checkpoint = tmp_path / "last.ckpt"
     trainer.save_checkpoint(checkpoint)
-    fresh = FineTune(to_snntorch(trained["average"], x[:50], timesteps=2))
+    fresh = FineTune(to_snntorch(trained["average"], x[:50], timesteps=2, correction="none"))
     fresh.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     fresh, trained_network = fresh.network.float(), module.network.float()
     assert torch.equal(fresh(x[:20]), trained_network(x[:20]))
