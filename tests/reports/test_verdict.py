@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -81,6 +82,11 @@ def test_sentences_of_other_networks(given, said):
     assert said in result.verdict()[0]
 
 
+def test_energies_are_by_what_prices_all_of_it():
+    assert made(table="loihi", dnn=False).table == "horowitz_fp32"
+    assert made(table="loihi", dnn=False, analog=0.0).table == "loihi"
+
+
 def test_what_is_lost_is_told_with_where_it_is_not():
     lost = made(at=2, scores=(0.965, 0.90))
     assert lost.verdict()[-1] == (
@@ -117,6 +123,7 @@ def test_a_break_even_rate_where_there_can_be_one(given, said):
     told = tables.break_even(made(**given))
     assert said in told
     assert bool(told) == bool(said)
+    assert not re.search(r" at (-|[1-9])", told)  # no rate above 1, and none below 0
 
 
 X = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(0))
