@@ -43,6 +43,8 @@ def test_a_grid_runs_each_point_once_is_resumed_and_keeps_failures(tmp_path):
     assert len(begun(tmp_path)) == 4
     run_sweep(quick(tmp_path / "out", retry_failed=True), console=told)
     assert len(begun(tmp_path)) == 5
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert Counter(row["state"] for row in rows) == {"complete": 3 * 2, "failed": 1}  # that of the later try
 
 
 def test_another_space_is_refused(tmp_path):
