@@ -168,7 +168,7 @@ def arguments_of(path: str) -> list[str]:
 
     Example:
         >>> arguments_of("snnreg_plugins.modules.LeNet")
-        ['image_shape', 'num_classes', 'activation']
+        ['image_shape', 'num_classes', 'kernel_size']
     """
     home, _, name = path.rpartition(".")
     try:

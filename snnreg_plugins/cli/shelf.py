@@ -16,16 +16,18 @@ FOLDER = "recipes"
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Find the recipes that come with the package, by their names.
+    """Find the recipes that come with the package, by their names; those of sweeps are in a folder of theirs.
 
     Example:
-        >>> "digits_lenet_expected_rate" in packaged_recipes()
+        >>> {"digits_lenet_expected_rate", "sweeps/digits_lenet"} <= packaged_recipes().keys()
         True
     """
     package = Path(__file__).parents[1]
-    # Where it is installed, or in a checkout.
-    found = sorted((package / FOLDER).glob("*.yaml")) or sorted((package.parent / FOLDER).glob("*.yaml"))
-    return {path.stem: path for path in found}
+    for folder in (package / FOLDER, package.parent / FOLDER):  # where it is installed, or in a checkout
+        found = sorted(folder.glob("*.yaml")) + sorted(folder.glob("*/*.yaml"))
+        if found:
+            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    return {}
 
 
 def main(words: Sequence[str]) -> None:
@@ -42,7 +44,9 @@ def main(words: Sequence[str]) -> None:
     if options.name is None:
         for name, path in known.items():
             show([Note(name, "strong"), Note(about(path)), Note("")])
-        say("Run one in any folder: snnreg fit --config recipes/NAME.yaml. Copy one to change it: snnreg recipes NAME")
+        say(
+            "Run one in any folder: snnreg fit --config recipes/NAME.yaml (sweep in place of fit for sweeps). Copy one to change it: snnreg recipes NAME"
+        )
         return
     say(f"Written: {copy(options.name, options.output)}")
 
@@ -70,7 +74,7 @@ def copy(name: str, output: str | os.PathLike[str] | None = None) -> Path:
     if stem not in known:
         listed = " `snnreg recipes` lists them."
         raise ValueError(f"Expected argument `name` to be a recipe, but got {name!r}.{meant(stem, known) or listed}")
-    path = Path(f"{stem}.yaml" if output is None else output)
+    path = Path(known[stem].name if output is None else output)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(known[stem].read_text(encoding="utf-8"))

@@ -151,7 +151,8 @@ class SynapticOperations(WatchingMetric):
             ValueError: In the pass, if a layer's input cannot be split into that many samples.
 
         Example:
-            >>> model = nn.Linear(2, 5)
+            >>> import torch
+            >>> model = torch.nn.Linear(2, 5)
             >>> with SynapticOperations(model) as sops, sops.labelled([3, 7, 7]):
             ...     _ = model(torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]))
             >>> sops.by_label()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,7 +31,8 @@ from snnreg_plugins.watching.layers import is_spiking_neuron
 from snnreg_plugins.watching.steps import steps_of_call
 
 
-class Means(NamedTuple):
+@dataclass(frozen=True)
+class Means:
     """What a penalty was on average over backward passes.
 
     Args:
@@ -42,7 +43,7 @@ class Means(NamedTuple):
 
     total: Tensor | None = None
     loss: Tensor | float = 0.0
-    layers: Mapping[str, Tensor] = MappingProxyType({})
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class ActivityPenalty:

@@ -22,6 +22,9 @@ class SynapsesByShape:
         self._most = _SHAPES * rows
         self._found: dict[tuple[int, tuple[int, ...]], Synapses] = {}
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def of(self, row: int, layer: SynapticLayer, shape: tuple[int, ...]) -> Synapses:
         """Give the synapses of a layer, which has a number, for inputs of a shape."""
         found = self._found.get((row, shape))

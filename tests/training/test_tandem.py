@@ -62,7 +62,7 @@ def made(net, to=to_snntorch, dtype=torch.float32, **options):
     dnn, shape = net()
     dnn = dnn.to(dtype).eval()
     x = torch.randn(40, *shape, dtype=dtype)
-    network = to(dnn, x, timesteps=T, **options)
+    network = to(dnn, x, timesteps=T, correction="none", **options)
     return dnn, TandemNetwork(network, layers_of(traced_faithfully(dnn, x), network)), x
 
 
