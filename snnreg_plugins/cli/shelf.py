@@ -45,7 +45,8 @@ def main(words: Sequence[str]) -> None:
         for name, path in known.items():
             show([Note(name, "strong"), Note(about(path)), Note("")])
         say(
-            "Run one in any folder: snnreg fit --config recipes/NAME.yaml (sweep in place of fit for sweeps). Copy one to change it: snnreg recipes NAME"
+            "Run one in any folder: snnreg fit --config recipes/NAME.yaml, those of sweeps with snnreg sweep. Copy "
+            "one to change it: snnreg recipes NAME"
         )
         return
     say(f"Written: {copy(options.name, options.output)}")

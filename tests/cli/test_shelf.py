@@ -15,8 +15,9 @@ MAIN = "digits_lenet_expected_rate"
 def test_all_are_listed_with_what_they_do(capsys):
     shelf.main([])
     said = capsys.readouterr().out.splitlines()
-    for path in RECIPES.glob("*.yaml"):
-        assert said[said.index(path.stem) + 1].split()[:2] == path.read_text().split()[1:3]
+    for path in RECIPES.rglob("*.yaml"):
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        assert said[said.index(name) + 1].split()[:2] == path.read_text().split()[1:3]
     assert "snnreg fit --config recipes/NAME.yaml" in said[-1]
 
 
@@ -34,6 +35,12 @@ def test_one_is_copied_and_nothing_is_written_over(name, monkeypatch, tmp_path, 
     assert Path(f"{MAIN}.yaml").read_text() == "mine"
     shelf.main([name, "--output", "other.yaml"])
     assert Path("other.yaml").read_text() == (RECIPES / f"{MAIN}.yaml").read_text()
+
+
+def test_one_of_a_sweep_is_copied(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shelf.main(["recipes/sweeps/digits_lenet.yaml"])
+    assert Path("digits_lenet.yaml").read_text() == (RECIPES / "sweeps" / "digits_lenet.yaml").read_text()
 
 
 def test_another_name_is_refused():
