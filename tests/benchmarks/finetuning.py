@@ -32,7 +32,8 @@ NETWORKS = {
     "vgg": lambda: VGG(image_shape=(1, 28, 28), widths=(16, "P", 32, "P", 64, "P"), hidden=128, dropout=0.0),
 }
 #: What a run has unless --set says otherwise: options of a SpikingClassifier; the teacher, a network of NETWORKS,
-#: "self" for the DNN that is exported, or "none"; and the learning rate, "one_cycle" or "cosine".
+#: "self" for the DNN that is exported, or "none", and its share of the loss; how the learning rate goes, "one_cycle" or
+#: "cosine", and its peak.
 INGREDIENTS = {
     "batch_norm": "keep",
     "train_thresholds": "neuron",
@@ -40,7 +41,9 @@ INGREDIENTS = {
     "threshold_std": 0.15,
     "per_channel": True,
     "teacher": "self",
+    "alpha": 0.5,
     "rate": "one_cycle",
+    "peak": 2e-3,
 }
 
 
@@ -97,13 +100,14 @@ def tuned(name: str, options: argparse.Namespace, seed: int, timesteps: int, sop
     """Fine-tune, and give what came of it."""
     given: dict[str, Any] = INGREDIENTS | dict(options.set)
     seed_everything(seed, verbose=False)
-    images, teacher = data(options, seed), given.pop("teacher")
+    images = data(options, seed)
+    teacher, alpha, rate, peak = (given.pop(name) for name in ("teacher", "alpha", "rate", "peak"))
     images.setup("fit")
-    steps = len(images.train_dataloader()) if given.pop("rate") == "one_cycle" else None
-    module = SpikingClassifier(dnn(name, options, seed), timesteps=timesteps, **rates(options.tuning, steps), **given)
+    given |= rates(options.tuning, len(images.train_dataloader()) if rate == "one_cycle" else None, peak)
+    module = SpikingClassifier(dnn(name, options, seed), timesteps=timesteps, **given)
     callbacks: list[Callback] = []
     if teacher != "none":
-        callbacks.append(Distillation("self" if teacher == "self" else dnn(teacher, options, seed), alpha=0.5))
+        callbacks.append(Distillation("self" if teacher == "self" else dnn(teacher, options, seed), alpha=alpha))
     budget = None if sops is None else ActivityBudget(sops=sops, timesteps=timesteps)
     if budget is not None:
         callbacks.append(budget)
@@ -139,10 +143,11 @@ def point(text: str) -> tuple[int, float | None]:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """Read ``surrogate=triangular``."""
+    """Read ``surrogate=triangle``, or ``peak=0.003``."""
     name, _, value = text.partition("=")
-    plain = {"True": True, "False": False}.get(value, value)
-    return name, float(value) if name.endswith("_std") else plain
+    if isinstance(INGREDIENTS.get(name), float) or name.endswith("_std"):
+        return name, float(value)
+    return name, {"True": True, "False": False}.get(value, value)
 
 
 def main() -> None:
