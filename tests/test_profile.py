@@ -404,6 +404,18 @@ def test_a_chip_prices_spikes_alone_and_says_what_is_left_out(capsys):
     assert "published, not measured" in printed
 
 
+def test_what_has_no_price_at_all_is_not_said_to_be_0_joules(capsys):
+    net, x = body(nn.ReLU), torch.rand(IMAGE)
+    several, alone = profile(net, x, table=["horowitz_fp32", "loihi"]), profile(net, x, table="loihi")
+    assert [model.unpriced for model in several.models] == [0.0, several.effective_macs]
+    for result, said in ((several, "Not in the total of Loihi, published"), (alone, "Not in the energy: the MACs of")):
+        result.print()
+        printed = " ".join(capsys.readouterr().out.split())
+        assert said in printed
+        assert "no price" in printed
+        assert " 0 J" not in printed
+
+
 def test_a_table_of_ones_own(tmp_path):
     path = tmp_path / "chip.yaml"
     path.write_text("{ac: 1, mac: 10, source: my chip}")

@@ -20,7 +20,7 @@ from typing_extensions import Unpack, override
 from snnreg_plugins._checks import as_flag, as_integer, shown
 from snnreg_plugins._console import say
 from snnreg_plugins._lightning import both, end_bar, overrides
-from snnreg_plugins._models import device_of
+from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.activity_regularization import ActivityRegularization
 from snnreg_plugins.callbacks.measurement import Calls
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
@@ -32,6 +32,7 @@ from snnreg_plugins.reports.measure import require_steps
 from snnreg_plugins.reports.own import exported_within, require_around
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.run import Run
+from snnreg_plugins.watching.facts import needs_of, require_prices
 from snnreg_plugins.watching.layers import spikes_already
 
 # Time steps of an export, if nobody said.
@@ -82,6 +83,8 @@ class ExportReport(MeasuringCallback):
         input_events: Whether whole numbers that a network which spikes already is given are events; see
             :class:`SpikingValidation`.
         savings: Try too what would save the most of the SOPs, and tell what it costs of the score.
+        count_zero_weights: Whether a weight that is exactly zero, as of a pruned network, is a synapse in what models
+            price; None for what each has it for.
         **options: Options of the export, such as ``threshold`` and ``per_channel``; see
             :func:`~snnreg_plugins.to_snntorch`.
 
@@ -112,14 +115,18 @@ class ExportReport(MeasuringCallback):
         network: str | None = None,
         input_events: bool | None = None,
         savings: bool = False,
+        count_zero_weights: bool | None = None,
         **options: Unpack[ExportOptions],
     ) -> None:
         if not isinstance(output_dir, (str, os.PathLike)) or not os.fspath(output_dir):
             raise TypeError(f"Expected argument `output_dir` to name a folder, but got {output_dir!r}.")
         given: dict[str, Any] = {"timesteps": _TIMESTEPS if timesteps is None else as_integer("timesteps", timesteps)}
         steps = [1, 2, 4, 8, 16, 32, given["timesteps"]] if steps is None else steps
+        self.count_zero_weights = (
+            None if count_zero_weights is None else as_flag("count_zero_weights", count_zero_weights)
+        )
         if table is not None:
-            cost_models(table)  # checks it
+            needs_of(cost_models(table), self.count_zero_weights)  # checks both
         self.output_dir = output_dir
         self.steps = require_steps(steps)
         self.calibration_batches = as_integer("calibration_batches", calibration_batches)
@@ -148,14 +155,9 @@ class ExportReport(MeasuringCallback):
             )
         if trainer.limit_test_batches == 0:
             raise ValueError("ExportReport measures on test data, but the Trainer's `limit_test_batches` is 0.")
-        network = self._network(pl_module)
-        if self._of_an_export and spikes_already(network):
-            name, value = next(iter(self._of_an_export.items()))
-            raise ValueError(
-                f"Expected argument `{name}` of ExportReport not to be given for {type(network).__name__}, which "
-                f"spikes already, but got {shown(value)}. Leave it out; "
-                "of an export, give it to that or to the SpikingClassifier."
-            )
+        self._require_an_export(pl_module)
+        if self.table is not None and spikes_already(network := self._network(pl_module)):
+            require_prices(cost_models(self.table), network)
         Run(self.output_dir).claim(self.diagnose, self.html, self.savings)
 
     @override
@@ -214,8 +216,23 @@ class ExportReport(MeasuringCallback):
             datamodule: Gives ``train_dataloader`` and ``test_dataloader`` of (input, label) batches.
             limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
             recipe: The settings of the training, a YAML file, for the page.
+
+        Raises:
+            ValueError: If ``timesteps`` or an option of the export was given, and the network spikes already.
         """
+        self._require_an_export(model)
         return self._export(Run(self.output_dir), model, datamodule, limit_batches, recipe)
+
+    def _require_an_export(self, model: nn.Module) -> None:
+        """Raise a ValueError where what is for an export was given, and the network spikes already."""
+        network = part_of(model, self.network_name)
+        if self._of_an_export and spikes_already(network):
+            name, value = next(iter(self._of_an_export.items()))
+            raise ValueError(
+                f"Expected argument `{name}` of ExportReport not to be given for {type(network).__name__}, which "
+                f"spikes already, but got {shown(value)}. Leave it out; "
+                "of an export, give it to that or to the SpikingClassifier."
+            )
 
     def _export(
         self,
@@ -234,6 +251,7 @@ class ExportReport(MeasuringCallback):
             steps=self.steps,
             calibration_batches=self.calibration_batches,
             table=self.table,
+            count_zero_weights=self.count_zero_weights,
             diagnosed=self.diagnose,
             html=self.html,
             limit_batches=limit_batches,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, fx, nn
+from typing_extensions import override
 
 from snnreg_plugins._models import device_of
 from snnreg_plugins._text import in_short
@@ -86,7 +87,7 @@ class Measurement:
         self.dnn, self.snn, self.score = dnn, snn, score
         device = device_of(snn)
         self.scores = {} if score is None else {"dnn": score.fresh(), "snn": score.fresh()}
-        metric = Energy if needs_more(models) else SynapticOperations
+        metric = _Counted if needs_more(models) else SynapticOperations
         how: dict[str, Any] = {"table": models} if needs_more(models) else {}
         of_dnn = metric(dnn, input_events=False, **how)  # whole numbers are an image, and no events
         self.operations = {"dnn": of_dnn.to(device), "snn": metric(snn, **how).to(device)}
@@ -268,6 +269,14 @@ class OwnMeasurement:
         """Look on no longer; what was counted stays."""
         self._looking.close()
         self.calls = None
+
+
+class _Counted(Energy):
+    """Counts what models price, of a DNN too that one prices beside a spiking network alone."""
+
+    @override
+    def _require_prices(self, models: Any, model: nn.Module) -> None:
+        pass
 
 
 def needs_more(models: Models) -> bool:

@@ -25,6 +25,7 @@ from snnreg_plugins.export.calibrate import SilentLayerError
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.cost_models import cost_models
 from snnreg_plugins.metrics.scores import Score, Task
+from snnreg_plugins.watching.facts import require_prices
 from snnreg_plugins.watching.layers import spikes_already
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class SpikingValidation(MeasuringCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_anew(pl_module)
         self._is_own = spikes_already(self._network(pl_module))
+        if self._is_own:
+            require_prices(self.models, self._network(pl_module))
         if self._is_own and self.exit_agreement is not None:
             raise ValueError(
                 f"Expected argument `exit_agreement` to be None for a network that spikes already, but got "

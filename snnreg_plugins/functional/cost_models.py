@@ -133,10 +133,11 @@ class BitMatched(CostModel):
 
     in pJ, with 20 pJ/bit of a weight from DRAM, 0.25 pJ/bit on chip, weights and potentials of 8 bits, and
     :math:`e_{ACC} = e_{CMP} = e_{SUB} = 0.05448` pJ (22 nm). :math:`e_{MAC}(b) = 3.7 (b/32)^2 + 0.9 \, b/32` scales
-    what Horowitz has for 32 bits. Weights count with the bits that the network's have, if they are fewer. Both spend
-    as much near a spike rate of :math:`b / (8 T)`. With real-valued input, as of an analog first layer, a layer is
-    computed once, as a DNN's of 8 bits is; what adds up without neurons has no threshold. A DNN that skips zeros
-    computes its effective MACs, and moves all inputs. These two are ours; all else is as published.
+    what Horowitz has for 32 bits. Both spend as much near a spike rate of :math:`b / (8 T)`.
+
+    Ours, as not published: with real-valued input, as of an analog first layer, a layer costs what a DNN's of 8 bits
+    does each time it is computed; what adds up without neurons has no threshold; weights count with the bits that the
+    network's have, if they are fewer; a DNN that skips zeros computes its effective MACs, and moves all inputs.
 
     Source:
         Yan, Bai and Wong 2024, "Reconsidering the energy efficiency of spiking neural networks", arXiv 2409.08290.
@@ -176,7 +177,8 @@ class BitMatched(CostModel):
     def spiking(self, facts: LayerFacts) -> Cost:
         """Price a layer of a spiking network, with its neurons."""
         bits = min(self.bits, facts.weight_bits or self.bits)
-        inputs = facts.geometry.inputs if facts.geometry is not None and facts.effective_macs else 0
+        calls = facts.uses if facts.calls is None else facts.calls
+        inputs = calls * facts.geometry.inputs if facts.geometry is not None and facts.effective_macs else 0
         return self._cost(
             macs=_J * facts.effective_macs * self.mac(self.bits),
             synapses=_J * facts.sops * self.operation,
@@ -196,7 +198,7 @@ class BitMatched(CostModel):
         if timesteps is None and not facts.spiking:
             raise ValueError(
                 "Expected argument `timesteps` to tell how many steps a DNN is to match in bits, but got None. "
-                '"bit_matched" prices a DNN beside a spiking network: measure that, and the DNN comes with it.'
+                "'bit_matched' prices a DNN beside a spiking network alone, as report() and SpikingValidation have it."
             )
         bits = self.bits_of_dnn(facts.timesteps if timesteps is None else timesteps)
         macs = facts.operations if skipping_zeros else facts.dense_macs
@@ -211,7 +213,8 @@ class BitMatched(CostModel):
 class EFLOPs(CostModel):
     r"""Effective floating-point operations: those whose operands are not zero, weights and states of neurons too.
 
-    A spike at a weight that is not zero is one, a MAC of real-valued input two. A neuron that leaks costs at each step
+    A spike at a weight that is not zero is one. A MAC of real-valued input is taken for two, its product and its sum.
+    A neuron that leaks costs at each step
 
     ===================  =============  ===============
     its state before     gets nothing   gets something
@@ -222,8 +225,11 @@ class EFLOPs(CostModel):
 
     as published for LIF. Those six are: the decay of the current, what is added to it, the decay of the potential, the
     current's gain, their sum, and the reset. A neuron without leak has what is added and the reset alone: 1 where it
-    gets something or has a state, 2 where both; this, and that other neurons that leak cost as LIF do, is ours. A DNN
-    that skips nothing has two for each dense MAC at a weight that is not zero. Weights of zero are never synapses.
+    gets something or has a state, 2 where both. A DNN that skips nothing has two for each dense MAC at a weight that is
+    not zero. Weights of zero are never synapses.
+
+    Ours, as not in what we have of the publication: the two of a MAC, neurons without leak, and that others that leak
+    cost as LIF do.
 
     Source:
         Narduzzi, Zenke, Liu and Dunbar 2025, "EFLOP: a sparsity-aware metric for evaluating computational cost in
@@ -249,7 +255,13 @@ class EFLOPs(CostModel):
     def spiking(self, facts: LayerFacts) -> Cost:
         """Count a layer of a spiking network, with its neurons."""
         facts = facts.without_zero_weights()
-        states = (facts.counted(state) for state in ("receiving", "active", "active_receiving"))
+        if facts.receiving is None or facts.active is None or facts.active_receiving is None:
+            raise ValueError(
+                f"Expected neurons whose states can be followed, for {self.name!r}, but those of {facts.name!r}"
+                f"{facts.neurons and f' ({facts.neurons})'} drive each other or hold all steps in the batch, or were "
+                f"counted without. Leave {self.name!r} out of `table`."
+            )
+        states = facts.receiving, facts.active, facts.active_receiving
         return self._cost(
             macs=2 * facts.effective_macs,
             synapses=facts.sops,

@@ -64,6 +64,8 @@ class LayerFacts:
         steps: Steps that a sample took on average, fewer than T where some leave early; T if None.
         states: Updates of potentials or of sums; if None, ``updates``, or for a layer without neurons, which adds up,
             one of each output in each step.
+        calls: How often a sample is presented to the layer; ``uses`` if None, as where all steps share what is computed
+            once.
     """
 
     name: str
@@ -90,6 +92,7 @@ class LayerFacts:
     weight_bits: int | None = None
     steps: float | None = None
     states: float | None = None
+    calls: float | None = None
 
     @property
     def operations(self) -> float:
@@ -120,7 +123,7 @@ class LayerFacts:
         return value
 
     def without_zero_weights(self) -> LayerFacts:
-        """Take weights that are exactly zero for no synapses.
+        """Take weights that are exactly zero for no synapses, in the MACs of ``geometry``, too.
 
         Raises:
             ValueError: If operations at them were not counted.
@@ -130,8 +133,12 @@ class LayerFacts:
             >>> facts.without_zero_weights().sops
             60
         """
+        size = self.geometry
+        if size is not None and self.zero_weights:  # each weight has as many of the MACs, with those at padded zeros
+            size = replace(size, macs=size.macs // size.weights * (size.weights - self.zero_weights))
         return replace(
             self,
+            geometry=size,
             sops=self.sops - self.counted("sops_at_zero"),
             effective_macs=self.effective_macs - self.counted("effective_macs_at_zero"),
             dense_macs=self.dense_macs - self.counted("dense_macs_at_zero"),

@@ -240,7 +240,7 @@ def lemaire_dense_parts(size: Geometry, bits: int = 32, weight_bits: int | None 
         "macs": 1e-12 * size.macs * _PRICES.mac,
         "neurons": 1e-12 * size.outputs * _PRICES.ac,
         "weights": size.macs * ram_access(size.weights, _width(bits, weight_bits)),
-        "inputs": size.macs / size.macs_per_read * ram_access(size.inputs, bits),
+        "inputs": (size.macs if size.macs_per_read == 1 else size.inputs) * ram_access(size.inputs, bits),
         "outputs": size.outputs * ram_access(size.outputs, bits),
     }
 

@@ -16,7 +16,7 @@ from snnreg_plugins.functional.costs import Cost, CostModel, LayerFacts
 from snnreg_plugins.functional.energy import EnergyTable, energy
 from snnreg_plugins.metrics.operations import SynapticOperations
 from snnreg_plugins.watching.counts import added
-from snnreg_plugins.watching.facts import layer_facts, needs_of
+from snnreg_plugins.watching.facts import layer_facts, needs_of, require_prices
 from snnreg_plugins.watching.layers import spikes_already
 
 
@@ -50,8 +50,9 @@ class Energy(SynapticOperations):
         kwargs: See ``torchmetrics.Metric``.
 
     Raises:
-        ValueError: If the model has no synaptic layer, the table's name is unknown, or the table has no price for
-            the MACs that ``dense`` asks for.
+        ValueError: If the model has no synaptic layer, the table's name is unknown, the table has no price for the MACs
+            that ``dense`` asks for, or a model cannot price the network: ``"bit_matched"`` no DNN alone, ``"eflops"``
+            no neurons whose states cannot be followed, as those that drive each other.
         RuntimeError: On ``compute()``, if no forward pass was seen.
 
     Example:
@@ -81,11 +82,16 @@ class Energy(SynapticOperations):
         arithmetic = isinstance(models[0], Arithmetic) and len(models) == 1
         if dense:
             _require_dense(model, models, arithmetic)
+        if isinstance(model, nn.Module):
+            self._require_prices(models, model)
         # Arithmetic needs no more than operations, which are summed up as tensors.
         needs = frozenset() if arithmetic else needs_of(models, count_zero_weights)
         counts_all = count_zero_weights is not False
         self._build(model, batch_dim, input_events, counts_all, needs, not arithmetic, **kwargs)
         self.models, self.dense, self._arithmetic, self._zero_weights = models, dense, arithmetic, count_zero_weights
+
+    def _require_prices(self, models: tuple[CostModel, ...], model: nn.Module) -> None:
+        require_prices(models, model)
 
     @property
     def table(self) -> EnergyTable | CostModel:
@@ -97,10 +103,15 @@ class Energy(SynapticOperations):
         """Return J/sample (or EFLOPs); of several models a dict by name."""
         return self.total()
 
-    def left_out(self) -> dict[str, float]:
-        """Return the operations/sample that the (first) model has no price for, for each layer by name that has any."""
+    def left_out(self, model: str | None = None) -> dict[str, float]:
+        """Return the operations/sample that a model has no price for, for each layer by name that has any.
+
+        Args:
+            model: Name of one of several models; the first one if None.
+        """
+        number = self._number(model)
         if not self._arithmetic:
-            return {name: cost.unpriced for name, cost in self._costs()[0].items() if cost.unpriced}
+            return {name: cost.unpriced for name, cost in self._costs()[number].items() if cost.unpriced}
         assert isinstance(self.table, EnergyTable)
         if self.table.prices_macs:
             return {}
@@ -185,8 +196,9 @@ class Energy(SynapticOperations):
         else:
             left_out = f"the MACs of {names}, whose input is real-valued: the table has no price for them"
         if names:
+            which = "" if model is self.models[0] else repr(model.name)
             warnings.warn(
-                f"The energy leaves out {left_out} ({model.source}). left_out() tells how many.", stacklevel=4
+                f"The energy leaves out {left_out} ({model.source}). left_out({which}) tells how many.", stacklevel=4
             )
 
     def _totals(self, steps: int | None = None) -> tuple[dict[str, Tensor], Tensor]:

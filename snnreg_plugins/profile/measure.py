@@ -17,7 +17,7 @@ from snnreg_plugins.functional.cost_models import Model, cost_models
 from snnreg_plugins.functional.costs import Cost, CostModel, LayerFacts
 from snnreg_plugins.profile.result import LayerProfile, ModelProfile, Profile
 from snnreg_plugins.spiking.network import SpikingNetwork
-from snnreg_plugins.watching.facts import layer_facts, needs_of
+from snnreg_plugins.watching.facts import layer_facts, needs_of, require_prices
 from snnreg_plugins.watching.inputs import warn_of_whole_numbers
 from snnreg_plugins.watching.layers import forget_states, spikes_already
 from snnreg_plugins.watching.stepped import outputs_of_steps
@@ -82,6 +82,7 @@ def profile(
         count_zero_weights = as_flag("count_zero_weights", count_zero_weights)
     models = cost_models(table)
     needs = needs_of(models, count_zero_weights)
+    require_prices(models, model)
     tally = Tally(
         model,
         batch_dim=batch_dim,
@@ -229,6 +230,7 @@ class _Priced:
             **cost.parts(),
             dense=self.of_dnn,
             layers=layers,
+            unpriced=cost.unpriced,
         )
 
 

@@ -59,6 +59,7 @@ class ModelProfile:
         memory: Of it, that of accesses to memory.
         dense: The same layers in a DNN that skips no zeros and computes once; None if there is no price for one.
         layers: Of each layer, with the neurons that it drives; None where its operations have no price.
+        unpriced: Operations (SOPs and MACs) that have no price, and are in no number above.
     """
 
     name: str
@@ -73,6 +74,12 @@ class ModelProfile:
     memory: float
     dense: float | None
     layers: dict[str, float | None]
+    unpriced: float = added_later(0.0)
+
+    @property
+    def has_none(self) -> bool:
+        """Tell whether nothing of what the network does has a price."""
+        return not self.total and self.unpriced > 0
 
     def written(self, value: float) -> str:
         """Write a cost."""
@@ -170,7 +177,8 @@ class Profile(Result):
         ]
         macs = (self.effective_macs, self.dense_macs)
         counts = (self.spike_rate, *([self.sops] if spiking else []), *macs)
-        rows.append(Row(("total", "", None, *counts, self.energy, self.dense_energy), group=1))
+        energy = "no price" if self.models and self.models[0].has_none else self.energy
+        rows.append(Row(("total", "", None, *counts, energy, self.dense_energy), group=1))
         stepped = f", {self.timesteps} steps" if self.timesteps else ""
         return Table(f"{self.model}, per sample (mean of {self.samples:,}{stepped})", columns, tuple(rows))
 
@@ -179,8 +187,9 @@ class Profile(Result):
         rows = []
         for model in self.models:
             parts = (model.macs, model.synapses, model.neurons, model.memory)
-            cells = (model.total, *(part or None for part in parts), model.dense)
-            rows.append(Row((model.title, *(None if cell is None else model.written(cell) for cell in cells))))
+            cells = (*(part or None for part in parts), model.dense)
+            total = "no price" if model.has_none else model.written(model.total)
+            rows.append(Row((model.title, total, *(None if cell is None else model.written(cell) for cell in cells))))
         names = ("Total", "MACs", "Synapses", "Neurons", "Memory", "Dense\nDNN")
         return Table("By each model, per sample", (Column("Model"), *map(Column, names)), tuple(rows))
 
@@ -207,6 +216,11 @@ class Profile(Result):
             )
         elif self.left_out:
             yield f"Not in the energy: the products of {', '.join(self.left_out)}, which are in no synaptic layer."
+        yield from (
+            f"Not in the total of {model.title}: {in_short(model.unpriced)} operations that it has no price for."
+            for model in self.models[1:]
+            if model.unpriced
+        )
         if self.zero_weights or (self.zero_weights is not None and self.count_zero_weights is not None):
             no = "no " if self.count_zero_weights is False else ""
             yield f"{in_percent(self.zero_weights)} of the weights are exactly zero: {no}synapses in these counts."

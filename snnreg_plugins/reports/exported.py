@@ -47,6 +47,7 @@ def export_run(
     steps: Sequence[int],
     calibration_batches: int,
     table: str | Sequence[str] | None,
+    count_zero_weights: bool | None = None,
     diagnosed: bool,
     html: bool,
     limit_batches: float | None = None,
@@ -75,6 +76,8 @@ def export_run(
         steps: Numbers of time steps to report on.
         calibration_batches: Batches of training data to balance thresholds on.
         table: Models of cost; None for the table of the network's weights and others beside it.
+        count_zero_weights: Whether a weight of zero is a synapse in what is priced; see
+            :func:`~snnreg_plugins.report`.
         diagnosed: Whether to tell what each layer loses.
         html: Whether to write the page.
         limit_batches: Test batches to measure on: a number (int), a share (float), or None for all.
@@ -117,6 +120,7 @@ def export_run(
         require_around(whole, trained, data[0][0])
     how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
     about = About(_network_name(dnn or network), type(datamodule).__name__, penalty, str(date.today()), __version__)
+    how["count_zero_weights"] = count_zero_weights
     result = replace(report(dnn, network, data, **how, input_events=input_events, progress=True), about=about)
     written += _write(run, result)
     diagnosis = None

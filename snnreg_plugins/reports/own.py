@@ -126,6 +126,7 @@ def measure_own(
         readout: From what it returns for a batch to scores ``(B, ...)``.
         input_events: Whether whole numbers in its input are events; None if nobody said.
     """
+    prices.require(network)
     score: Score | None = None
     samples, answers = 0, Answers()
     on_doubt = partial(warn_of_whole_numbers, "report()")

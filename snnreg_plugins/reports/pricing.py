@@ -15,7 +15,7 @@ from snnreg_plugins.functional.energy import TABLE_OF_WEIGHTS
 from snnreg_plugins.reports.parts import DNNReport, LayerReport, StepReport
 from snnreg_plugins.reports.priced import ModelReport, price
 from snnreg_plugins.reports.report import Report
-from snnreg_plugins.watching.facts import needs_of
+from snnreg_plugins.watching.facts import needs_of, require_prices
 
 # Models that a report shows beside that of the network's weights, if nobody asks for others.
 _BESIDE = ("lemaire", "bit_matched", "eflops")
@@ -56,6 +56,10 @@ class Prices:
     def needs(self) -> frozenset[Need]:
         """What has to be counted for them."""
         return needs_of(tuple(self.models), None if self._zeros else self._zeros)
+
+    def require(self, network: nn.Module) -> None:
+        """Raise a ValueError where a model that is asked for cannot price a network that spikes."""
+        require_prices(tuple(model for model in self.models if model.name in self._required), network)
 
     def of_report(
         self,
@@ -141,7 +145,7 @@ def shown_by(report: Report, table: Model | Sequence[Model]) -> Report:
         FileNotFoundError: If there is no such file of prices.
         ValueError: If there is no such model, or what a model needs was not kept.
     """
-    prices = Prices(table, _weights(report))
+    prices = Prices(table, _weights(report), _zeros(report))
     kept = all(step.facts for step in report.steps)
     if not kept:
         lacking = [model.name for model in cost_models(table) if not isinstance(model, Arithmetic)]
@@ -164,6 +168,16 @@ def shown_by(report: Report, table: Model | Sequence[Model]) -> Report:
 def _weights(report: Report) -> str:
     """Name the model of the network's weights."""
     return report.table if report.table in TABLE_OF_WEIGHTS.values() else "horowitz_fp32"
+
+
+def _zeros(report: Report) -> bool | None:
+    """Tell whether it was said that weights of zero are no synapses."""
+    said_none = any(
+        not model.counts_zero_weights and COST_MODELS[model.name].counts_zero_weights
+        for model in report.models
+        if model.name in COST_MODELS
+    )
+    return False if said_none else None
 
 
 def _with_facts(report: Report) -> tuple[DNNReport | None, tuple[StepReport, ...]]:

@@ -138,11 +138,11 @@ class Report(Result):
             Spikes/neuron/step; below it the spiking network spends less, above 1 it always does, and below 0 never.
             None if there are no SOPs, no DNN, or :attr:`table` is not arithmetic alone.
         """
-        step, dnn, ac = self.at_timesteps(), self.dnn, self.ac
-        if dnn is None or step.spike_rate is None or not ac or not step.sops:
+        step, dnn = self.at_timesteps(), self.dnn
+        if dnn is None or step.spike_rate is None or not self.ac:
             return None
-        energy, spent = dnn.dense_energy if dense else dnn.energy, 1e-12 * step.sops * ac
-        return None if energy is None else step.spike_rate * (energy - (step.energy - spent)) / spent
+        energy, spent = dnn.dense_energy if dense else dnn.energy, self.primary.steps[self.index].synapses
+        return None if energy is None or not spent else step.spike_rate * (energy - (step.energy - spent)) / spent
 
     @property
     def dnn_is_worth_it(self) -> bool:

@@ -226,10 +226,11 @@ def _below(rate: float) -> bool:
 def notes(report: Report) -> tuple[str, ...]:
     """Say what the numbers mean."""
     compared_with = "" if report.dnn is None else "Dense: every input counted; sparse: zeros skipped. "
+    pruned = "" if report.primary.counts_zero_weights else " SOPs and MACs count weights of zero, the energy does not."
     return (
         "Updates: neurons times steps, and additions of the readout. SOP: one spike at one synapse. MAC: one "
         f"real-valued input at one synapse. {compared_with}The SNN's MACs come from real-valued input, as at its "
-        "analog first layer, and are part of its energy.",
+        f"analog first layer, and are part of its energy.{pruned}",
         estimated(report),
         *([models_note(report)] if len(report.chosen) > 1 else []),
     )

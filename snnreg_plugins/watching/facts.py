@@ -39,6 +39,24 @@ def needs_of(models: tuple[CostModel, ...], count_zero_weights: bool | None = No
     return needs if count_zero_weights in (None, True) else needs | {"zero_weights"}
 
 
+def require_prices(models: tuple[CostModel, ...], model: nn.Module) -> None:
+    """Raise a ValueError where a model of cost cannot price a network, whatever it does.
+
+    Args:
+        models: The models of cost.
+        model: The network.
+    """
+    spiking = spikes_already(model)
+    for each in models:
+        if not spiking:
+            each.dnn(LayerFacts("", spiking=False))
+        elif "activity" in each.needs:
+            modules = dict(model.named_modules())
+            for name in sorted(unfollowed(modules)):
+                unknown = LayerFacts(name, neurons=type(modules[name]).__name__, receiving=None, active=None)
+                each.spiking(replace(unknown, active_receiving=None))
+
+
 def layer_facts(
     tally: Tally,
     *,
@@ -171,6 +189,7 @@ class _Facts:
             geometry=Geometry.of(layer, self._shape(name)) if is_synaptic(layer) else None,
             weight_bits=self.weight_bits,
             states=0.0 if self.wiring.is_within_neurons(name) else None,
+            calls=calls if name in self.wiring.shapes else None,
         )
 
     def _with_neurons(self, facts: LayerFacts, names: list[str]) -> LayerFacts:

@@ -84,6 +84,18 @@ def test_lemaire_is_the_published_energy_of_each_layer():
     assert leaking.total - first.total == pytest.approx(40 * 3.2e-12)
 
 
+def test_lemaire_reads_no_weight_of_zero_that_is_no_synapse():
+    model, size = COST_MODELS["lemaire"], Geometry.of(nn.Conv2d(2, 3, 3, padding=1), (2, 4, 4))
+    whole = LayerFacts("c", spiking=False, weights=54, zero_weights=18, geometry=size)
+    all_of_them, fewer = model.dnn(whole), model.dnn(whole.without_zero_weights())
+    assert size.macs == 54 * 16
+    assert [fewer.macs / all_of_them.macs, fewer.weights / all_of_them.weights] == pytest.approx([2 / 3, 2 / 3])
+    assert (fewer.outputs, fewer.neurons) == (all_of_them.outputs, all_of_them.neurons)
+    dense = LayerFacts("f", spiking=False, weights=30, zero_weights=10, geometry=LAST.geometry)
+    assert model.dnn(dense).inputs == model.dnn(dense.without_zero_weights()).inputs  # each is read once
+    assert model.dnn(dense.without_zero_weights()).macs == pytest.approx(20 * 3.2e-12)
+
+
 def test_lemaire_prices_neurons_that_no_layer_drives_and_no_product_without_a_layer():
     model = COST_MODELS["lemaire"]
     ram = 1.09e-5 * 10 * 32 + 13.2
@@ -159,8 +171,11 @@ def test_effective_operations_by_hand():
 
 
 def test_what_was_not_counted_is_not_taken_for_zero():
-    for missing in ("active", "effective_macs_at_zero"):
-        with pytest.raises(ValueError, match=rf"'0' with `{missing}`"):
+    for missing, said in (
+        ("active", "those of '0'.*were counted without"),
+        ("effective_macs_at_zero", "'0' with `eff"),
+    ):
+        with pytest.raises(ValueError, match=said):
             COST_MODELS["eflops"].spiking(dataclasses.replace(FIRST, **{missing: None}))
     with pytest.raises(ValueError, match="`events_in`"):
         COST_MODELS["lemaire"].spiking(dataclasses.replace(FIRST, events_in=None))

@@ -89,6 +89,11 @@ def test_what_has_no_price_is_left_out_with_a_warning(network, x):
         found = energy.compute()
     assert found["loihi"].item() == pytest.approx(23.6e-12 * energy.total("sops").item())
     assert energy.left_out() == {"0": 30}
+    with torch.no_grad(), Energy(network, ["lemaire", "loihi"]) as energy:
+        network(x)
+    with pytest.warns(UserWarning, match=r"left_out\('loihi'\) tells"):
+        energy.compute()
+    assert (energy.left_out(), energy.left_out("loihi")) == ({}, {"0": 30})
 
 
 def test_a_dense_dnn_is_none_that_spikes(network, dnn):
@@ -96,6 +101,8 @@ def test_a_dense_dnn_is_none_that_spikes(network, dnn):
         Energy(network, "lemaire", dense=True)
     with pytest.raises(ValueError, match="`table`.*price for MACs"):
         Energy(dnn, ["lemaire", "loihi"], dense=True)
+    with pytest.raises(ValueError, match="'bit_matched' prices a DNN beside a spiking network alone"):
+        Energy(dnn, ["lemaire", "bit_matched"])
     with pytest.raises(ValueError, match="`count_zero_weights`.*'eflops'"):
         Energy(network, "eflops", count_zero_weights=True)
 

@@ -270,7 +270,9 @@ def test_the_users_own_is_reported_on_at_the_end_of_a_fit(tmp_path, capsys):
     recipe = tmp_path.parent / "recipe.yaml"
     recipe.write_text("seed: 1\n")
     for _ in range(2):  # a folder of an earlier run
-        Counting(str(tmp_path), timesteps=2).run(module, Data(CLASSES), recipe=recipe)
+        Counting(str(tmp_path)).run(module, Data(CLASSES), recipe=recipe)
+    with pytest.raises(ValueError, match="`timesteps` of ExportReport.*Own, which spikes already.*got 2. Leave it out"):
+        Counting(str(tmp_path), timesteps=2).run(module, Data(CLASSES))
     assert (tmp_path / "report.yaml").read_text() == "seed: 1\n"
 
 

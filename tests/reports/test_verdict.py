@@ -166,6 +166,14 @@ def test_weights_of_zero_are_synapses_or_not(measured):
     assert 0.5 < fewer < 0.85  # a third of the last layer's weights are zero
     for result, word in ((counted, "a"), (not_counted, "no")):
         assert f"A weight of zero is {word} synapse." in tables.estimated(result)
+        assert ("SOPs and MACs count weights of zero" in tables.notes(result)[0]) == (word == "no")
+        other = shown_by(result, ["horowitz_int8", "lemaire"])
+        assert {model.counts_zero_weights for model in other.shown_models} == {word == "a"}
+        assert other.model("lemaire") == result.model("lemaire")
+    # At that rate the network spends what the DNN does, with the synapses that are counted.
+    rate, step, model = not_counted.break_even_rate(), not_counted.at_timesteps(), not_counted.primary
+    spent = model.steps[0].macs + model.steps[0].synapses * rate / step.spike_rate
+    assert spent == pytest.approx(model.sparse[0].total)
     with pytest.raises(ValueError, match="`count_zero_weights` to be False or None for 'eflops'"):
         report(*measured, steps=(2,), table="eflops", count_zero_weights=True)
     with pytest.raises(ValueError, match="`count_zero_weights`"):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from snnreg_plugins import to_snntorch
 from snnreg_plugins.functional import COST_MODELS, Geometry, OneToOne
 from snnreg_plugins.functional.zero_weights import fan_out_at_zero
-from snnreg_plugins.watching.facts import layer_facts
+from snnreg_plugins.watching.facts import layer_facts, require_prices
 from snnreg_plugins.watching.tally import Tally
 
 LAYERS = [
@@ -254,8 +254,28 @@ def test_states_that_cannot_be_followed_have_no_price():
         net(torch.rand(2, 4))
     facts, own = layer_facts(tally)
     assert (facts.updates, own.name, own.updates, own.state_updates) == (9, "neuron.recurrent", 0, 0)
-    with pytest.raises(ValueError, match="'fc' with `receiving`"):
+    with pytest.raises(ValueError, match=r"states.*'eflops'.*'fc' \(RLeaky\) drive each other.*out of `table`"):
         COST_MODELS["eflops"].spiking(facts)
+
+
+def test_what_cannot_be_priced_is_said_before_it_runs():
+    models = COST_MODELS["lemaire"], COST_MODELS["bit_matched"]
+    with pytest.raises(ValueError, match="'bit_matched' prices a DNN beside a spiking network alone"):
+        require_prices(models, nn.Linear(2, 3))
+    recurrent = nn.Sequential(nn.Linear(4, 3), snntorch.RLeaky(beta=0.9, linear_features=3))
+    require_prices(models, recurrent)
+    with pytest.raises(ValueError, match=r"'eflops'.*'1' \(RLeaky\)"):
+        require_prices((*models, COST_MODELS["eflops"]), recurrent)
+
+
+def test_real_values_in_each_step_are_read_in_each_step():
+    layer = nn.Sequential(nn.Linear(3, 4), snntorch.Leaky(beta=0.9, init_hidden=True))
+    with torch.no_grad(), Tally(layer, counting=["events"]) as tally:
+        for _ in range(5):
+            layer(torch.rand(2, 3) + 0.1)
+    (facts,) = layer_facts(tally, timesteps=5)
+    assert (facts.calls, facts.effective_macs, facts.dense_macs) == (5, 60, 12)
+    assert COST_MODELS["bit_matched"].spiking(facts).inputs == pytest.approx(5 * 3 * 8 * 0.25e-12)
 
 
 def test_samples_that_leave_early_take_fewer_steps():
