@@ -136,7 +136,7 @@ def to_snntorch(
             ``network.exit_margins``.
         auto_tolerance: How many points less than the best of what ``threshold="auto"`` tries may be kept where that
             saves SOPs: points of accuracy, as the DNN's own probabilities tell it; of outputs that are no classes, of
-            their variance that is explained (R²). Differences within a standard error are none.
+            their variance that is explained (R²). Differences within a standard error may be twice that.
 
     Returns:
         The spiking network, on the model's device. Its parameters can be trained, those of frozen layers too;

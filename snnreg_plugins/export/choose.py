@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -17,20 +16,19 @@ from snnreg_plugins.export.counted import run_and_count
 from snnreg_plugins.export.options import CHOSEN, Options, Settled
 from snnreg_plugins.spiking.network import SpikingNetwork
 
-#: What is tried, beside the correction that an export has by itself.
+#: What is tried, beside the correction that an export has by itself: from low thresholds to high ones, and what is
+#: mostly the best first, so that much of the rest is seen to be hopeless at once.
 CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {"threshold": threshold, "percent": percent, "per_channel": per_channel}
-    for per_channel, (threshold, percent) in product(
-        (False, True),
-        (("max", 99.9), ("percentile", 99.9), ("percentile", 99.0), ("mmse", 99.9), ("local", 99.9)),
-    )
+    for per_channel, low in ((True, "local"), (False, "mmse"))
+    for threshold, percent in ((low, 99.9), ("percentile", 99.0), ("percentile", 99.9), ("max", 99.9))
 )
-#: Samples to run at once.
+#: Samples to run at once; the first of them tell what is hopeless.
 _BATCH = 128
-# All candidates are tried on few samples, some of them on more, so that all of it takes about three times T forward
-# passes of the DNN over all samples: 10 candidates and 3 * 3 times 1 / 64, adjusted and run.
-_SHARE, _MORE, _FINALISTS = 1 / 64, 3, 3
-_LEAST, _LEAST_LAST = 32, 256  # samples that say something, and that tell close ones apart
+# Samples that tell close ones apart, and that are enough of many: as for corrections, not all pay for themselves.
+_LEAST_LAST, _SHARE = 512, 1 / 8
+_LEAST_ADJUSTED, _ADJUSTED = 32, 1 / 8  # samples that thresholds are compared on, of those that a correction takes
+_FINALISTS = 3
 _DOUBT = 2.0  # standard errors that a candidate may be behind on few samples
 
 
@@ -57,6 +55,10 @@ class Tried(NamedTuple):
         difference = other.kept - self.kept
         error = float(difference.std(correction=0)) / math.sqrt(len(difference))
         return float(difference.mean()) - errors * error
+
+    def is_behind(self, best: Tried, tolerance: float) -> bool:
+        """Tell whether it is surely further behind the best than by the tolerance, in points."""
+        return self.behind(best, _DOUBT) > tolerance / 100
 
     def told(self) -> dict[str, Any]:
         """Give it as plain data."""
@@ -89,22 +91,32 @@ def candidates(options: Options) -> list[dict[str, Any]]:
 
 
 class Halves:
-    """Samples of calibration data: one half to adjust networks on, and one that is held out to judge them by.
+    """Samples of calibration data: some to adjust networks on, and others that are held out to judge them by.
 
     Args:
         options: All other options.
         convert: From options, and samples to adjust on, to a network.
         dnn: The DNN.
         samples: The samples, ``(B, ...)``, or ``(B, T, ...)`` where they have time.
+        adjusted: How many samples to adjust on, at most one half; that if None.
+        held_out: How many samples to judge by, at most; all others if None.
     """
 
     def __init__(
-        self, options: Options, convert: Callable[[Options, Tensor], SpikingNetwork], dnn: nn.Module, samples: Tensor
+        self,
+        options: Options,
+        convert: Callable[[Options, Tensor], SpikingNetwork],
+        dnn: nn.Module,
+        samples: Tensor,
+        adjusted: int | None = None,
+        held_out: int | None = None,
     ) -> None:
         half = max(1, len(samples) // 2)
+        half = half if adjusted is None else min(half, adjusted)
         self.convert, self.dnn, self.adjusted = convert, dnn, samples[:half]
         self.held = None if options.time_dim is None else 1  # dimension of time in the samples
-        self.parts = torch.split(samples[half:] if len(samples) > 1 else samples, _BATCH)
+        others = samples[half:] if len(samples) > 1 else samples
+        self.parts = torch.split(others[:held_out], _BATCH)
         self.scores = self.scores_of(self.parts)
 
     def scores_of(self, parts: Iterable[Tensor]) -> Tensor:
@@ -112,13 +124,13 @@ class Halves:
         return torch.cat([self.dnn(mean_frame(part, self.held, dtype_of(self.dnn))) for part in parts])
 
     def network(self, options: Options) -> SpikingNetwork:
-        """Convert, and adjust on the one half."""
+        """Convert, and adjust on the ones."""
         return self.convert(options, self.adjusted).eval()
 
-    def judge(self, options: Options, network: SpikingNetwork) -> Tried:
-        """Run a network on the other half."""
-        counted = run_and_count(network, self.parts, self.held)
-        return Tried(options, kept(counted.outputs, self.scores), counted.sops)
+    def judge(self, options: Options, network: SpikingNetwork, parts: int | None = None) -> Tried:
+        """Run a network on the others, or on so many parts of them."""
+        counted = run_and_count(network, self.parts[:parts], self.held)
+        return Tried(options, kept(counted.outputs, self.scores[: len(counted.outputs)]), counted.sops)
 
 
 def choose(
@@ -126,53 +138,87 @@ def choose(
     convert: Callable[[Options, Tensor], SpikingNetwork],
     dnn: nn.Module,
     samples: Tensor,
-    seen: int | None = None,
+    enough: int,
+    seen: int,
 ) -> Choice:
     """Take the cheapest candidate that keeps as much of the DNN as the best one does, within the tolerance.
 
-    All are tried on few samples. Those that are surely behind the best one there, or keep no more than one that
-    is cheaper, are left out; the best and the cheapest of the others are tried on more; and :func:`cheapest` of these
-    is taken. All are judged on samples that they were not adjusted on.
+    All are adjusted on few samples, and judged by a few others. Those that are surely behind the best one there, or
+    keep no more than one that is cheaper, are left out, and so is what spikes still less; the best and the cheapest of
+    the others are judged by more; and :func:`cheapest` of these is taken.
 
     Args:
         options: All other options.
         convert: As for :class:`Halves`, and so on.
         dnn: The DNN.
         samples: Samples of calibration data.
-        seen: How many there were in all, in proportion to which samples are tried; None for as many as there are here.
+        enough: How many of them a network is adjusted on in the end.
+        seen: How many there were in all, in proportion to which they may take time.
     """
-    few = max(_LEAST, int(_SHARE * (len(samples) if seen is None else seen)))
-
-    def tried(candidates: list[Options], count: int) -> list[Tried]:
-        halves = Halves(options, convert, dnn, samples[: 2 * count])
-        return [halves.judge(one, halves.network(one)) for one in candidates]
-
-    first = tried([replace(options, **candidate) for candidate in candidates(options)], few)
-    last = finalists(first, options.auto_tolerance)
-    if len(last) > 1 and len(samples) > 2 * few:
-        last = tried([one.options for one in last], max(_LEAST_LAST, _MORE * few))
-    told = [one.told() for one in first if all(one.options is not other.options for other in last)]
+    halves = Halves(
+        options,
+        convert,
+        dnn,
+        samples,
+        max(_LEAST_ADJUSTED, int(_ADJUSTED * enough)),
+        max(_LEAST_LAST, int(_SHARE * seen)),
+    )
+    found: list[Tried] = []
+    last: list[Tried] = []
+    networks: dict[Options, SpikingNetwork] = {}  # of the finalists so far, as there may be no memory for all
+    for candidate in candidates(options):
+        tried = replace(options, **candidate)
+        if any(
+            one.is_behind(best_of(found), options.auto_tolerance) and has_higher(tried, one.options) for one in found
+        ):
+            continue
+        networks[tried] = halves.network(tried)
+        found.append(halves.judge(tried, networks[tried], 1))
+        last = finalists(found, options.auto_tolerance)
+        networks = {one.options: networks[one.options] for one in last if one.options in networks}
+    told = [one.told() for one in found if all(one is not other for other in last)]
+    if len(last) > 1 and len(halves.parts) > 1:
+        more = [networks.get(one.options) or halves.network(one.options) for one in last]
+        last = [halves.judge(one.options, network) for one, network in zip(last, more, strict=True)]
     return Choice(cheapest(last, options.auto_tolerance).options, told + [one.told() for one in last])
+
+
+def has_higher(one: Options, other: Options) -> bool:
+    """Tell whether all thresholds of one are those of another or above, as percentiles of the same activations are."""
+    percents = [{"max": 100.0, "percentile": each.settled.percent}.get(str(each.threshold)) for each in (one, other)]
+    known = [percent for percent in percents if percent is not None]
+    return len(known) == 2 and known[0] >= known[1] and one.per_channel == other.per_channel
+
+
+def best_of(found: list[Tried]) -> Tried:
+    """Give what keeps the most."""
+    return max(found, key=lambda one: one.mean)
 
 
 def finalists(found: list[Tried], tolerance: float) -> list[Tried]:
     """Give the best one, and the cheapest of those that may be within the tolerance of it, in points."""
-    best = max(found, key=lambda one: one.mean)
-    able = [one for one in found if one is not best and one.behind(best, _DOUBT) <= tolerance / 100]
+    best = best_of(found)
+    able = [one for one in found if one is not best and not one.is_behind(best, tolerance)]
     cheap = [one for one in able if not any(other.sops < one.sops and other.mean >= one.mean for other in found)]
     return [*sorted(cheap, key=lambda one: one.sops)[: _FINALISTS - 1], best]
 
 
 def cheapest(found: list[Tried], tolerance: float = 0.0) -> Tried:
-    """Give the first with the fewest operations of those behind the best by the tolerance or a standard error at most.
+    """Give the first with the fewest operations of those that are behind the best by the tolerance at most.
+
+    Where that is less than a standard error, it may be as much again: what cannot be told apart is not worth
+    operations, but few samples do not excuse more.
 
     Args:
         found: What was tried, on the same samples.
         tolerance: In points.
     """
-    best = max(found, key=lambda one: one.mean)
-    good = [one for one in found if one.behind(best, 0.0) <= tolerance / 100 or one.behind(best, 1.0) <= 0]
-    return min(good, key=lambda one: one.sops)
+    best, most = best_of(found), tolerance / 100
+
+    def is_good(one: Tried) -> bool:
+        return one.behind(best, 0.0) <= most or (one.behind(best, 1.0) <= 0 and one.behind(best, 0.0) <= 2 * most)
+
+    return min(filter(is_good, found), key=lambda one: one.sops)
 
 
 def kept(outputs: Tensor, scores: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
                 return network
             tried: list[dict[str, Any]] = []
             if auto and statistics.samples is not None:
-                options, tried = choose(options, converter.convert, traced, statistics.samples, statistics.count)
+                options, tried = choose(
+                    options, converter.convert, traced, statistics.samples, _needed(options), statistics.count
+                )
             network = converter.convert(options)
             if auto:
                 network.conversion["tried"] = tried
@@ -137,6 +139,7 @@ class _Converter:
         self.folded = folded
         self.like = samples
         self.time = time
+        self._levels: dict[tuple[Any, ...], dict[str, Tensor]] = {}  # of each method, found once
         self.dims = {
             str(node.target): len(node.meta["tensor_meta"].shape)
             for node in traced.graph.nodes
@@ -175,13 +178,16 @@ class _Converter:
         return network
 
     def _balances(self, options: Options) -> dict[str, Balance]:
-        method: Threshold | None = None
-        if options.threshold != "learned":
-            # Spike-Norm replaces these layer by layer.
-            name = "max" if options.threshold == "spike_norm" else options.threshold
-            method = threshold_function(name, options.settled.percent, options.timesteps, options.initial_potential)
-        levels = self.statistics.levels(method, options.settled.per_channel)
-        return {name: self._balance(name, level, options) for name, level in levels.items()}
+        settled = options.settled
+        given = (settled.percent, options.timesteps, options.initial_potential)
+        key = (options.threshold, *given, settled.per_channel)
+        if key not in self._levels:
+            method: Threshold | None = None
+            if options.threshold != "learned":
+                # Spike-Norm replaces these layer by layer.
+                method = threshold_function("max" if options.threshold == "spike_norm" else options.threshold, *given)
+            self._levels[key] = self.statistics.levels(method, settled.per_channel)
+        return {name: self._balance(name, level, options) for name, level in self._levels[key].items()}
 
     def _balance(self, name: str, level: Tensor, options: Options) -> Balance:
         level = channelwise(level, self.dims[self.statistics.layers[name]])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from snnreg_plugins import load_network, save_network, to_norse, to_snntorch
-from snnreg_plugins.export.choose import CANDIDATES, Tried, candidates, cheapest, choose, finalists, kept
+from snnreg_plugins.export.calibrate import Statistics
+from snnreg_plugins.export.choose import CANDIDATES, Halves, Tried, candidates, cheapest, choose, finalists, kept
+from snnreg_plugins.export.counted import Counted
 from snnreg_plugins.export.options import CHOSEN, Options
 from tests import nets
 
@@ -45,8 +49,9 @@ def test_errors_on_other_samples_are_more_noise():
     best, nested = tried(40, 80), tried(10, 76)
     other = Tried(nested.options, (torch.arange(100) >= 24).double(), 10)
     assert best.mean - nested.mean == pytest.approx(0.04)
-    assert cheapest([best, nested], 1.0) is best
-    assert cheapest([best, other], 1.0) is other
+    assert cheapest([best, nested], 2.0) is best
+    assert cheapest([best, other], 2.0) is other
+    assert cheapest([best, other], 1.9) is best  # however few samples there are, no more than twice the tolerance
 
 
 def test_finalists_are_the_best_and_the_cheapest_that_may_be_as_good():
@@ -55,51 +60,75 @@ def test_finalists_are_the_best_and_the_cheapest_that_may_be_as_good():
     assert finalists(found[:2], 0.5) == [found[0]]
 
 
-def test_candidates_are_judged_on_the_half_that_they_were_not_adjusted_on():
+@torch.no_grad()
+def test_candidates_are_judged_on_samples_that_they_were_not_adjusted_on(monkeypatch):
     model, _, _ = nets.make("mlp")
-    samples = torch.rand(200, 6, dtype=torch.float64)
-    adjusted, seen = [], []
+    samples = torch.rand(1024, 6, dtype=torch.float64)
+    adjusted, judged, scored = [], [], []
+    original = to_snntorch(model, samples, timesteps=T)
 
     def convert(options, given):
         adjusted.append(given)
-        network = to_snntorch(model, samples, timesteps=T)
-        network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        return network
+        return original
 
-    chosen = choose(Options(timesteps=T, threshold="auto"), convert, model, samples)
-    more = len(adjusted) - len(CANDIDATES)
-    assert 2 <= more <= 3  # the finalists
-    for index, (given, judged) in enumerate(zip(adjusted, seen, strict=True)):
-        half = 32 if index < len(CANDIDATES) else 100  # a 64th of 200 is less than the least; then all
-        assert torch.equal(given, samples[:half])
-        assert torch.equal(judged, samples[half : 2 * half])
-    assert [one["samples"] for one in chosen.tried] == [32] * (len(CANDIDATES) - more) + [100] * more
+    def judge(network, parts, held):
+        judged.append(torch.cat(parts))
+        return Counted(torch.ones(len(judged[-1]), 3), 1.0, [])
+
+    monkeypatch.setattr("snnreg_plugins.export.choose.run_and_count", judge)
+    model.register_forward_pre_hook(lambda module, args: scored.append(len(args[0])))
+    for seen, enough, few, last in [(1024, 256, 32, 512), (6400, 256, 32, 800), (100_000, 1024, 128, 896)]:
+        choose(Options(timesteps=T, threshold="auto"), convert, model, samples, enough, seen)
+        assert len(adjusted) == len(CANDIDATES)  # the finalists are not adjusted again
+        assert all(torch.equal(given, samples[:few]) for given in adjusted)
+        assert [len(each) for each in judged] == [128] * len(CANDIDATES) + [last] * 3
+        assert all(torch.equal(each, samples[few : few + len(each)]) for each in judged)
+        assert sum(scored) == last  # once for all
+        del adjusted[:], judged[:], scored[:]
 
 
-def test_samples_that_are_tried_are_in_proportion_to_the_calibration_data():
+def test_the_finalists_are_judged_by_more_and_what_spikes_less_than_the_hopeless_is_not_tried(monkeypatch):
     model, _, _ = nets.make("mlp")
-    samples = torch.rand(1024, 6, dtype=torch.float64)
-    counts = []
+    samples = torch.rand(600, 6, dtype=torch.float64)
+    right = {("local", True): 1.0, ("percentile", True): 0.99, ("max", True): 0.98, ("mmse", False): 0.9}
 
-    def convert(options, given):
-        counts.append(len(given))
-        return to_snntorch(model, samples[:50], timesteps=T)
+    def judged(self, options, network, parts=None):
+        share = right.get((options.threshold, options.per_channel), 0.1)
+        count = sum(map(len, self.parts[:parts]))
+        return Tried(options, (torch.arange(count) < share * count).double(), 100 * share - options.percent / 10)
 
-    for seen in (1024, 6400, 100_000):
-        choose(Options(timesteps=T, threshold="auto"), convert, model, samples, seen)
-        steps = 3 * sum(counts)  # adjusted and judged, in forward passes of the DNN over T steps
-        assert steps <= max(1.8 * seen, 4000)
-        assert {min(counts), max(counts)} == {1024: {32, 256}, 6400: {100, 300}, 100_000: {512}}[seen]
-        counts.clear()
+    monkeypatch.setattr(Halves, "judge", judged)
+    made = []
+    options = Options(timesteps=T, threshold="auto", auto_tolerance=1.5)
+    chosen = choose(options, lambda options, given: made.append(options) or model, model, samples, 256, 600)
+    assert [(one.threshold, one.percent, one.per_channel) for one in made] == [
+        *(("local", 99.9, True), ("percentile", 99.0, True), ("percentile", 99.9, True), ("max", 99.9, True)),
+        *(("mmse", 99.9, False), ("percentile", 99.0, False)),  # whose higher percentiles are as hopeless
+    ]
+    assert chosen.options == replace(options, threshold="percentile", percent=99.9, per_channel=True, correction=None)
+    samples_of = [(one["threshold"], one["percent"], one["samples"]) for one in chosen.tried]
+    assert samples_of == [
+        *(("percentile", 99.0, 128), ("mmse", 99.9, 128), ("percentile", 99.0, 128)),
+        *(("max", 99.9, 512), ("percentile", 99.9, 512), ("local", 99.9, 512)),
+    ]
+
+
+def test_thresholds_are_found_once_for_all_that_is_tried(monkeypatch):
+    model, _, x = nets.make("mlp", torch.float32)
+    found, levels = [], Statistics.levels
+    monkeypatch.setattr(Statistics, "levels", lambda self, *args: found.append(args) or levels(self, *args))
+    network = to_snntorch(model, x, timesteps=T, threshold="auto")
+    assert len(found) == len(network.conversion["tried"])  # and not again for what is taken
 
 
 def test_what_is_given_is_kept_even_where_it_is_what_an_export_has_by_itself():
     given = {"percent": 99.9, "per_channel": False, "correction": "none"}
     found = candidates(Options(timesteps=T, threshold="auto", **given))
-    assert [one["threshold"] for one in found] == ["max", "percentile", "mmse", "local"]
+    assert {one["threshold"] for one in found} == {"max", "percentile", "mmse", "local"}
+    assert len(found) == 4
     assert all(one | given == one for one in found)
     found = candidates(Options(timesteps=T, threshold="auto"))
-    assert len(found) == len(CANDIDATES) == 10
+    assert len(found) == len(CANDIDATES) == 8
     assert {one["correction"] for one in found} == {Options(timesteps=T).correction}
 
 
@@ -107,12 +136,12 @@ def test_what_was_tried_is_told_and_saved(tmp_path):
     model, _, x = nets.make("mlp", torch.float32)
     network = to_norse(model, x, timesteps=T, threshold="auto", auto_tolerance=3)
     found = network.conversion["tried"]
-    assert len(found) == len(CANDIDATES)
+    assert 2 <= len(found) <= len(CANDIDATES)
     chosen = {name: network.conversion[name] for name in CHOSEN}
     (taken,) = (one for one in found if {name: one[name] for name in CHOSEN} == chosen)
     assert taken["kept"] <= 1
     assert taken["sops"] > 0
-    assert taken["samples"] == len(x) // 2
+    assert taken["samples"] == len(x) - min(32, len(x) // 2)
     save_network(network, tmp_path / "spiking.pt")
     assert load_network(tmp_path / "spiking.pt", model).conversion["tried"] == found
     assert "tried" not in to_norse(model, x, timesteps=T).conversion
