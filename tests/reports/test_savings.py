@@ -141,6 +141,10 @@ def test_a_way_that_was_gone_is_kept_with_the_network(tmp_path):
         with torch.no_grad():
             assert torch.equal(loaded(x), own(x))
         assert float((loaded(x).argmax(1) == y).double().mean()) == pytest.approx(way.score)
+    raised, own = next(way for way in found.tried if way.kind == "thresholds"), deepcopy(network)
+    for times in (1, 2):  # what was done to the thresholds is told, all of it
+        raised.apply(own)
+        assert own.conversion["threshold_factors"] == pytest.approx({n: f**times for n, f in raised.factors.items()})
     other = to_snntorch(nn.Sequential(nn.Linear(2, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 3))), x, timesteps=4)
     with pytest.raises(ValueError, match=r"neurons named \['1', '3'\], but it has \['1\.0'\]"):
         next(way for way in found.tried if way.kind == "thresholds").apply(other)
