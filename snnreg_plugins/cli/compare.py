@@ -7,8 +7,6 @@ from pathlib import Path
 
 from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
-from snnreg_plugins.reports.compare import compare
-from snnreg_plugins.reports.folder import REPORT, Folder
 
 
 def main(words: Sequence[str]) -> None:
@@ -40,6 +38,10 @@ def write_comparison(runs: Sequence[str], output: str | None = None) -> None:
         runs: The folders.
         output: The page; ``compare.html`` in the last folder if None.
     """
+    # Here, as it takes seconds: --help and wrong words are answered before.
+    from snnreg_plugins.reports.compare import compare
+    from snnreg_plugins.reports.folder import REPORT, Folder
+
     found = compare(*runs)
     last = Path(runs[-1])
     folder = Folder(last.parent if last.name == REPORT else last)

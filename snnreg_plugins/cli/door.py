@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from snnreg_plugins import __version__
@@ -33,6 +34,8 @@ _MISFIT = "Error(s) in loading state_dict"
 
 def run() -> None:
     """Run the command that the words of the command line give."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a sign that an output has none for, as in Lightning's bar, is a "?"
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE.format(subcommands=listed()), end="")

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
-from snnreg_plugins.sweeps.front import find_front
-from snnreg_plugins.sweeps.page import write_front
-from snnreg_plugins.sweeps.results import read_results
 
 _ABOUT = "Draw score against operations and energy of the results of sweeps, and tell what is best."
 
@@ -23,6 +20,9 @@ def main(words: Sequence[str]) -> None:
         "--output", type=str, help="The page, such as front.html; beside the first results if not given. A PNG is too."
     )
     given = parser.parse_args(list(words))
+    # Here, as it takes seconds: --help and wrong words are answered before.
+    from snnreg_plugins.sweeps import find_front, read_results, write_front
+
     found = find_front(read_results(given.results))
     path = Path(given.results[0]).with_name("front.html") if given.output is None else Path(given.output)
     found.print()

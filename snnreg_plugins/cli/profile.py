@@ -7,14 +7,15 @@ from pathlib import Path
 
 from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
-from snnreg_plugins.functional.cost_models import COST_MODELS
-from snnreg_plugins.profile import load_factory, load_inputs, profile
 
 
 def main(words: Sequence[str]) -> None:
     """Run ``snnreg profile`` with the words behind it."""
     parser = _parser()
     options = parser.parse_args(list(words))
+    # Here, as it takes seconds: --help and wrong words are answered before.
+    from snnreg_plugins.profile import load_factory, load_inputs, profile
+
     made = load_factory(options.factory)
     inputs = load_inputs(options.data, options.input_shape, options.batch, options.batch_dim)
     result = profile(
@@ -35,7 +36,6 @@ def main(words: Sequence[str]) -> None:
 
 
 def _parser() -> Parser:
-    models = ", ".join(COST_MODELS)
     parser = Parser(
         prog="snnreg profile",
         usage="snnreg profile module.path:name --input-shape 1 28 28 [options]",
@@ -61,7 +61,8 @@ def _parser() -> Parser:
         "--table",
         type=str,
         default="horowitz_fp32",
-        help=f"model of cost, or several with commas: {models}, or a YAML file of your own prices",
+        help="model of cost, such as lemaire or eflops, or several with commas, or a YAML file of your own prices; "
+        "another name is told all of them (default: horowitz_fp32)",
     )
     parser.add_argument(
         "--count-zero-weights", type=bool, help="whether a weight of exactly zero is a synapse (true) or none (false)"

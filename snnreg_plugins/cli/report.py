@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from snnreg_plugins._console import say
 from snnreg_plugins.cli.parser import Parser
-from snnreg_plugins.reports.folder import Folder, write_page
 
 
 def main(words: Sequence[str]) -> None:
@@ -27,6 +26,9 @@ def write_report(run: str, output: str | None = None, table: str | list[str] | N
         table: The model of cost that is shown, or several, such as [lemaire, eflops], or a YAML file of prices; those
             that the run showed if not given.
     """
+    # Here, as it takes seconds: --help and wrong words are answered before.
+    from snnreg_plugins.reports.folder import Folder, write_page
+
     folder = Folder(run)
     path = write_page(run, output, table=table)
     written = [str(path)]

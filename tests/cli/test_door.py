@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -63,19 +64,29 @@ def test_a_subcommand_gets_the_words_behind_its_name(told, monkeypatch):
     assert "  say        say it\n" in told("--help")
 
 
+def test_what_an_output_has_no_sign_for_does_not_end_a_command(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["snnreg", "say", "\u2022"])
+    monkeypatch.setitem(OTHERS, "say", Subcommand("say it", f"{__name__}:say"))
+    cli.main()
+    sys.stdout.flush()
+    assert written.getvalue() == b"['?']\n"
+
+
 def say(words):
     print(words)
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "--version", "profile --help", "report --help", "recipes", "compare --help"]
+    "words", ["--help", "--version", "profile --help", "report --help", "recipes", "compare --help", "front --help"]
 )
-def test_no_lightning_is_imported_for_what_does_without(words):
+def test_no_torch_is_imported_for_what_does_without(words):
     code = (
         "import sys; sys.argv = ['snnreg', *sys.argv[1:]]\n"
         "from snnreg_plugins.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "print({'lightning', 'torchmetrics', 'snntorch'} & {name.partition('.')[0] for name in sys.modules})"
+        "print({'torch', 'lightning', 'torchmetrics', 'snntorch'} & {name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
