@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -182,3 +183,21 @@ def tracked_before() -> list[nn.Module] | None:
             return [metric for step in tracker if step is not tracker._base_metric for metric in step.modules()]
         frame = frame.f_back
     return None
+
+
+def own_first(parser: Any, own: Collection[str], defaults: Mapping[str, Any]) -> None:
+    """Put what is a subcommand's own before what all subcommands take in its help, and tell defaults.
+
+    Without it, the help begins with all that a Trainer takes, and options that have no default of their own show none.
+
+    Args:
+        parser: Of the subcommand; its help is changed.
+        own: Names of the arguments that are its own.
+        defaults: What some of them are if they are not given.
+    """
+    groups = parser._action_groups
+    # The first ones are argparse's: positional ones, and --help and --config.
+    groups[2:] = sorted(groups[2:], key=lambda group: all(one.dest not in own for one in group._group_actions))
+    for action in parser._actions:
+        if action.dest in own and action.dest in defaults and action.help and "if None" not in action.help:
+            action.help = f"{action.help.removesuffix('.')}; {defaults[action.dest]} if not given."

@@ -4,6 +4,7 @@
 - ``subcommands``: all of them, a row each; a new one is a row there and a file here.
 - ``commands``: Lightning's command line with ``export``.
 - ``report``, ``compare``, ``profile``, ``shelf`` (``recipes``): a subcommand each, without Lightning.
+- ``help``: what ``--help`` tells of the options of an export.
 - ``links``: what a network takes from its data.
 - ``messages``: what Lightning says, and what of it is left out.
 - ``parser``, ``sentences``: their parser, and what parsers say.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Container, Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,9 +21,11 @@ from typing_extensions import Unpack, override
 # Imported for their names: YAML may then say `class_path: Digits`.
 import snnreg_plugins.data
 import snnreg_plugins.modules  # noqa: F401
+from snnreg_plugins._lightning import own_first
 from snnreg_plugins._models import part_of
 from snnreg_plugins._weights import load_weights, read_weights
 from snnreg_plugins.callbacks import ExportReport, FewBitWeights, QCFSActivations
+from snnreg_plugins.cli.help import export_defaults
 from snnreg_plugins.cli.links import link_to_data
 from snnreg_plugins.cli.messages import quieten_run
 from snnreg_plugins.cli.overrides import overridden, split_overrides
@@ -37,6 +41,9 @@ _TIMESTEPS = 8
 _KNOWN = ("best", "last", "hpc", "registry")
 # What Lightning writes to each checkpoint, and needs to read it.
 _VERSION = "pytorch-lightning_version"
+# Classes that an option takes, in its help, and the longest list of them.
+_CLASSES = re.compile(r",\s+known\s+subclasses:([^)]*)\)")
+_FEW = 1000
 # How the settings of a run begin.
 _HEADER = b"# lightning.pytorch=="
 _OF_ALL = (
@@ -122,6 +129,13 @@ class ExportTrainer(Trainer):
 class Parser(InOneSentence, LightningArgumentParser):
     """Lightning's parser, which tells in a sentence what is wrong, and not all options there are."""
 
+    @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Give the help without lists of more classes than anybody reads, as of all metrics there are."""
+        return _CLASSES.sub(
+            lambda found: found[0] if len(found[1]) <= _FEW else ")", super().format_help(*args, **kwargs)
+        )
+
 
 class SaveConfig(SaveConfigCallback):
     """Keep the settings of a run in its folder; those of an earlier run are replaced, and nothing else."""
@@ -153,6 +167,16 @@ class CLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"prog": "snnreg", **about},
         )
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """List what is the subcommand's own before what all of them take, with the defaults of an export."""
+        parser: LightningArgumentParser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        own = {*signature(getattr(klass, subcommand)).parameters, *get_type_hints(ExportOptions)}
+        own_first(parser, own - self.subcommands()[subcommand], export_defaults())
+        needs = " --ckpt_path FILE" if subcommand == "export" else ""
+        parser.usage = f"snnreg {subcommand} --config RECIPE{needs} [options]"
+        return parser
 
     @override
     def before_instantiate_classes(self) -> None:

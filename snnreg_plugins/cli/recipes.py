@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from snnreg_plugins._files import read_yaml
-from snnreg_plugins.cli.sentences import meant
+from snnreg_plugins.cli.sentences import as_in, meant
 from snnreg_plugins.cli.shelf import FOLDER, packaged_recipes
 
 _OPTIONS = ("--config", "-c")
@@ -43,10 +43,15 @@ def require_readable(words: Sequence[str]) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML of names and values.
+        ValueError: If it is no YAML of names and values, or no file is named.
     """
     for before, word in zip(["", *words], words, strict=False):
         path = os.path.expanduser(_recipe(word, before))
+        if path.startswith("-") or word in [f"{option}=" for option in _OPTIONS]:
+            raise ValueError(
+                f"Expected argument `config` to name a file, but nothing stands behind {_OPTIONS[0]}. Give one, as in "
+                f"{as_in(_OPTIONS[0])}."
+            )
         is_elsewhere = not os.path.exists(path) and any(sign in path for sign in _NO_NAMES)
         if path.startswith(f"{FOLDER}/") and not os.path.exists(path):
             names = [f"{FOLDER}/{name}.yaml" for name in packaged_recipes()]

@@ -32,6 +32,11 @@ _QUOTED = {
 }
 _TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
 _LONGEST = 300
+# What an option may be given.
+_AS_IN = {
+    "config": "recipes/digits_lenet_expected_rate.yaml (`snnreg recipes` lists them)",
+    "ckpt_path": "runs/digits_lenet_expected_rate/dnn.ckpt",
+}
 # Names that go without their module in a recipe.
 _HOMES = (
     "snnreg_plugins.callbacks", "snnreg_plugins.data", "snnreg_plugins.modules", "lightning.pytorch.callbacks"
@@ -76,6 +81,16 @@ def meant(word: str, names: Iterable[str]) -> str:
     return f" Did you mean `{close[0]}`?" if close else ""
 
 
+def as_in(option: str) -> str:
+    """Give an example of an option with its value.
+
+    Example:
+        >>> as_in("--ckpt_path"), as_in("--steps")
+        ('--ckpt_path runs/digits_lenet_expected_rate/dnn.ckpt', '--steps VALUE')
+    """
+    return f"{option} {_AS_IN.get(option.lstrip('-'), 'VALUE')}"
+
+
 def _of_an_option(whole: str, options: Sequence[str]) -> str | None:
     """Of an option or a key that there is none of."""
     if found := re.match(r"unrecognized arguments: (.*)", whole):
@@ -103,7 +118,11 @@ def _of_a_missing_one(whole: str, options: Sequence[str]) -> str | None:
                 "them), or a --model, but got neither"
             )
         option = f"--{name}"
-        return f"Expected {'option' if option in options else 'argument'} `{name}` to be given, but it is missing"
+        kind = "option" if option in options else "argument"
+        like = f". Add {as_in(option)}" if name in _AS_IN else ""
+        return f"Expected {kind} `{name}` to be given, but it is missing{like}"
+    if found := re.match(r"argument (?:\S+/)?(--?[\w.+-]+): expected (?:one|at least one) argument", whole):
+        return f"Expected a value behind `{found[1]}`, but there is none. Give one, as in {as_in(found[1])}"
     if found := re.match(r'expected "subcommand" to be one of \{([\w,]+)\}', whole):
         return f"Expected a subcommand before all options, one of {found[1].replace(',', ', ')}, as in snnreg fit"
     return None

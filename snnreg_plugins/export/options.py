@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, fx
 from typing_extensions import TypedDict
@@ -19,6 +19,16 @@ from snnreg_plugins.frameworks.surrogate import SURROGATES
 from snnreg_plugins.functional.draws import DISTRIBUTIONS
 from snnreg_plugins.functional.fewbits import FEW_BITS, checked_bits
 from snnreg_plugins.spiking.inputs import checked_time_dim, require_uncoded
+
+# What options may be; the values themselves are those of the tables that are imported here.
+Method: TypeAlias = Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
+Correction: TypeAlias = Literal["none", "potential", "channel_potential", "bias"]
+Coding: TypeAlias = Literal["constant", "poisson", "latency", "neurons"]
+Surrogate: TypeAlias = Literal["arctan", "fast_sigmoid", "gaussian", "rectangular", "sigmoid", "triangular"]
+BatchNorm: TypeAlias = Literal["fold", "keep"]
+Trained: TypeAlias = Literal["none", "layer", "channel", "neuron"]
+Heterogeneity: TypeAlias = Literal["none", "gamma", "lognormal", "normal", "uniform"]
+Weights: TypeAlias = Literal["float", "int8", "power_of_two"]
 
 #: Corrections of what thresholds leave, by name.
 CORRECTIONS: dict[str, list[Adjustment]] = {
@@ -72,25 +82,25 @@ class ExportOptions(TypedDict, total=False):
         auto_tolerance: Points of the DNN's accuracy that ``threshold="auto"`` gives for fewer SOPs.
     """
 
-    threshold: Literal["percentile", "max", "mmse", "local", "spike_norm", "learned", "auto"]
+    threshold: Method
     percent: float | None
     per_channel: bool | None
     initial_potential: float
-    correction: Literal["none", "potential", "channel_potential", "bias"] | None
+    correction: Correction | None
     beta: float
     compensate_leak: bool
-    coding: Literal["constant", "poisson", "latency", "neurons"]
+    coding: Coding
     until: str | None
-    surrogate: Literal["arctan", "fast_sigmoid", "gaussian", "rectangular", "sigmoid", "triangular"]
+    surrogate: Surrogate
     surrogate_slope: float | None
     time_dim: int | None
-    batch_norm: Literal["fold", "keep"]
-    train_thresholds: Literal["none", "layer", "channel", "neuron"]
-    train_beta: Literal["none", "layer", "channel", "neuron"]
-    heterogeneity: Literal["none", "gamma", "lognormal", "normal", "uniform"]
+    batch_norm: BatchNorm
+    train_thresholds: Trained
+    train_beta: Trained
+    heterogeneity: Heterogeneity
     threshold_std: float
     beta_std: float
-    weights: Literal["float", "int8", "power_of_two"]
+    weights: Weights
     weight_bits: int | None
     train_weights: bool
     budget: float | None

@@ -62,7 +62,7 @@ class RecurrentNetwork(SimulatedNetwork):
         features: int,
         classes: int,
         hidden: Sequence[int] = (64,),
-        framework: str = "snntorch",
+        framework: Literal["snntorch", "norse"] = "snntorch",
         recurrent: bool = True,
         per_neuron: bool = True,
         tau_m: float | Drawn = 5.0,

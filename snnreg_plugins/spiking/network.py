@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -174,6 +174,10 @@ class SpikingNetwork(NetworkSettings):
         """
         super().compile(*args, **kwargs)
 
+    if TYPE_CHECKING:  # nn.Module says Any
+
+        def __call__(self, x: Tensor, per_step: bool = False, time_dim: int | None = None) -> Tensor: ...
+
     def forward(
         self, x: Tensor, per_step: bool = False, time_dim: int | None = None, _state: NetworkState | None = None
     ) -> Tensor:
@@ -303,7 +307,7 @@ class SpikingNetwork(NetworkSettings):
                 "Expected argument `state` to be None or the state that a step of this network gave, but got "
                 f"{type(state).__name__}. Begin with state=None."
             )
-        found: tuple[Tensor, NetworkState] = self(x, _state=state or NetworkState(0, self._no_states()))
+        found: tuple[Tensor, NetworkState] = cast(Any, self)(x, _state=state or NetworkState(0, self._no_states()))
         return found
 
     def _step(self, x: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
-from snnreg_plugins import to_snntorch
+from snnreg_plugins import to_norse, to_snntorch
+from snnreg_plugins.export.calibrate import OTHER_METHODS
 from snnreg_plugins.export.input_code import CODES, CodeSettings, Inputs, code_for
-from snnreg_plugins.export.options import ExportOptions
+from snnreg_plugins.export.options import CORRECTIONS, TRAINED, ExportOptions
+from snnreg_plugins.frameworks.surrogate import SURROGATES
+from snnreg_plugins.functional.draws import DISTRIBUTIONS
+from snnreg_plugins.functional.fewbits import FEW_BITS
 
 T = 6
 
@@ -23,6 +27,27 @@ def far_from_one():
 
 def test_the_codings_that_the_command_line_takes_are_those_there_are():
     assert list(get_args(get_type_hints(ExportOptions)["coding"])) == list(CODES)
+
+
+@pytest.mark.parametrize("export", [to_snntorch, to_norse])
+def test_types_of_an_export_name_the_choices_there_are(export):
+    hints = get_type_hints(export)
+    for name, known in {
+        "threshold": {"percentile", "max", "mmse", "local", *OTHER_METHODS},
+        "correction": set(CORRECTIONS),
+        "coding": set(CODES),
+        "surrogate": set(SURROGATES),
+        "batch_norm": {"fold", "keep"},
+        "train_thresholds": set(TRAINED),
+        "train_beta": set(TRAINED),
+        "heterogeneity": {"none", *DISTRIBUTIONS},
+        "weights": {"float", *FEW_BITS},
+    }.items():
+        choices = [hints[name], *get_args(hints[name])]
+        (named,) = [set(get_args(one)) for one in choices if get_origin(one) is Literal]
+        assert named == known
+        given = get_type_hints(ExportOptions)[name]
+        assert any(set(get_args(one)) == known for one in (given, *get_args(given)))
 
 
 @pytest.mark.parametrize("coding", ["poisson", "latency", "neurons"])
