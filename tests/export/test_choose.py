@@ -168,3 +168,10 @@ def test_auto_without_classes_goes_by_distance():
     with torch.no_grad():
         naive = to_snntorch(model, x, timesteps=T, threshold="max", correction="none")(x) - model(x)
         assert float((network(x) - model(x)).square().mean()) <= float(naive.square().mean())
+
+
+def test_what_an_export_has_by_itself():
+    model, _, x = nets.make("mlp", torch.float32)
+    network = to_snntorch(model, x, timesteps=T)
+    expected = {"threshold": "percentile", "percent": 99.9, "per_channel": False, "correction": "channel_potential"}
+    assert {name: network.conversion[name] for name in CHOSEN} == expected
