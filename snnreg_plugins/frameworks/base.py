@@ -110,7 +110,7 @@ class Framework:
         without_leak: Classes of neurons that keep their whole potential.
         time_dim: From a neuron to the dimension of time in its output; None if it takes one step at a call.
         forget: Name of the method by which a module forgets its state; empty if it keeps none in itself.
-        states: Names of buffers that hold states, and are empty before the first step.
+        states: Names of tensors that a step leaves in a module, and that are empty before the first one.
         load: Imports the framework, and gives the neurons of an export to it; None if there is no export to it.
     """
 

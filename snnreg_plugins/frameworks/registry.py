@@ -55,7 +55,7 @@ FRAMEWORKS: dict[str, Framework] = {
             one_to_one={"RecurrentOneToOne"},
             time_dim=_snntorch_time,
             forget="reset_mem",
-            states={"mem", "syn", "syn_exc", "syn_inh", "spk"},
+            states={"mem", "syn", "syn_exc", "syn_inh", "spk", "reset"},
             load=_snntorch,
         ),
         Framework(

@@ -152,7 +152,7 @@ def report(
     priced = prices.of_report(
         dnn=None if of_dnn is None else dnn_report(scores.dnn, Counts.of(of_dnn, of_dnn.names), samples, facts_of_dnn),
         steps=tuple(
-            step_report(T, score, by_steps[T], samples, [*layer_facts(of_snn, steps=T), *behind.facts(T)])
+            step_report(T, score, by_steps[T], samples, [*_facts_of_spikes(network, of_snn, T), *behind.facts(T)])
             for T, score in scores.at.items()
         ),
         timesteps=at,
@@ -240,6 +240,12 @@ def _layers_that_spike(network: SpikingNetwork, tally: Tally) -> dict[str, nn.Mo
             if module in tally.index:
                 found[tally.names[tally.index[module]]] = module
     return found
+
+
+def _facts_of_spikes(network: SpikingNetwork, tally: Tally, timesteps: int) -> list[LayerFacts]:
+    """Give what the layers of the spiking part do in a run; what is behind it, :class:`_Behind` counts."""
+    behind = set() if network.head is None else set(network.head.modules())
+    return [facts for facts in layer_facts(tally, steps=timesteps) if tally.modules[facts.name] not in behind]
 
 
 class _Behind:

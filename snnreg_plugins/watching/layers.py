@@ -97,9 +97,11 @@ def forget_states(model: nn.Module) -> None:
         forget = getattr(module, framework.forget, None) if framework is not None and framework.forget else None
         if callable(forget):
             forget()
-            # Of the size of a batch they would be in the way of what copies buffers, as averaging does.
-            for name in framework.states & module._buffers.keys() if framework is not None else ():
-                setattr(module, name, getattr(module, name).new_zeros(0))
+            # Of the size of a batch they would be in the way of what copies buffers, as averaging does; and none may
+            # stay, as who counts samples knows by them that a batch goes on.
+            for name in framework.states if framework is not None else ():
+                if isinstance(held := getattr(module, name, None), Tensor):
+                    setattr(module, name, held.new_zeros(0))
 
 
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -13,7 +13,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from snnreg_plugins import Distillation, ExportReport, load_network, save_network, to_norse, to_snntorch
+from snnreg_plugins import (
+    Distillation,
+    ExportReport,
+    SynapticOperations,
+    load_network,
+    save_network,
+    to_norse,
+    to_snntorch,
+)
 from snnreg_plugins.modules import Classifier, PopulationCode, SpikingClassifier
 from tests.callbacks.test_penalty_resumed import Placed, Save
 from tests.modules.own import Explicit, Whole, hidden, loop_explicit, loop_hidden, loop_norse, norse
@@ -209,6 +217,15 @@ def test_operations_of_a_users_network(make, index):
         )
     emitted = sum(map(torch.sum, spikes)) + sum(map(torch.sum, outputs))
     assert found["val/spike_rate"] == pytest.approx(float(emitted) / (12 * 9 * 3))
+
+
+def test_every_batch_is_counted():
+    torch.manual_seed(0)
+    module = SpikingClassifier(hidden().double(), timesteps=3)
+    with torch.no_grad(), SynapticOperations(module) as sops:
+        for batch in range(1, 4):
+            module(X)
+            assert int(sops.samples) == batch * len(X)
 
 
 class Seen(Callback):
