@@ -36,7 +36,6 @@ from snnreg_plugins.metrics.scores import Task
 from snnreg_plugins.reports.own import exported_within
 from snnreg_plugins.watching.layers import spikes_already
 
-_TIMESTEPS = 8
 # What `ckpt_path` names beside files.
 _KNOWN = ("best", "last", "hpc", "registry")
 # What Lightning writes to each checkpoint, and needs to read it.
@@ -97,9 +96,8 @@ class ExportTrainer(Trainer):
         """
         if not self.is_global_zero:
             return  # one process does it all
-        simulated = _TIMESTEPS if timesteps is None else timesteps
-        given = (output_dir, simulated, steps, calibration_batches, table, diagnose, html, metric, network)
-        exporter = ExportReport(*given, savings=savings, **options)
+        given = (calibration_batches, table, diagnose, html, metric, network)
+        exporter = ExportReport(output_dir, timesteps, steps, *given, savings=savings, **options)
         model.configure_model()
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, QCFSActivations):
@@ -115,6 +113,7 @@ class ExportTrainer(Trainer):
             exported, useless = exported_within(whole), dict(options)
             if timesteps is not None and exported is not None:
                 exported.timesteps = timesteps
+                exporter = ExportReport(output_dir, None, exporter.steps, *given, savings=savings)
             elif timesteps is not None:  # it takes its own
                 useless["timesteps"] = timesteps
             if useless:
