@@ -246,6 +246,19 @@ NETS = {
 }  # fmt: skip
 
 
+def pooled():
+    """A convolution, its spikes pooled, and two linear layers, in float64."""
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
+    ).double()
+
+
 def one_in(every, names):
     """Names as parameters of a test, of which one in so many is run by default, and all of them as slow tests."""
     return [pytest.param(name, marks=[pytest.mark.slow] if index % every else []) for index, name in enumerate(names)]

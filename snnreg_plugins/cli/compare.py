@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnreg_plugins._console import say
+from snnreg_plugins.cli.beside import draw_beside
 from snnreg_plugins.cli.parser import Parser
 
 
@@ -47,12 +48,6 @@ def write_comparison(runs: Sequence[str], output: str | None = None) -> None:
     folder = Folder(last.parent if last.name == REPORT else last)
     page = folder.page_path(folder.path("compare.html") if output is None else output)
     found.save_page(page)
-    written = [str(page)]
-    try:
-        picture = folder.picture_path(page)
-        found.save_plot(picture)
-        written.append(str(picture))
-    except (ModuleNotFoundError, FileExistsError) as error:
-        say(f"No picture: {error}")
+    written = draw_beside(page, folder, found.save_plot)
     found.print()
     say(f"Written: {', '.join(written)}")

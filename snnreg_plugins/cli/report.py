@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snnreg_plugins._console import say
+from snnreg_plugins.cli.beside import draw_beside
 from snnreg_plugins.cli.parser import Parser
 
 
@@ -27,16 +28,8 @@ def write_report(run: str, output: str | None = None, table: str | list[str] | N
             that the run showed if not given.
     """
     # Here, as it takes seconds: --help and wrong words are answered before.
-    from snnreg_plugins.reports.folder import Folder, write_page
+    from snnreg_plugins.reports.folder import Folder
 
     folder = Folder(run)
-    path = write_page(run, output, table=table)
-    written = [str(path)]
-    try:
-        picture = folder.picture_path(path)
-        contents = folder.read() if table is None else folder.read().by(table)
-        contents.report.save_plot(picture)
-        written.append(str(picture))
-    except (ModuleNotFoundError, FileExistsError) as error:
-        say(f"No picture: {error}")
-    say(f"Written: {', '.join(written)}")
+    page, contents = folder.write_page(output, table)
+    say(f"Written: {', '.join(draw_beside(page, folder, contents.report.save_plot))}")

@@ -353,13 +353,18 @@ def _grid(ticks: Sequence[float], place: Callable[[float], float], write: Callab
         yield _text(write(tick), _LEFT - 5, y + 4, "end", "tick")
 
 
+def round_step(span: float) -> float:
+    """Choose the step of about five round ticks over a span."""
+    rough = span / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+
+
 def _even(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
     """Choose about five round ticks, and where numbers are drawn."""
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     span = high - low or abs(high) or 1.0
-    rough = span / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = round_step(span)
     first, last = math.floor(low / step + 1e-9), math.ceil((high if high > low else low + span) / step - 1e-9)
     ticks = [step * index for index in range(first, last + 1)]
 

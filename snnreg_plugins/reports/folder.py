@@ -75,7 +75,7 @@ class Contents:
 
 
 class Folder:
-    """The folder of a run, to be read.
+    """The folder of a run, to be read, and to write its page to.
 
     Args:
         folder: The folder.
@@ -155,6 +155,16 @@ class Folder:
                 )
         return path
 
+    def write_page(
+        self, output: str | os.PathLike[str] | None = None, table: Model | Sequence[Model] | None = None
+    ) -> tuple[Path, Contents]:
+        """Write the run as a page; give where it is, and what it shows. See :func:`write_page`."""
+        contents = self.read()
+        target = self.page_path(output)
+        shown = contents if table is None else contents.by(table)
+        write_text(shown.page(), target)
+        return target, shown
+
     def picture_path(self, page: Path) -> Path:
         """Choose where the picture beside a page goes.
 
@@ -204,11 +214,7 @@ def write_page(
         '<!DOCTYPE html>'
     """
     if not isinstance(run, Report):
-        folder = Folder(as_path("run", run))
-        contents = folder.read()
-        target = folder.page_path(path)
-        write_text((contents if table is None else contents.by(table)).page(), target)
-        return target
+        return Folder(as_path("run", run)).write_page(path, table)[0]
     if path is None:
         raise ValueError("Expected argument `path` to name the page, as the report is in no folder, but got None.")
     require_page(Path(path))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from snnreg_plugins._text import in_joules, in_rate, in_short, one_line
+from snnreg_plugins._text import in_joules, in_rate, in_short
 from snnreg_plugins.reports import charts, tables, views
 from snnreg_plugins.reports.diagnosis import Diagnosis
 from snnreg_plugins.reports.priced import ModelReport
 from snnreg_plugins.reports.raster import Raster, spikes_of
 from snnreg_plugins.reports.report import Report
 from snnreg_plugins.reports.settings import Settings
+from snnreg_plugins.reports.templates import environment, resource
 from snnreg_plugins.reports.verdict import baseline, compared, ratio
 
 #: What pages are called, of a run and of several; a file tells by it that it is one.
@@ -24,6 +24,8 @@ HEADING, COMPARED = HEADINGS = "Spiking network report", "Spiking networks compa
 
 # Settings that are shown without being asked for.
 _FEW = 20
+# Where templates and style sheets are.
+_ROOMS = (__package__,)
 
 
 class _Fact(NamedTuple):
@@ -83,7 +85,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
         template: Its name.
         content: What the template reads; that and text in it are escaped, what is markup is not.
     """
-    return _environment().get_template(template).render(style=Markup(_resource("page.css")), **content)
+    return _environment().get_template(template).render(style=Markup(resource("page.css", _ROOMS)), **content)
 
 
 def _facts(report: Report) -> Iterator[_Fact]:
@@ -127,15 +129,8 @@ def _samples(raster: Raster, stop: int) -> Iterator[_Sample]:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_resource),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
+    made = environment(*_ROOMS)
+    made.globals |= {
         "lines": charts.lines,
         "stacks": charts.stacks,
         "bars": charts.bars,
@@ -145,8 +140,4 @@ def _environment() -> Environment:
         "sign": charts.sign,
         "curve": charts.curve,
     }
-    return environment
-
-
-def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return made

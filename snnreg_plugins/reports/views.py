@@ -244,23 +244,14 @@ def energy(report: Report) -> Stacks:
 
 def sops_by_layer(report: Report) -> Bars:
     """Give the SOPs of each synaptic layer that has some."""
-    return _by_layer(report, "SOPs", "snn", [(layer.name, layer.sops or 0.0) for layer in report.layers])
-
-
-def macs_by_layer(report: Report) -> Bars:
-    """Give the MACs of each synaptic layer that has some."""
-    return _by_layer(report, "MACs", "mac", [(layer.name, layer.effective_macs or 0.0) for layer in report.layers])
-
-
-def _by_layer(report: Report, what: str, role: Role, rows: list[tuple[str, float]]) -> Bars:
-    rows = [row for row in rows if row[1]]
+    rows = [(layer.name, layer.sops) for layer in report.layers if layer.sops]
     most = max(rows, key=lambda row: row[1], default=None)
     return Bars(
-        title=f"{what} by layer at T = {report.timesteps}",
-        unit=f"{what} / sample",
-        bars=tuple(Bar(name, ((role, value),), in_short(value)) for name, value in rows),
+        title=f"SOPs by layer at T = {report.timesteps}",
+        unit="SOPs / sample",
+        bars=tuple(Bar(name, (("snn", value),), in_short(value)) for name, value in rows),
         kinds=(),
-        said=f"Bar chart of {what} by layer."
+        said="Bar chart of SOPs by layer."
         + (f" The most, {in_short(most[1])} per sample, are at {most[0]}." if most else ""),
     )
 

@@ -189,17 +189,7 @@ class Front(Result):
         """Give what the fewest SOPs of :meth:`at_losses` are reached with."""
         found = [(label, loss, self.cheapest(label, loss)) for label in self.labels for loss in LOSSES]
         rows = [
-            (
-                f"{label}, {_in_points(loss)}",
-                point.setting,
-                point.export,
-                point.timesteps,
-                self._spread(point.score),
-                point.sops.written(in_short),
-                point.energy.written(in_joules),
-            )
-            for label, loss, point in found
-            if point is not None
+            (f"{label}, {_in_points(loss)}", *self._cells(point)) for label, loss, point in found if point is not None
         ]
         columns = ("Setting", "Export", "T", self.score_title, "SOPs", "Energy")
         return Table(
@@ -207,6 +197,11 @@ class Front(Result):
             (Column("Penalty, loss"), *(Column(name, words=name in ("Setting", "Export")) for name in columns)),
             tuple(Row(row, group=self.labels.index(one[0])) for row, one in zip(rows, _known(found), strict=True)),
         )
+
+    def _cells(self, point: FrontPoint) -> tuple[Any, ...]:
+        """Give what a point is reached with, and what it scores and spends."""
+        spent = (point.sops.written(in_short), point.energy.written(in_joules))
+        return (point.setting, point.export, point.timesteps, self._spread(point.score), *spent)
 
     def least(self, loss: float) -> FrontPoint | None:
         """Find what needs the fewest SOPs of all at a loss of that many points at most."""
@@ -228,18 +223,7 @@ class Front(Result):
         if most is not None and len(best) > most:
             kept = {round(index * (len(best) - 1) / (most - 1)) for index in range(most)} if most > 1 else {0}
             best = [best[index] for index in sorted(kept)]
-        rows = [
-            (
-                point.label,
-                point.setting,
-                point.export,
-                point.timesteps,
-                self._spread(point.score),
-                point.sops.written(in_short),
-                point.energy.written(in_joules),
-            )
-            for point in best
-        ]
+        rows = [(point.label, *self._cells(point)) for point in best]
         columns = ("Setting", "Export", "T", self.score_title, "SOPs", "Energy")
         return Table(
             self.front_title,

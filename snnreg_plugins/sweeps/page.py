@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from snnreg_plugins._console import say
 from snnreg_plugins._files import atomic
-from snnreg_plugins._text import in_short, one_line
+from snnreg_plugins._text import in_short
+from snnreg_plugins.reports.templates import environment, resource
 from snnreg_plugins.sweeps import scatter
 from snnreg_plugins.sweeps.front import Front
 
 #: What the page is called; a file tells by it that it is one.
 HEADING = "Accuracy and cost of a sweep"
 # Rooms that templates and style sheets are in.
-_HOMES = ("snnreg_plugins.sweeps", "snnreg_plugins.reports")
+_ROOMS = ("snnreg_plugins.sweeps", "snnreg_plugins.reports")
 
 
 def page(front: Front, title: str = "") -> str:
@@ -29,19 +28,12 @@ def page(front: Front, title: str = "") -> str:
         front: What the trials score and spend.
         title: Name of the sweep.
     """
-    environment = Environment(
-        loader=FunctionLoader(_resource),
-        autoescape=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"chart": scatter.chart, "swatch": scatter.swatch}
-    return environment.get_template("front.html.jinja").render(
+    made = environment(*_ROOMS)
+    made.globals |= {"chart": scatter.chart, "swatch": scatter.swatch}
+    return made.get_template("front.html.jinja").render(
         title=title,
         heading=HEADING,
-        style=Markup(f"{_resource('page.css')}\n{_resource('front.css')}"),
+        style=Markup(f"{resource('page.css', _ROOMS)}\n{resource('front.css', _ROOMS)}"),
         front=front,
         facts=list(_facts(front)),
         figures=front.figures(),
@@ -61,14 +53,6 @@ def _facts(front: Front) -> Iterator[tuple[str, str, str]]:
         else:
             how = ", ".join(part for part in (found.label, found.setting, f"T = {found.timesteps}") if part)
             yield name, in_short(found.sops.value), how
-
-
-def _resource(name: str) -> str:
-    for home in _HOMES:
-        place = files(home).joinpath(name)
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    raise FileNotFoundError(name)
 
 
 def require_page(path: Path) -> None:

@@ -197,9 +197,7 @@ def _axes(
 def _even(numbers: list[float]) -> tuple[list[float], Callable[[float], float]]:
     """Choose about five round ticks, and where numbers are drawn."""
     low, high = min(numbers), max(numbers)
-    rough = (high - low or abs(high) or 1.0) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    step = charts.round_step(high - low or abs(high) or 1.0)
     first, last = math.floor(low / step + 1e-9), math.ceil((high if high > low else low + step) / step - 1e-9)
     ticks = [step * index for index in range(first, last + 1)]
     return ticks, lambda value: _TOP + _HIGH * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))

@@ -14,14 +14,14 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from torch import nn
 
 from snnreg_plugins import ActivityRegularization, report, to_snntorch
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import Classifier
 from snnreg_plugins.reports.report import Report
-from tests.benchmarks.common import kept, settled
+from tests.benchmarks.common import kept, settled, trained
 from tests.benchmarks.finetuning import NETWORKS, rates
 
 # Models of a table's columns: each with the DNN that spends the least by it, and the dense one.
@@ -35,17 +35,8 @@ def dnn(name: str, strength: float, options: argparse.Namespace) -> nn.Module:
 
     def train() -> None:
         seed_everything(0, verbose=False)
-        trainer = Trainer(
-            max_epochs=options.epochs,
-            callbacks=[*penalties],
-            limit_train_batches=options.images // 128,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(Classifier(network, **rates(options.epochs)), data(options))
+        module, part = Classifier(network, **rates(options.epochs)), options.images // 128
+        trained(module, data(options), options.epochs, *penalties, limit_train_batches=part, limit_val_batches=0)
 
     return kept(network, options.cache / f"energy-{name}-{strength:g}-{options.epochs}-{options.images}.pt", train)
 

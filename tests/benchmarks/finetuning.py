@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import nn
 
 from snnreg_plugins import ActivityBudget, Distillation, report, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import VGG, Classifier, LeNet, SpikingClassifier
-from tests.benchmarks.common import kept, settled, timed
+from tests.benchmarks.common import kept, settled, timed, trained
 
 NETWORKS = {
     "lenet": LeNet,
@@ -52,18 +52,9 @@ def data(options: argparse.Namespace, seed: int) -> FashionMNIST:
     return FashionMNIST(options.root, batch_size=128, validation_size=5000, seed=seed)
 
 
-def trained(module: Classifier, images: FashionMNIST, epochs: int, *callbacks: Callback) -> float:
+def seconds_of(module: Classifier, images: FashionMNIST, epochs: int, *callbacks: Callback) -> float:
     """Train, and give the seconds that it took."""
-    trainer = Trainer(
-        max_epochs=epochs,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    return timed(lambda: trainer.fit(module, images))
+    return timed(lambda: trained(module, images, epochs, *callbacks, num_sanity_val_steps=0))
 
 
 def rates(epochs: int, one_cycle_of: int | None = None, peak: float = 2e-3) -> dict[str, Any]:
@@ -84,7 +75,7 @@ def dnn(name: str, options: argparse.Namespace, seed: int) -> nn.Module:
 
     def train() -> None:
         seed_everything(seed, verbose=False)
-        trained(Classifier(network, **rates(options.epochs)), data(options, seed), options.epochs)
+        seconds_of(Classifier(network, **rates(options.epochs)), data(options, seed), options.epochs)
 
     return kept(network, options.cache / f"{name}-{options.epochs}-{seed}.pt", train)
 
@@ -111,7 +102,7 @@ def tuned(name: str, options: argparse.Namespace, seed: int, timesteps: int, sop
     budget = None if sops is None else ActivityBudget(sops=sops, timesteps=timesteps)
     if budget is not None:
         callbacks.append(budget)
-    seconds = trained(module, images, options.tuning, *callbacks)
+    seconds = seconds_of(module, images, options.tuning, *callbacks)
     found = {**measured(None, module.export(), images), "budget": sops, "seconds": seconds}
     if budget is not None and budget.kept is not None:
         found |= {"held_out": budget.kept.counts.sops, "epoch": budget.kept.epoch}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+import snntorch
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +16,30 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.helpers import brute_force_fan_out
+
+
+class Analog(nn.Module):
+    """Neurons behind a layer that reads real values."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.lif = snntorch.Leaky(0.9, threshold=0.3)
+
+    def forward(self, x):
+        s, _ = self.lif(self.fc2(self.fc1(x.flatten(1)).relu()), self.lif.init_leaky())
+        return self.fc3(s.to(x))
+
+
+def step_by(module, loss):
+    """Give a loss to Lightning, or in manual optimization take a step by it."""
+    if module.automatic_optimization:
+        return loss
+    optimizer = module.optimizers()
+    optimizer.zero_grad()
+    module.manual_backward(loss)
+    optimizer.step()
+    return None
 
 
 class Net(nn.Module):
@@ -112,14 +137,8 @@ class Module(LightningModule):
         return loss
 
     def training_step(self, batch, batch_idx):
-        loss = self.loss(batch)
-        if self.automatic_optimization:
-            return {"loss": loss}
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return None
+        loss = step_by(self, self.loss(batch))
+        return loss if loss is None else {"loss": loss}
 
     def configure_optimizers(self):
         if self.optimizer == "lbfgs":

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from snnreg_plugins import ActivityRegularization, Energy
 from snnreg_plugins.functional import EnergyTable
 from snnreg_plugins.watching.hooks import Hooks
-from tests.callbacks.reference import FAN_OUT, Module, fit, loader, start
+from tests.callbacks.reference import FAN_OUT, Analog, Module, fit, loader, start
 from tests.callbacks.test_penalty_on_spikes import networks
 from tests.helpers import brute_force_fan_out
 
@@ -155,22 +155,9 @@ def test_energy_of_a_dnn_is_that_of_the_rates_to_come():
     torch.testing.assert_close(trainer.logged_metrics["penalty/total"], total)
 
 
-class Potentials(nn.Module):
-    """A hidden layer that reads real values."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 3)
-        self.lif = snntorch.Leaky(0.9, threshold=0.3)
-
-    def forward(self, x):
-        s, _ = self.lif(self.fc2(self.fc1(x.flatten(1)).relu()), self.lif.init_leaky())
-        return self.fc3(s.to(x))
-
-
 @pytest.mark.parametrize("mac", [4.6, float("nan")])
 def test_real_values_cost_multiplications_and_it_is_said_that_they_have_no_gradient(mac):
-    net, table = Potentials(), EnergyTable(mac, 0.9, "mine")
+    net, table = Analog(), EnergyTable(mac, 0.9, "mine")
     x, y = next(iter(loader(samples=30, batch_size=30)))
     with Energy(net, table) as metric, torch.no_grad():
         net(x)

@@ -27,7 +27,7 @@ from snnreg_plugins import (
     to_snntorch,
 )
 from snnreg_plugins.modules import SpikingClassifier
-from tests.callbacks.reference import free_port, leave, two_processes
+from tests.callbacks.reference import free_port, leave, step_by, two_processes
 from tests.callbacks.test_penalty_resumed import Save
 from tests.training.test_tandem import fire
 
@@ -70,13 +70,7 @@ class Module(LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = F.cross_entropy(self.net(batch[0]), batch[1])
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return None
+        return step_by(self, loss)
 
     def validation_step(self, batch, batch_idx):
         self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))

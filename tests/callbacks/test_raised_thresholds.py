@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import RaisedThresholds, to_norse, to_snntorch
 from snnreg_plugins.modules import SpikingClassifier
-from tests.callbacks.reference import fit
+from tests.callbacks.reference import fit, step_by
 
 S = 0.3
 
@@ -43,13 +43,7 @@ class Loop(LightningModule):
             dynamics = self.net.neurons.describe(module)
             if dynamics is not None:
                 loss = loss - self.by_hand * dynamics.threshold.log().mean()
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return None
+        return step_by(self, loss)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)

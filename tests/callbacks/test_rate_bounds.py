@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import snntorch
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from snnreg_plugins import ActivityRegularization
 from snnreg_plugins.functional import rate_bounds
 from snnreg_plugins.watching.hooks import Hooks
-from tests.callbacks.reference import fit, free_port, leave, loader, two_processes
+from tests.callbacks.reference import Analog, fit, free_port, leave, loader, two_processes
 from tests.callbacks.test_penalty_on_spikes import networks
 
 LOW, HIGH = 0.2, 0.3
@@ -171,19 +170,6 @@ def test_within_the_bounds_nothing_is_added_or_said(recwarn):
 def test_a_network_without_spikes_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match="takes spikes/neuron/step, but Loop has no spiking neurons.*'expected_rate'"):
         weights(Loop(nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)).double()), [bounds()])
-
-
-class Analog(nn.Module):
-    """Neurons behind a layer that reads real values."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 3)
-        self.lif = snntorch.Leaky(0.9, threshold=0.3)
-
-    def forward(self, x):
-        s, _ = self.lif(self.fc2(self.fc1(x.flatten(1)).relu()), self.lif.init_leaky())
-        return self.fc3(s.to(x))
 
 
 def test_real_values_are_refused_and_the_remedy_works():

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import TableEncoder, TableSparsity
-from tests.callbacks.reference import fit, free_port, leave, two_processes
+from tests.callbacks.reference import fit, free_port, leave, step_by, two_processes
 
 S = 0.3
 
@@ -47,13 +47,7 @@ class Loop(LightningModule):
         if self.by_hand:
             w = self.net[0].weight[0].flatten(1)
             loss = loss + S * self.by_hand * (w.abs().sum(1) / w.square().sum(1).sqrt()).mean()
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return None
+        return step_by(self, loss)
 
     def configure_optimizers(self):
         kinds = dict(

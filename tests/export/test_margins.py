@@ -11,21 +11,14 @@ from torch import nn
 from snnreg_plugins import SynapticOperations, exit_margins, to_snntorch
 from snnreg_plugins.export.counted import largest_within
 from tests.helpers import brute_force_fan_out, recorded
+from tests.nets import pooled
 
 T = 6
 
 
 def exported(**options):
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(27, 16),
-        nn.ReLU(),
-        nn.Linear(16, 4),
-    ).double()
+    net = pooled()
     x = torch.rand(120, 1, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         net[-1].bias -= net(x).mean(0)  # samples of all classes

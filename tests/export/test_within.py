@@ -10,6 +10,7 @@ from snnreg_plugins import SynapticOperations, to_norse, to_snntorch
 from snnreg_plugins.export.files import load_network, save_network
 from snnreg_plugins.export.rebalance import Rebalance
 from tests.helpers import brute_force_fan_out, recorded, soft_reset_neuron
+from tests.nets import pooled
 
 T = 4
 
@@ -19,15 +20,7 @@ def trained():
     torch.manual_seed(0)
     x = torch.rand(160, 1, 6, 6, dtype=torch.float64)
     y = x.flatten(2).reshape(160, 4, 9).mean(2).argmax(1)
-    net = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(27, 16),
-        nn.ReLU(),
-        nn.Linear(16, 4),
-    ).double()
+    net = pooled()
     optimizer = torch.optim.Adam(net.parameters(), 2e-2)
     for _ in range(80):
         optimizer.zero_grad()
