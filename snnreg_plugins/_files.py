@@ -45,6 +45,9 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields:
         A path in the same folder with the same suffix, to write to.
 
+    Raises:
+        OSError: If it names a folder, or a file is where a folder should be.
+
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -56,7 +59,13 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = as_path("path", path).resolve()
     if target.is_dir():
         raise IsADirectoryError(f"Expected argument `path` to name a file, but {os.fspath(path)!r} is a folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(
+            f"Expected argument `path` to name a file in a folder, but got {os.fspath(path)!r}, and on the way to it "
+            "is a file where a folder should be. Move that file away, or write to another folder."
+        ) from None
     # A name of our own rather than `tempfile`, whose files nobody else may read.
     temporary = target.with_name(f".{uuid4().hex}{target.suffix}")
     try:

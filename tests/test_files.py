@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from snnreg_plugins._files import read_json, read_yaml, write_json
+from snnreg_plugins._files import atomic, read_json, read_yaml, write_json
 
 
 def test_yaml_is_read_up_to_a_size_and_a_number_of_values(tmp_path):
@@ -42,3 +42,12 @@ def test_json_holds_dicts_of_checked_values(tmp_path):
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"to hold a Spent, but Spent\.parts"):
             read_json(path, Spent)
+
+
+@pytest.mark.parametrize("name", ["taken/page.html", "taken/deeper/page.html"])
+def test_a_file_where_a_folder_should_be_is_told(tmp_path, name):
+    (tmp_path / "taken").write_text("mine")
+    told = r"`path` .*page\.html', and on the way to it is a file .* Move that file away, or"
+    with pytest.raises(OSError, match=told), atomic(tmp_path / name):
+        pass
+    assert (tmp_path / "taken").read_text() == "mine"
