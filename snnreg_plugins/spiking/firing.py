@@ -135,12 +135,17 @@ class Firing:
             above: How far each :math:`v_t` was above the threshold.
             potential: :math:`v_0`.
         """
-        threshold, beta = self.dynamics.threshold, self.dynamics.beta
+        threshold = self.dynamics.threshold
         steps = len(of_currents) // len(of_last)
-        g, fired = by_step(of_currents, steps), by_step(above, steps)[:-1] > 0
-        through_surrogate = g[0] + (1 - beta) * g[1:].sum(0) - of_last
-        through_reset = (potential > threshold) * g[0] + (fired * g[1:]).sum(0)
-        return -(through_surrogate + through_reset).sum_to_size(threshold.shape)
+        g, none = by_step(of_currents, steps), of_currents.new_zeros(())
+        parts = [g[0], torch.where(potential > threshold, g[0], none)]
+        if steps > 1:
+            parts.append(torch.where(by_step(above, steps)[:-1] > 0, g[1:], none).sum(0))
+        if steps > 1 and self.leaks:
+            parts.append((1 - self.dynamics.beta) * g[1:].sum(0))
+        # Each summed by itself: sums of all parts, neuron by neuron, would take longer.
+        total = torch.stack([part.sum_to_size(threshold.shape) for part in parts]).sum(0)
+        return of_last.sum_to_size(threshold.shape) - total
 
     def of_beta(self, of_currents: Tensor, above: Tensor, potential: Tensor) -> Tensor:
         r"""Give the gradient of the decay, :math:`\sum_t g_t v_{t-1}`; arguments as of :meth:`of_threshold`."""

@@ -18,6 +18,8 @@ from snnreg_plugins import (
     to_norse,
     to_snntorch,
 )
+from snnreg_plugins.spiking.firing import Firing
+from tests.export.reference import neurons_of
 from tests.export.test_architectures import NETS, randomize
 
 T = 5
@@ -86,8 +88,13 @@ def test_thresholds_get_the_gradient_of_one_step_at_a_time(constant, trained):
     net = nn.Sequential(*([] if constant else [nn.Linear(6, 7), nn.ReLU()]), nn.Linear(7 - constant, 8), nn.ReLU())
     net, x = net.append(nn.Linear(8, 3)).double(), torch.rand(20, 6, dtype=torch.float64)
     gradients = []
-    for options in ({}, {"beta": 0.9}, {"beta": 0.9, "train_beta": trained}, {"beta": 0.9, "surrogate": "sigmoid"}):
+    leaky = {"beta": 0.9}
+    for options in ({}, {"above": 3}, leaky, leaky | {"train_beta": trained}, leaky | {"surrogate": "sigmoid"}):
+        above = options.pop("above", 1)
         network = to_snntorch(net, x, timesteps=T, train_thresholds=trained, **options)
+        for name, potential in network.named_buffers():
+            if name.endswith("potential"):
+                potential.mul_(above)  # a first step that begins with a reset
         assert sum("beta" in name for name, _ in network.named_parameters()) == 2 * ("train_beta" in options) - (
             "train_beta" in options and constant
         )
@@ -251,3 +258,25 @@ def test_bad_options(option):
     net, x = made()
     with pytest.raises(ValueError, match=f"Expected argument `{next(iter(option))}` to be one of"):
         to_snntorch(net, x, timesteps=T, **option)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+def test_thresholds_get_what_comes_back_through_the_last_potential(beta):
+    x = torch.rand(20, 6, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    network = to_snntorch(net, x, timesteps=T, train_thresholds="neuron", beta=beta)
+    (neuron,) = neurons_of(network).values()
+    currents, of_last = torch.rand(T, 4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+    gradients = []
+    for stepped in (True, False):
+        network.zero_grad()
+        state, dynamics = 0.5 * torch.ones(4, 5, dtype=torch.float64), network.neurons.describe(neuron)
+        if stepped:
+            for current in currents:
+                _, state = neuron(current, state)
+        else:
+            _, state = Firing(dynamics).with_gradient(currents.flatten(0, 1), state, T)
+        (of_last * state).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[1], gradients[0])
