@@ -90,6 +90,7 @@ def test_there_are_all_recipes():
         "fashion_mnist_lenet_l1",
         "fashion_mnist_lenet_none",
         "fashion_mnist_lenet_qcfs",
+        "fashion_mnist_vgg_none",
         "japanese_vowels_recurrent",
         "optical_equalizer",
     ]
