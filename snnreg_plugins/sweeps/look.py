@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from snnreg_plugins.sweeps.axes import Value
 from snnreg_plugins.sweeps.recipe import label
 from snnreg_plugins.sweeps.results import COMPLETE, FAILED, Row
-from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
+from snnreg_plugins.sweeps.space import BUDGET_OF, PENALTY, SEED, Sweep
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 #: What is kept with a trial.
 POINT, ROWS, ERROR, AGAIN, TRY, WHERE = "point", "rows", "error", "again_of", "try", "machine"
+# Begins the names of a budget's columns.
+BUDGET = "budget_"
 _DIED = "The process that ran it ended without a word: it was killed, or the machine was out of memory."
 
 
@@ -70,14 +72,17 @@ class Look:
             yield {**named, "seed": point.get(SEED), "state": FAILED, "error": error}
 
     def _columns(self, point: Mapping[str, Value]) -> dict[str, Value]:
-        """Name what varied as it stands in the results."""
+        """Name what varied as it stands in the results: of the point, as the sweep may have grown since."""
         if not point:
             return {}
-        variant = self.sweep.variant(point)
-        before = "budget_" if variant.kind == "ActivityBudget" else ""
-        arguments = {name: value for name, value in variant.arguments(point).items() if name != "penalty"}
-        common = {name: point[name] for name in self.sweep.common}
-        return {PENALTY: variant.name, **{f"{before}{name}": value for name, value in arguments.items()}, **common}
+        own = f"{point[PENALTY]}."
+        before = BUDGET if own.startswith(BUDGET_OF) else ""
+        columns: dict[str, Value] = {PENALTY: point[PENALTY]}
+        for name, value in point.items():
+            if name.startswith(own) and name != f"{own}{PENALTY}":
+                columns[before + name.removeprefix(own)] = value
+        common = {name: value for name, value in point.items() if name not in (PENALTY, SEED)}
+        return columns | {name: value for name, value in common.items() if not name.startswith(own)}
 
     @cached_property
     def failures(self) -> list[tuple[str, str]]:

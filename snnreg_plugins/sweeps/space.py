@@ -23,6 +23,10 @@ COSTS = ("sops", "energy", "effective_macs", "dnn_effective_macs")
 OF_RECIPE = "recipe"
 #: Axes of a point beside the arguments of callbacks, and options of the command line.
 PENALTY, SEED, PRUNED = "penalty", "seed", "pruning"
+#: Begins the name of a budget among the penalties.
+BUDGET_OF = "budget of "
+#: Arguments of a grid whose values may become more; each trial has those that it was run with.
+GROWS = ("penalties", "budgets", "regularization", "seeds")
 _UNITS = ("sops", "share", "joules")
 
 
@@ -66,6 +70,7 @@ class Sweep:
         settings: Options of the command line that are not those of the recipe, such as ``trainer.max_epochs: 8`` or
             ``callback.Distillation.temperature: [1, 4]``; a list varies.
         seeds: A grid has a trial for each; in a search each trial trains with all, and is judged by the means.
+            A grid may grow: with more seeds, or other values of penalties and budgets, the same study goes on.
         exports: Options of the export by a name of yours; each trained network is exported with all of them.
         steps: Numbers of time steps T at which each export is measured.
         calibration_batches: Batches of training data to balance thresholds on.
@@ -187,7 +192,7 @@ class Sweep:
         others = {name: value for name, value in self.budgets.items() if name not in units}
         return tuple(
             Variant(
-                f"budget of {unit}",
+                f"{BUDGET_OF}{unit}",
                 "ActivityBudget",
                 {
                     name: as_axis(f"budgets.{name}", value)
@@ -260,7 +265,7 @@ class Sweep:
         return [{SEED: seed, **point} for seed in self.all_seeds for point in in_turn(of_each)]
 
     def space(self) -> dict[str, Any]:
-        """Give what makes two sweeps the same study, as plain data."""
+        """Give what makes two sweeps the same study, as plain data; of a grid, but for what it :data:`GROWS` by."""
         others = ("trials", "name", "output", "storage", "retry_failed")
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in others}
         seeds, steps = list(self.all_seeds), list(self.all_steps)

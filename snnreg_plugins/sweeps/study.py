@@ -15,7 +15,7 @@ from snnreg_plugins._imports import needed
 from snnreg_plugins.sweeps.axes import Choices, Value
 from snnreg_plugins.sweeps.look import AGAIN, ERROR, POINT, ROWS, TRY, WHERE, Look
 from snnreg_plugins.sweeps.results import write_csv, write_parquet
-from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
+from snnreg_plugins.sweeps.space import GROWS, PENALTY, Sweep
 from snnreg_plugins.sweeps.trial import Job, seeds_of, values_of
 
 if TYPE_CHECKING:
@@ -103,22 +103,23 @@ class Study:
         deadline = time.monotonic() + GRACE
         while not (kept := self.study.user_attrs).get(_READY) and time.monotonic() < deadline:
             time.sleep(0.2)  # who made it fills it
-        differing = _differing(kept.get(_SPACE, {}), dict(_leaves(space, "")))
+        grown = tuple(f"sweep.{name}" for name in GROWS) if sweep.search == "grid" else ()
+        differing = _differing(kept.get(_SPACE, {}), dict(_leaves(space, "")), grown)
         if differing is not None:
             raise ValueError(
                 f"Expected argument `name` to be that of a new study, or of this very sweep, but the one of the name "
                 f"{self.name!r} has another {differing}. Give it another `name` and `output`, and draw both: snnreg "
                 "front a/results.csv b/results.csv"
             )
-        if not kept.get(_READY):  # who made it is gone
-            if sweep.search == "grid":
-                self._enqueue(True)
+        if sweep.search == "grid" and not _is_worker():  # it may have grown, or who made it is gone
+            self._enqueue(True)
+        if not kept.get(_READY):
             self.study.set_user_attr(_READY, True)
         if sweep.retry_failed:
             self._retry()
 
     def _enqueue(self, has_some: bool) -> None:
-        there = {digest(trial.user_attrs.get(POINT)) for trial in self.look().trials} if has_some else set()
+        there = {digest(trial.user_attrs.get(POINT)) for trial in self.look().current} if has_some else set()
         for point in self.job.sweep.grid():
             if digest(point) not in there:
                 self.study.enqueue_trial(point, user_attrs={POINT: point})
@@ -192,10 +193,10 @@ class Study:
 
     def _objective(self, trial: Trial) -> tuple[float, float]:
         sweep = self.job.sweep
-        if sweep.search == "grid" and POINT not in trial.user_attrs:
+        if sweep.search == "grid" and not self._is_to_run(trial):
             import optuna
 
-            raise optuna.TrialPruned  # another process took the last one
+            raise optuna.TrialPruned
         self._running = trial.number
         point = _suggested(trial, sweep)
         trial.set_user_attr(POINT, point)
@@ -210,6 +211,17 @@ class Study:
             raise
         trial.set_user_attr(ROWS, rows)
         return values_of(rows, sweep)
+
+    def _is_to_run(self, trial: Trial) -> bool:
+        """Tell whether a trial is one of the grid, and nobody runs it or has run it.
+
+        It has no point where another process took the last one; it is no longer of the grid where that has changed; and
+        two machines that make a grid grow at once begin the same trials.
+        """
+        point = trial.user_attrs.get(POINT)
+        asked = point is not None and point in self.job.sweep.grid()
+        others = (one for one in self.look().current if one.number < trial.number)
+        return asked and all(one.user_attrs.get(POINT) != point for one in others)
 
     def write(self, look: Look) -> list[Path]:
         """Write the results; give the files."""
@@ -243,10 +255,9 @@ def _opened(url: str, how: Mapping[str, Any]) -> RDBStorage:
 
 def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:
     """Have all that varies chosen: by the grid, or by a search."""
-    point: dict[str, Value] = {}
     if sweep.search == "grid":
-        point[SEED] = trial.suggest_categorical(SEED, sweep.all_seeds)
-    point[PENALTY] = trial.suggest_categorical(PENALTY, [one.name for one in sweep.variants])
+        return dict(trial.user_attrs[POINT])  # not by `suggest_`, which is for values that stay the same ones
+    point: dict[str, Value] = {PENALTY: trial.suggest_categorical(PENALTY, [one.name for one in sweep.variants])}
     for name, axis in {**sweep.variant(point).named(), **sweep.common}.items():
         is_fixed = isinstance(axis, Choices) and len(axis.values) == 1
         point[name] = axis.points()[0] if is_fixed else axis.suggest(trial, name)
@@ -292,11 +303,17 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _differing(kept: Mapping[str, str], asked: Mapping[str, Any]) -> str | None:
-    """Name a setting in which two sweeps differ, and what is asked for; None if there is none."""
+def _differing(kept: Mapping[str, str], asked: Mapping[str, Any], grown: tuple[str, ...]) -> str | None:
+    """Name a setting in which two sweeps differ, and what is asked for; None if there is none.
+
+    Args:
+        kept: The settings of the study, by name, each as a digest.
+        asked: Those of the sweep.
+        grown: Settings that may differ, with all that is in them.
+    """
     for name in [*asked, *kept]:
         found = digest(asked[name]) if name in asked else None
-        if kept.get(name) != found:
+        if kept.get(name) != found and not any(name == one or name.startswith(f"{one}.") for one in grown):
             short = name.removeprefix("sweep.")
             return f"`{short}` than {asked[name]!r:.80}" if name in asked else f"`{short}`, which is not given here"
     return None

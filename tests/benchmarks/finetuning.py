@@ -5,7 +5,8 @@
 trains a DNN (a), exports it at T = 4 (b), fine-tunes exports at T steps without a budget (c) and to shares of what (b)
 spends (d); ``--set`` leaves out ingredients (e). All networks are trained on 55,000 images, budgets are
 met by what 5,000 held-out ones spend, and all figures are those of the 10,000 test images. Runs that the folder already
-holds are not repeated; the front is drawn there as ``front.png``.
+holds are not repeated. ``front.png`` is drawn there, and ``lenet.csv`` and ``vgg.csv`` are results for
+``snnreg front``, which draws them together with those of sweeps.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from snnreg_plugins import ActivityBudget, Distillation, report, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import VGG, Classifier, LeNet, SpikingClassifier
+from snnreg_plugins.sweeps.results import COMPLETE, rows_of, write_csv
 from tests.benchmarks.common import kept, settled, timed, trained
 
 NETWORKS = {
@@ -80,11 +82,13 @@ def dnn(name: str, options: argparse.Namespace, seed: int) -> nn.Module:
     return kept(network, options.cache / f"{name}-{options.epochs}-{seed}.pt", train)
 
 
-def measured(model: nn.Module | None, network: Any, images: FashionMNIST) -> dict[str, float]:
-    """Give accuracies and SOPs on the test images."""
+def measured(model: nn.Module | None, network: Any, images: FashionMNIST) -> dict[str, Any]:
+    """Give accuracies and SOPs on the test images, and all of it as a row of results."""
     found = report(model, network, images.test_dataloader(), steps=[network.timesteps])
     (step,) = found.steps
-    return {"accuracy": 100 * step.score, "dnn": 100 * (found.dnn.score if found.dnn else 0), "sops": step.sops}
+    (row,) = rows_of(found, "by channel")
+    dnn = 100 * (found.dnn.score if found.dnn else 0)
+    return {"accuracy": 100 * step.score, "dnn": dnn, "sops": step.sops, "row": row}
 
 
 def tuned(name: str, options: argparse.Namespace, seed: int, timesteps: int, sops: float | None) -> dict[str, Any]:
@@ -116,15 +120,25 @@ def runs(name: str, options: argparse.Namespace, seed: int) -> Iterator[tuple[st
     images.setup("fit")
     calibration = [batch[0] for batch, _ in zip(images.train_dataloader(), range(40), strict=False)]
     exported = measured(model, to_snntorch(model, calibration, timesteps=4, per_channel=True), images)
+    exported["row"] |= {"penalty": "exported"}
     yield "exported T=4", lambda: exported
     ending = "".join(f" {option}={value}" for option, value in options.set)
+    of_dnn = {column: value for column, value in exported["row"].items() if column.startswith("dnn_")}
     for timesteps, budget in options.plan:
         sops = budget if budget is None or budget > 1 else budget * exported["sops"]
         said = "no budget" if budget is None else f"budget {budget:g}"
         yield (
             f"T={timesteps} {said} epochs={options.tuning}{ending}",
-            partial(tuned, name, options, seed, timesteps, sops),
+            lambda given=(timesteps, sops), asked=budget: marked(
+                tuned(name, options, seed, *given),
+                {**of_dnn, "penalty": "fine-tuned", "budget": asked, "epochs": options.tuning, "other": ending[1:]},
+            ),
         )
+
+
+def marked(found: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Give what a run found with more in its row."""
+    return found | {"row": found["row"] | row}
 
 
 def point(text: str) -> tuple[int, float | None]:
@@ -162,8 +176,11 @@ def main() -> None:
             key = f"{options.network} epochs={options.epochs} seed={seed} {run}"
             if key not in found:
                 found[key] = measure()
+                found[key]["row"] |= {"study": f"finetuning {options.network}", "state": COMPLETE, "seed": seed}
                 with atomic(path) as temporary:
                     temporary.write_text(json.dumps(found, indent=1))
+                of_network = (run["row"] for key, run in found.items() if key.startswith(options.network))
+                write_csv(of_network, options.cache / f"{options.network}.csv")
             print(f"{key:60s} {row(found[key])}", flush=True)
     draw(found, options.cache / "front.png")
 

@@ -50,12 +50,31 @@ def test_a_grid_runs_each_point_once_is_resumed_and_keeps_failures(tmp_path):
 def test_another_space_is_refused(tmp_path):
     run_sweep(quick(tmp_path / "out", trials=1))
     for change, named in (
-        ({"seeds": [0, 1]}, "seeds"),
-        ({"penalties": {"none": None, "l1": {"strength": 3}}}, "strength"),
+        ({"steps": [1, 3]}, "steps"),
+        ({"settings": {"trainer.max_epochs": 3}}, "max_epochs"),
     ):
         with pytest.raises(ValueError, match=rf"`name`.*{named}.*another `name`"):
             run_sweep(quick(tmp_path / "out", **change))
-    run_sweep(quick(tmp_path / "out", name="other", seeds=[0, 1], trials=1))
+    run_sweep(quick(tmp_path / "out", name="other", steps=[1, 3], trials=1))
+
+
+def test_a_grid_that_grows_runs_what_is_new_and_keeps_what_was_measured(tmp_path):
+    out, told = tmp_path / "out", Console(file=io.StringIO())
+    run_sweep(quick(out, trials=2), console=told)
+    first = read_results(out / "results.csv")
+    assert {(row["penalty"], row["strength"]) for row in first} == {("none", None), ("l1", 1)}
+    # What was not begun is no longer of it: 13 and 2.
+    more = {"penalties": {"l1": {"strength": [5, 1], "weighting": "fan_out"}, "none": None}, "seeds": [0, 1]}
+    run_sweep(quick(out, **more), console=told)
+    run_sweep(quick(out, **more), console=told)
+    assert len(begun(tmp_path)) == 2 + 5
+    rows = read_results(out / "results.csv")
+    assert [{name: row[name] for name in first[0]} for row in rows[: len(first)]] == first
+    found = Counter((row["penalty"], row["strength"], row["weighting"], row["seed"]) for row in rows)
+    assert found == {
+        ("none", None, None, 0): 2, ("none", None, None, 1): 2, ("l1", 1, None, 0): 2, ("l1", 1, "fan_out", 0): 2,
+        ("l1", 1, "fan_out", 1): 2, ("l1", 5, "fan_out", 0): 2, ("l1", 5, "fan_out", 1): 2,
+    }  # fmt: skip
 
 
 @pytest.mark.slow
