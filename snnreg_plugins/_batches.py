@@ -79,6 +79,21 @@ def pairs_of(data: Iterable[Any], argument: str = "data") -> Iterator[tuple[Tens
             yield batch[0], batch[1]
 
 
+def number_of_batches(data: Any) -> int | None:
+    """Tell how many batches some data gives; None if that is not known before.
+
+    Example:
+        >>> number_of_batches(torch.zeros(300, 2)), number_of_batches(iter("abc"))
+        (2, None)
+    """
+    if isinstance(data, Tensor):
+        return -(-len(data) // CHUNK) if data.dim() else None
+    try:
+        return len(data)
+    except TypeError:  # also of loaders that have a length, of data that have none
+        return None
+
+
 def mean_frame(inputs: Tensor, time_dim: int | None, dtype: torch.dtype) -> Tensor:
     r"""Give what a DNN sees of inputs with a dimension of time: their mean over the steps.
 

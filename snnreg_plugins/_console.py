@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snnreg_plugins._text import Note, Table, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table as RichTable
 
+T = TypeVar("T")
 # How a note looks, by its weight.
 _STYLES = {"plain": "none", "strong": "bold", "small": "dim"}
 # Words beside the first column are folded into so much.
 _WIDEST = 12
 # A table's first column is folded into that share of the width if nothing else helps.
 _LABELS = 0.4
+# Seconds that work takes before it has a bar, so that none flashes up for what is soon done; and the widest bar.
+_SOON, _BAR = 0.5, 20
 # What stands for a sign that a terminal has none for.
 _PLAIN = {"µ": "u", "×": "x", "·": "*", "…": "...", "≤": "<=", "≥": ">=", "→": "->", "–": "-", "—": "-", "−": "-"}
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -89,7 +96,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int | None = None, shown: bool = True) -> Iterator[Callable[[str], None]]:
-    """Show how far long work is, in a terminal, and take it away when it is done.
+    """Show how far long work is, in a terminal, and take it away when it is done, also by an error.
+
+    Nothing is shown in other processes than the first, nor while another bar is drawn: of rich, which is Lightning's,
+    or of tqdm.
 
     Args:
         what: The work.
@@ -97,23 +107,84 @@ def progress(what: str, total: int | None = None, shown: bool = True) -> Iterato
         shown: Whether to show it at all.
 
     Yields:
-        What is called with each step that is done, and what comes next or came out of it; it may be empty.
+        What is called as each step begins, and says what that is; it may be empty.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     console = _console()
-    if not shown or _quiet.get() or not console.is_terminal:
+    if not shown or _quiet.get() or os.environ.get("LOCAL_RANK", "0") != "0" or not _is_seen(console):
         yield lambda _: None
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar, quiet():
-        task = bar.add_task(encodable(what, console.encoding), total=total)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        def step(text: str) -> None:
-            described = encodable(f"{what}: {one_line(text)}" if text else what, console.encoding)
-            bar.update(task, advance=1, description=described)
+    bar = BarColumn(min(_BAR, console.width // 5))
+    columns = (TextColumn("{task.description}", markup=False), bar, MofNCompleteColumn(), TimeElapsedColumn())
+    drawn = Progress(*columns, console=console, transient=True)
+    task, begun = drawn.add_task(encodable(what, console.encoding), total=total), False
 
+    def step(text: str) -> None:
+        nonlocal begun
+        described = encodable(f"{what}: {one_line(text)}" if text else what, console.encoding)
+        drawn.update(task, advance=int(begun), description=described)
+        begun = True
+
+    with _drawn_soon(drawn, console), quiet():
         yield step
+
+
+def following(items: Iterable[T], step: Callable[[str], None]) -> Iterator[T]:
+    """Walk something, a step for each."""
+    for item in items:
+        step("")
+        yield item
+
+
+def _is_seen(console: Console) -> bool:
+    """Tell whether a person looks at what is drawn; colors are forced in pipes, too."""
+    is_tty: Callable[[], bool] = getattr(console.file, "isatty", lambda: False)
+    try:
+        return console.is_interactive and console.is_terminal and is_tty()
+    except ValueError:  # the file is closed
+        return False
+
+
+@contextmanager
+def _drawn_soon(bar: Progress, console: Console) -> Iterator[None]:
+    """Begin to draw a bar after a moment, unless another one is drawn by then."""
+    lock, is_over = Lock(), False
+
+    def begin() -> None:
+        from rich.errors import LiveError
+
+        with lock, suppress(LiveError):  # another one that began just now
+            if not is_over and not _has_bar(console):
+                bar.start()
+
+    timer = Timer(_SOON, begin)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            is_over = True
+            bar.stop()
+
+
+def _has_bar(console: Console) -> bool:
+    """Tell whether something is drawn anew all the time: two of that kind spoil each other's lines, or are refused."""
+    from rich.errors import LiveError
+    from rich.live import Live
+
+    of_tqdm: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    if len(getattr(of_tqdm, "_instances", ())):
+        return True
+    try:
+        # Refused by earlier versions of rich where there is one, and told by later ones.
+        is_alone = console.set_live(Live(console=console))
+    except LiveError:
+        return True
+    console.clear_live()
+    return is_alone is False
 
 
 def encodable(text: str, encoding: str) -> str:

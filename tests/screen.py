@@ -15,8 +15,11 @@ import pyte
 _LINES = 400
 
 
-def screen(words, columns, folder, **environment):
-    """Run a command in a terminal, and give its return code and the lines on the screen when it has ended."""
+def screen(words, columns, folder, seen=None, **environment):
+    """Run a command in a terminal, and give its return code and the lines on the screen when it has ended.
+
+    Lines that were the last one in the meantime are added to ``seen``.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _LINES, columns, 0, 0))
     settings = {"TERM": "xterm-256color", "COLUMNS": "", "LINES": "", **environment}
@@ -33,5 +36,7 @@ def screen(words, columns, folder, **environment):
         if not sent:
             break
         stream.feed(sent)
+        if seen is not None:
+            seen += [line.rstrip() for line in shown.display if line.strip()][-1:]
     os.close(ours)
     return process.wait(), [line.rstrip() for line in "\n".join(shown.display).rstrip().split("\n")]

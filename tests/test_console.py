@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import threading
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import Progress
+from tqdm import tqdm
 
 from snnreg_plugins import _console
 from snnreg_plugins._console import encodable, held, progress, quiet, say, show
 from snnreg_plugins._lightning import end_bar
 from snnreg_plugins._text import Column, Note, Row, Table, in_joules, in_short
 
+# The cursor is seen, and the line of the bar erased.
+TAKEN_AWAY = "\x1b[?25h\r\x1b[1A\x1b[2K"
 LABELS = ("features.0.conv", "features.3.relu", "readout")
 NUMBERS = {"Threshold range": "0.12..3.45", "SOPs": "1.23M", "Energy": "2.30 µJ", "MACs / DNN": "0.12 %"}
 TABLE = Table(
@@ -92,21 +97,78 @@ def test_a_message_is_in_one_line_where_there_is_no_terminal(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """The console, as if it were a terminal; what is written to it."""
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=80)
-    monkeypatch.setattr(_console, "_console", lambda: console)
-    return stream
-
-
 def test_progress_is_shown_in_a_terminal_and_taken_away(terminal):
     with progress("Trying", 2) as step:
-        step("percent=99.9")
+        for text in ("percent=99.9", "max"):
+            step(text)
+    assert "Trying: percent=99.9" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()
+    assert "2/2" not in terminal.getvalue()  # the second one is under way
+    assert terminal.getvalue().endswith(TAKEN_AWAY)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_leaves_no_bar_and_no_silence(terminal, error):
+    for _ in range(2):
+        begun = terminal.tell()
+        with pytest.raises(error) as raised, progress("Trying"):
+            raise error
+        assert "Trying" in terminal.getvalue()[begun:]  # also while the traceback is kept
+        assert terminal.getvalue().endswith(TAKEN_AWAY)
+    del raised
+
+
+def test_work_that_is_soon_done_has_no_bar(terminal, monkeypatch):
+    monkeypatch.setattr(_console, "Timer", threading.Timer)
+    with progress("Trying") as step:
+        step("")
+    assert not terminal.getvalue()
+
+
+@pytest.mark.parametrize("is_refused", [False, True], ids=["rich of today", "rich of before 14.1"])
+def test_nothing_is_drawn_within_a_bar_of_the_users_own(terminal, monkeypatch, is_refused):
+    console = _console._console()
+    with Progress(console=console) as own:
+        if is_refused:
+            monkeypatch.setattr(console, "set_live", raising(LiveError()))
+        task = own.add_task("Own", total=1)
+        with progress("Trying") as step:
+            step("")
+        own.update(task, advance=1)
+        assert own.live.is_started
+    assert "Trying" not in terminal.getvalue()
+    assert "Own" in terminal.getvalue()
+    monkeypatch.undo()
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+def test_nothing_is_drawn_within_a_bar_of_tqdm(terminal):
+    for _ in tqdm(range(1), file=io.StringIO()):
+        with progress("Trying") as step:
+            step("")
+    assert not terminal.getvalue()
+    with progress("Trying"):
+        pass
     assert "Trying" in terminal.getvalue()
-    assert "percent=99.9" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_other_processes_than_the_first_and_pipes_with_colors_have_no_bar(terminal, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with progress("Trying") as step:
+        step("")
+    assert not terminal.getvalue()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    stream = io.StringIO()
+    monkeypatch.setattr(_console, "_console", lambda: Console(file=stream, force_terminal=True))
+    with progress("Trying") as step:
+        step("")
+    assert not stream.getvalue()
 
 
 def test_progress_is_quiet_when_told_within_another_and_where_there_is_no_terminal(terminal, monkeypatch):

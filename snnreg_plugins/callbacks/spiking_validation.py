@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from typing_extensions import Unpack, override
 
 from snnreg_plugins._checks import as_flag, as_integer, as_number
+from snnreg_plugins._console import quiet
 from snnreg_plugins._pictures import histograms_figure, layers_figure
 from snnreg_plugins.callbacks.measurement import Calls, Measurement, OwnMeasurement, no_values
 from snnreg_plugins.callbacks.measuring import MeasuringCallback
@@ -314,6 +315,7 @@ class SpikingValidation(MeasuringCallback):
         figures = self.figures and trainer.is_global_zero
         return Measurement(dnn, network, self._first.score, figures, self.models)
 
+    @quiet()  # Lightning's bar is there
     def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> SpikingNetwork | None:
         model = self._network(pl_module)
         seen = list(self._recent) or [x]

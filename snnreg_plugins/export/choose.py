@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._batches import mean_frame
+from snnreg_plugins._console import progress
 from snnreg_plugins._models import dtype_of
 from snnreg_plugins.export.counted import run_and_count
 from snnreg_plugins.export.options import CHOSEN, Options, Settled
@@ -166,20 +167,25 @@ def choose(
     found: list[Tried] = []
     last: list[Tried] = []
     networks: dict[Options, SpikingNetwork] = {}  # of the finalists so far, as there may be no memory for all
-    for candidate in candidates(options):
-        tried = replace(options, **candidate)
-        if any(
-            one.is_behind(best_of(found), options.auto_tolerance) and has_higher(tried, one.options) for one in found
-        ):
-            continue
-        networks[tried] = halves.network(tried)
-        found.append(halves.judge(tried, networks[tried], 1))
-        last = finalists(found, options.auto_tolerance)
-        networks = {one.options: networks[one.options] for one in last if one.options in networks}
-    told = [one.told() for one in found if all(one is not other for other in last)]
-    if len(last) > 1 and len(halves.parts) > 1:
-        more = [networks.get(one.options) or halves.network(one.options) for one in last]
-        last = [halves.judge(one.options, network) for one, network in zip(last, more, strict=True)]
+    wanted = candidates(options)
+    with progress("Trying thresholds", len(wanted) + 1) as step:
+        for candidate in wanted:
+            tried = replace(options, **candidate)
+            step(tried.in_words())
+            if any(
+                one.is_behind(best_of(found), options.auto_tolerance) and has_higher(tried, one.options)
+                for one in found
+            ):
+                continue
+            networks[tried] = halves.network(tried)
+            found.append(halves.judge(tried, networks[tried], 1))
+            last = finalists(found, options.auto_tolerance)
+            networks = {one.options: networks[one.options] for one in last if one.options in networks}
+        step("the best, on more samples")
+        told = [one.told() for one in found if all(one is not other for other in last)]
+        if len(last) > 1 and len(halves.parts) > 1:
+            more = [networks.get(one.options) or halves.network(one.options) for one in last]
+            last = [halves.judge(one.options, network) for one, network in zip(last, more, strict=True)]
     return Choice(cheapest(last, options.auto_tolerance).options, told + [one.told() for one in last])
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from snnreg_plugins._batches import Calibration, begun
+from snnreg_plugins._batches import Calibration, begun, number_of_batches
+from snnreg_plugins._console import following, progress
 from snnreg_plugins._models import device_of, dtype_of
 from snnreg_plugins.export.build import build
 from snnreg_plugins.export.calibrate import Statistics, Threshold, example, propagate_shapes, threshold_function
@@ -67,7 +68,9 @@ def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target
         if searched or _adjustments(options):
             kept = _simulated(traced, options.timesteps, _SAMPLES if searched else _needed(options))
         inputs = compared(model, traced, inputs, time.seen)
-        statistics = Statistics(traced, inputs, auto or options.settled.per_channel, kept, device, processes, time.seen)
+        with progress("Calibrating, batches", number_of_batches(share)) as step:
+            inputs, per_channel = following(inputs, step), auto or options.settled.per_channel
+            statistics = Statistics(traced, inputs, per_channel, kept, device, processes, time.seen)
         with _same_random_numbers(processes, device):
             converter = _Converter(traced, statistics, target, folded, samples, time)
             if options.budget is not None and statistics.samples is not None:
@@ -156,7 +159,8 @@ class _Converter:
         if adjustments and samples is not None:
             simulation = Simulation(self.traced, options.timesteps, options.beta, options.settled.per_channel)
             currents = code.currents if self.time.time_dim is None else lambda _: self.time.frames(samples)
-            balances = simulation.adjust(self.time.seen(samples), balances, adjustments, currents)
+            with progress("Adjusting", len(self.statistics.layers)) as step:
+                balances = simulation.adjust(self.time.seen(samples), balances, adjustments, currents, step)
         conversion = options.remembered() | {
             "framework": self.target.name,
             "input_shape": list(self.like.shape[1:]),

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnreg_plugins._batches import Calibration, inputs_of
+from snnreg_plugins._batches import Calibration, inputs_of, number_of_batches
 from snnreg_plugins._checks import as_number, shown
+from snnreg_plugins._console import following, progress
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins.export.counted import Counted, run_and_count
 from snnreg_plugins.spiking.early_exit import margin
@@ -93,10 +94,12 @@ def exit_margins(
     agreement = as_number("agreement", agreement, "(0, 1]")
     sops = None if sops is None else as_number("sops", sops, "(0, inf)")
     require_network(network)
-    with torch.no_grad(), eval_and_back(network):
+    total = number_of_batches(calibration)
+    with torch.no_grad(), eval_and_back(network), progress("Finding margins, batches", total) as step:
+        inputs = following(inputs_of(calibration, device_of(network)), step)
         if sops is not None:
-            return _within(network, list(inputs_of(calibration, device_of(network))), agreement, sops)
-        samples = _Running.of(network, inputs_of(calibration, device_of(network)))
+            return _within(network, list(inputs), agreement, sops)
+        samples = _Running.of(network, inputs)
         return samples.told(samples.at(agreement))
 
 

@@ -249,6 +249,12 @@ class Options:
         given = {name: getattr(self, name) for name in Settled._fields}
         return Settled(**{name: value for name, value in given.items() if value is not None})
 
+    def in_words(self) -> str:
+        """Say how thresholds are chosen, shortly."""
+        method = self.remembered()["threshold"]
+        percent = f" {self.settled.percent:g}" if method == "percentile" else ""
+        return f"{method}{percent}, per {'channel' if self.settled.per_channel else 'layer'}"
+
     @property
     def is_final(self) -> bool:
         """Whether nothing is left to be folded, fixed or rounded when training ends."""

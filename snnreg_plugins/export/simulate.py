@@ -116,6 +116,7 @@ class Simulation(fx.Interpreter):
         self.balances: dict[str, Balance] = {}
         self.adjustments: list[Adjustment] = []
         self.code: Callable[[Tensor], list[Tensor] | None] = lambda inputs: None
+        self.step: Callable[[str], None] = lambda name: None
 
     def adjust(
         self,
@@ -123,6 +124,7 @@ class Simulation(fx.Interpreter):
         balances: dict[str, Balance],
         adjustments: list[Adjustment],
         code: Callable[[Tensor], list[Tensor] | None],
+        step: Callable[[str], None] = lambda name: None,
     ) -> dict[str, Balance]:
         """Adjust all balances, in the order in which the layers run.
 
@@ -131,11 +133,12 @@ class Simulation(fx.Interpreter):
             balances: Those to begin with, by population.
             adjustments: What to do at each population, one after the other.
             code: From inputs to what goes in at each step; None for the inputs themselves.
+            step: Called with the name of each population as its turn comes.
 
         Returns:
             The balances, by population.
         """
-        self.balances, self.adjustments, self.code = dict(balances), adjustments, code
+        self.balances, self.adjustments, self.code, self.step = dict(balances), adjustments, code, step
         self.run(inputs)
         return self.balances
 
@@ -165,6 +168,7 @@ class Simulation(fx.Interpreter):
         total: list[Tensor] = []
         for key, population in populations.items():
             signed = currents if population.sign > 0 else [-current for current in currents]
+            self.step(key)
             neurons = Neurons(population, signed, population.rectify(given.exact), self.beta, self.per_channel)
             for adjustment in self.adjustments:
                 self.balances[key] = adjustment(neurons, self.balances[key])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import shown
+from snnreg_plugins._console import progress
 from snnreg_plugins._models import eval_and_back
 from snnreg_plugins.export.choose import Halves, Tried, candidates, cheapest, has_classes
 from snnreg_plugins.export.counted import run_and_count
@@ -65,10 +66,15 @@ class _Search:
         self.least = torch.inf  # that was counted
 
     def run(self) -> SpikingNetwork:
-        ways = [way for timesteps in self._timesteps() for way in self._ways(timesteps)]
+        steps = self._timesteps()
+        with progress("Within the budget", len(steps) * len(self._candidates(self.options)) + 1) as step:
+            return self._cheapest([way for timesteps in steps for way in self._ways(timesteps, step)], step)
+
+    def _cheapest(self, ways: list[Way], step: Callable[[str], None]) -> SpikingNetwork:
         while ways:
             best = cheapest([way.tried for way in ways])
             way = next(way for way in ways if way.tried is best)
+            step(f"T = {way.tried.options.timesteps} on all samples")
             network = self._made(way)
             if network is not None:
                 return network
@@ -86,12 +92,18 @@ class _Search:
             steps.append(steps[-1] // 2)
         return steps
 
-    def _ways(self, timesteps: int) -> list[Way]:
+    @staticmethod
+    def _candidates(options: Options) -> list[Options]:
+        if options.threshold != "auto":
+            return [options]
+        return [replace(options, **candidate) for candidate in candidates(options)]
+
+    def _ways(self, timesteps: int, step: Callable[[str], None]) -> list[Way]:
         """Find ways at so many time steps."""
-        options = replace(self.options, timesteps=timesteps)
-        auto = options.threshold == "auto"
-        tried = [replace(options, **candidate) for candidate in candidates(options)] if auto else [options]
-        judged = [self.halves.judge(one, self.halves.network(one)) for one in tried]
+        judged = []
+        for one in self._candidates(replace(self.options, timesteps=timesteps)):
+            step(f"T = {timesteps}, {one.in_words()}")
+            judged.append(self.halves.judge(one, self.halves.network(one)))
         ways = []
         for plain in judged:
             if any(other.sops < plain.sops and other.mean >= plain.mean for other in judged):

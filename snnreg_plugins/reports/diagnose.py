@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame
 from snnreg_plugins._checks import as_integer
+from snnreg_plugins._console import following, progress
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.reports.diagnosis import Diagnosis, LayerDiagnosis, SharedSynapses
@@ -100,10 +101,11 @@ def diagnose(
         Hooks() as hooks,
         run_as(network, timesteps),
         eval_and_back(network),
+        progress("Comparing layers, batches") as step,
     ):
         for comparison in compared.values():
             comparison.watch(hooks)
-        for inputs in walk:
+        for inputs in following(walk, step):
             traced(see(inputs).to(device_of(traced)))
             network(inputs.to(device_of(network)))
             for comparison in compared.values():

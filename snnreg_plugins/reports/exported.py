@@ -121,7 +121,7 @@ def export_run(
     how: dict[str, Any] = {"steps": steps, "table": table, "metric": metric, "loss": loss, "readout": readout}
     about = About(_network_name(dnn or network), type(datamodule).__name__, penalty, str(date.today()), __version__)
     how["count_zero_weights"] = count_zero_weights
-    result = replace(report(dnn, network, data, **how, input_events=input_events, progress=True), about=about)
+    result = replace(report(dnn, network, data, **how, input_events=input_events), about=about)
     written += _write(run, result)
     diagnosis = None
     if diagnosed and dnn is not None and isinstance(network, SpikingNetwork):

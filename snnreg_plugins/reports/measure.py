@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from snnreg_plugins._batches import begun, mean_frame, pairs_of
+from snnreg_plugins._batches import begun, mean_frame, number_of_batches, pairs_of
 from snnreg_plugins._checks import as_integers
+from snnreg_plugins._console import following
 from snnreg_plugins._console import progress as working
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
 from snnreg_plugins.export.faithful import traced_faithfully
@@ -44,7 +45,7 @@ def report(
     loss: Loss | None = None,
     readout: Readout = as_it_is,
     input_events: bool | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Report:
     r"""Measure what a spiking network scores and spends at every T, beside the DNN it was exported from.
 
@@ -88,7 +89,7 @@ def report(
             such as ``lambda outputs: outputs[0].sum(0)`` for spikes and potentials ``(T, B, K)``.
         input_events: Of such a network: whether whole numbers in its input are events. If False, as for images of 0 to
             255, they cost MACs. If None they are taken for events, and a warning says so.
-        progress: Show a progress bar over the batches.
+        progress: Show a progress bar over the batches, in a terminal.
 
     Returns:
         The numbers, with ``print()``, ``save_json(path)`` and ``save_plot(path)``. Its numbers by layer are at
@@ -114,13 +115,15 @@ def report(
     ascending = require_steps(steps)
     prices = Prices.of(network, table, count_zero_weights)
     _require_spiking(dnn, network)
-    first, pairs = begun(_pairs(data, progress))
+    first, pairs = begun(pairs_of(data))
     if first is None:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     loss = loss or loss_of_modules(network if dnn is None else dnn)
+    total = number_of_batches(data)
     if not isinstance(network, SpikingNetwork):
         given: dict[str, Any] = {"metric": metric, "loss": loss, "readout": readout, "input_events": input_events}
-        return measure_own(network, pairs, prices, **given)
+        with working("Measuring, batches", total, progress) as step:
+            return measure_own(network, following(pairs, step), prices, **given)
     time = network.time_dim
     if time is not None:
         held = first[0].shape[time]
@@ -136,8 +139,9 @@ def report(
         Tally(network, products=False, counting=prices.needs) as of_snn,
         (behind := _Behind(network, ascending, prices.needs)).hooks,
         run_as(network, longest),
+        working("Measuring, batches", total, progress) as step,
     ):
-        for inputs, targets in pairs:
+        for inputs, targets in following(pairs, step):
             running = network(inputs.to(device_of(network)), per_step=True).cpu()
             outputs = running[-1] if traced is None else traced(see(inputs).to(device_of(traced))).cpu()
             if not samples:
@@ -319,12 +323,3 @@ def run_as(network: SpikingNetwork, timesteps: int) -> Iterator[None]:
             yield
     finally:
         network.timesteps = before
-
-
-def _pairs(data: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk the batches that hold a sample."""
-    total = len(data) if isinstance(data, Sized) else None
-    with working("Measuring", total, shown=progress) as step:
-        for pair in pairs_of(data):
-            yield pair
-            step("")

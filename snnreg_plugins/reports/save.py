@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from snnreg_plugins._batches import Calibration, pairs_of
 from snnreg_plugins._checks import as_integer, as_number, shown
+from snnreg_plugins._console import progress
 from snnreg_plugins._models import device_of, eval_and_back
 from snnreg_plugins._text import over
 from snnreg_plugins.export.counted import run_and_count
@@ -107,8 +108,9 @@ def savings(
     if not pairs:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     devices = [device_of(network)] if device_of(network).type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        trial = _Trial(network, pairs, table, metric, loss)
+    with torch.random.fork_rng(devices), progress("Trying to save") as step:
+        step("nothing, to compare with")
+        trial = _Trial(network, pairs, table, metric, loss, step)
         tried = tuple(trial.ways(calibration))
     dearest = max(trial.base.layers, key=lambda layer: layer.energy or 0.0)
     plain, energy = trial.plain, trial.base.at_timesteps().energy
@@ -164,8 +166,9 @@ class _Trial:
         table: Model | Sequence[Model] | None,
         metric: Metric | Task | Score | None,
         loss: Loss | None,
+        step: Callable[[str], None],
     ) -> None:
-        self.network, self.pairs, self.table = network, pairs, table
+        self.network, self.pairs, self.table, self.step = network, pairs, table, step
         loss = loss or loss_of_modules(network)
         with torch.no_grad(), eval_and_back(network):
             outputs = network(pairs[0][0].to(device_of(network))).cpu()
@@ -183,11 +186,13 @@ class _Trial:
                 yield self._saving("timesteps", steps, found)
         layers = Rebalance(deepcopy(self.network)).layers if self._may_scale() else []
         for factor in _FACTORS if layers else ():
+            self.step(f"thresholds × {factor:g}")
             factors = dict.fromkeys(layers, factor)
             for steps, found in self._scaled(factors, self.steps).items():
                 yield self._saving("thresholds" if steps == last else "both", steps, found, factors)
         for layer in self._costly(layers) if len(layers) > 1 else ():
             for factor in _OF_A_LAYER:
+                self.step(f"thresholds of {layer} × {factor:g}")
                 factors = {layer: factor}
                 one = self._scaled(factors, [self.network.timesteps])[last]
                 yield self._saving("layer", last, one, factors)
@@ -243,6 +248,7 @@ class _Trial:
     def _leaving(self, calibration: Calibration) -> Iterator[Saving]:
         network, batches = deepcopy(self.network), None
         for agreement in _AGREEMENTS:
+            self.step(f"early exit, where {100 * agreement:g} % keep their class")
             if batches is None:
                 batches = calibration if isinstance(calibration, (Tensor, list, tuple)) else list(calibration)
             network.exit_margins = None

@@ -77,6 +77,11 @@ def test_training_ends_with_the_same_weights_bit_for_bit():
         assert torch.equal(value, with_it.state_dict()[name]), name
 
 
+def test_an_export_within_training_draws_nothing(terminal):
+    fit([SpikingValidation(timesteps=4, exit_agreement=0.9)])
+    assert not terminal.getvalue()
+
+
 def test_logs_what_a_plain_evaluation_gives():
     callback = SpikingValidation(timesteps=4, calibration_batches=5)
     module, trainer = fit([callback], max_epochs=1)

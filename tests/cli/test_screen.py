@@ -38,6 +38,39 @@ def test_the_main_job_in_a_terminal(columns, tmp_path):
     assert "snn/sops" in text
 
 
+EXPORT = """
+import sys, time, torch
+from torch import nn
+from snnreg_plugins import to_snntorch
+
+def batches():
+    for batch in torch.rand(6, 8, 4):
+        yield batch
+        time.sleep(0.4)
+    {end}
+
+print("before")
+try:
+    to_snntorch(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), batches(), timesteps=4)
+finally:
+    print("after")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "last"), [("", "after"), ("raise KeyboardInterrupt", "KeyboardInterrupt")])
+def test_an_export_takes_its_bar_away(end, last, tmp_path):
+    pytest.importorskip("pyte")
+    from tests.screen import screen
+
+    seen = []
+    _, lines = screen([sys.executable, "-c", EXPORT.format(end=end)], 55, tmp_path, seen)
+    assert any(line.startswith("Calibrating, batches") for line in seen)
+    assert lines[:2] == ["before", "after"]
+    assert lines[-1] == last
+    assert not any("Calibrating, batches" in line for line in lines if "with progress" not in line)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "gbk", "cp932"])
 def test_the_main_job_in_a_pipe(encoding, tmp_path):
