@@ -290,7 +290,7 @@ class Front(Result):
             return place.x, place.y if self.higher_is_better else -place.y
 
         clouds, every = [], []
-        for index, label in enumerate(self.labels):
+        for label, style in scatter.styles_of(self.labels).items():
             own = [point for point in self.points if point.label == label and getattr(point, cost) is not None]
             places = list(dict.fromkeys(at(point) for point in own if getattr(point, score) is not None))
             places = [place for place in places if place.x > 0]
@@ -298,7 +298,7 @@ class Front(Result):
             every += places
             if places:
                 others = tuple((place.x, place.y) for place in places if place not in best)
-                clouds.append(Cloud(label, tuple(best), others, index))
+                clouds.append(Cloud(label, tuple(best), others, style))
         if not clouds:
             return None
         front = tuple((place.x, place.y) for place in _pareto(every, key))

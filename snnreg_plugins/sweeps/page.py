@@ -37,7 +37,7 @@ def page(front: Front, title: str = "") -> str:
         front=front,
         facts=list(_facts(front)),
         figures=front.figures(),
-        legend=list(enumerate(front.labels)),
+        legend=scatter.styles_of(front.labels),
     )
 
 

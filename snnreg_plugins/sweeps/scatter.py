@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,38 @@ if TYPE_CHECKING:
 # Of Okabe and Ito 2008 (see `_pictures`), without yellow, which is too light for lines; signs tell apart too.
 COLORS = (GREY, BLUE, ORANGE, "#009E73", "#CC79A7", SKY, "#E69F00")
 _MARKERS = "os^Dv*PX"
+_DASHES = ("-", "--", ":")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How points look that belong together.
+
+    Args:
+        kind: Gives them a colour and a sign.
+        variant: Of those of that kind, gives them a dash.
+    """
+
+    kind: int
+    variant: int
+
+    @property
+    def names(self) -> str:
+        """The classes of the style sheet."""
+        return f"c{self.kind % len(COLORS)} d{self.variant % len(_DASHES)}"
+
+
+def styles_of(labels: Iterable[str]) -> dict[str, Style]:
+    """Give a style to each label; what differs in what stands behind the first comma is of one kind.
+
+    Example:
+        >>> styles_of(["none", "l1, uniform", "l1, fan-out"])["l1, fan-out"]
+        Style(kind=1, variant=1)
+    """
+    kinds: dict[str, list[str]] = {}
+    for label in labels:
+        kinds.setdefault(label.partition(",")[0], []).append(label)
+    return {label: Style(kind, n) for kind, of_kind in enumerate(kinds.values()) for n, label in enumerate(of_kind)}
 
 
 @dataclass(frozen=True)
@@ -29,13 +61,13 @@ class Cloud:
         label: What they are.
         best: Those that a line joins: x, y, and how far they are spread in x and y.
         others: x and y of the others.
-        look: Which of the colours and signs they have.
+        style: How they look.
     """
 
     label: str
     best: tuple[tuple[float, float, float, float], ...]
     others: tuple[tuple[float, float], ...]
-    look: int
+    style: Style
 
 
 @dataclass(frozen=True)
@@ -70,11 +102,19 @@ class Scatter:
     write_x: Callable[[float], str]
     write_y: Callable[[float], str]
 
+    @property
+    def shown(self) -> tuple[list[float], list[float]]:
+        """X and y of all that is drawn: what scores too little is not, and takes no room in x either."""
+        points = [point[:2] for cloud in self.clouds for point in (*cloud.best, *cloud.others)]
+        points = [(x, y) for x, y in points if self.low is None or y >= self.low]
+        return [x for x, _ in points], [*(y for _, y in points), self.level]
+
 
 def draw(axes: Axes, figure: Scatter) -> None:
     """Draw scores against costs."""
     for cloud in figure.clouds:
-        color, marker = COLORS[cloud.look % len(COLORS)], _MARKERS[cloud.look % len(_MARKERS)]
+        kind, dash = cloud.style.kind, _DASHES[cloud.style.variant % len(_DASHES)]
+        color, marker = COLORS[kind % len(COLORS)], _MARKERS[kind % len(_MARKERS)]
         if cloud.others:
             x, y = zip(*cloud.others, strict=True)
             axes.scatter(x, y, s=7, color=color, alpha=0.3, linewidths=0, zorder=2)
@@ -82,6 +122,7 @@ def draw(axes: Axes, figure: Scatter) -> None:
         how: dict[str, Any] = {
             "color": color,
             "linewidth": 1.4,
+            "linestyle": dash,
             "elinewidth": 0.8,
             "marker": marker,
             "markersize": 4.5,
@@ -99,10 +140,13 @@ def draw(axes: Axes, figure: Scatter) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: figure.write_x(value))
     axes.yaxis.set_major_formatter(lambda value, _: figure.write_y(value))
     axes.minorticks_off()
+    xs, ys = figure.shown
     if figure.low is not None:
-        axes.set_ylim(bottom=figure.low)
-    if figure.named:
-        axes.legend(loc="lower right", fontsize=7.5, handlelength=1.8)
+        axes.set_xlim(min(xs) / 1.2, max(xs) * 1.2)
+        axes.set_ylim(figure.low, max(ys) + 0.05 * (max(ys) - figure.low))
+    if figure.named:  # below all panels, where no line is
+        whole: Any = axes.figure
+        whole.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8.5)
 
 
 # As pictures have them, drawn around (0, 0).
@@ -119,25 +163,18 @@ _SIGNS = (
 _LEFT, _TOP, _WIDE, _HIGH, _BELOW = 46, 10, charts.WIDTH - 50, 200, 36
 
 
-def style(look: int) -> str:
-    """Give the class of a colour, as ``scatter.css`` has them."""
-    return f"c{look % len(COLORS)}"
-
-
-def swatch(look: int) -> Markup:
+def swatch(style: Style) -> Markup:
     """Draw a line with its sign, for the legend."""
-    line = tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style(look)}")
-    return tag("svg", line, _sign(look, 14, 7), viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
+    line = tag("line", x1=0, x2=28, y1=7, y2=7, class_=f"line {style.names}")
+    return tag("svg", line, _sign(style, 14, 7), viewBox="0 0 28 14", width=28, height=14, aria_hidden="true")
 
 
 def chart(figure: Scatter) -> Markup:
     """Draw scores against costs as SVG."""
-    xs = [x for cloud in figure.clouds for x in (*(p[0] for p in cloud.best), *(p[0] for p in cloud.others))]
-    ys = [y for cloud in figure.clouds for y in (*(p[1] for p in cloud.best), *(p[1] for p in cloud.others))]
-    shown = [y for y in (*ys, figure.level) if figure.low is None or y >= figure.low]
-    ticks, place_y = _even(shown)
+    xs, ys = figure.shown
+    ticks, place_y = _even(ys)
     places, place_x = _logarithmic(xs)
-    floor = ticks[0]
+    floor = ticks[0] if figure.low is None else figure.low
 
     def at(x: float, y: float) -> str:
         return f"{place_x(x):.1f} {place_y(max(y, floor)):.1f}"
@@ -151,7 +188,7 @@ def chart(figure: Scatter) -> Markup:
     for cloud in figure.clouds:
         dots = "".join(f"M{at(x, y)}h.01" for x, y in cloud.others if y >= floor)
         if dots:
-            parts.append(tag("path", d=dots, class_=f"dots {style(cloud.look)}"))
+            parts.append(tag("path", d=dots, class_=f"dots {cloud.style.names}"))
         best = [point for point in cloud.best if point[1] >= floor]
         if not best:
             continue
@@ -161,17 +198,17 @@ def chart(figure: Scatter) -> Markup:
             if dx or dy
         )
         if bars:
-            parts.append(tag("path", d=bars, class_=f"bars {style(cloud.look)}"))
-        parts.append(tag("path", d="M" + "L".join(at(x, y) for x, y, _, _ in best), class_=f"line {style(cloud.look)}"))
-        parts += [_sign(cloud.look, place_x(x), place_y(y)) for x, y, _, _ in best]
+            parts.append(tag("path", d=bars, class_=f"bars {cloud.style.names}"))
+        parts.append(tag("path", d="M" + "L".join(at(x, y) for x, y, _, _ in best), class_=f"line {cloud.style.names}"))
+        parts += [_sign(cloud.style, place_x(x), place_y(y)) for x, y, _, _ in best]
     height = _TOP + _HIGH + _BELOW
     box = f"0 0 {charts.WIDTH} {height}"
     return tag("svg", *parts, viewBox=box, role="img", aria_label=figure.said, class_="figure scatter")
 
 
-def _sign(look: int, x: float, y: float) -> Markup:
+def _sign(style: Style, x: float, y: float) -> Markup:
     place = f"translate({x:.1f} {y:.1f})"
-    return tag("path", d=_SIGNS[look % len(_SIGNS)], transform=place, class_=f"sign {style(look)}")
+    return tag("path", d=_SIGNS[style.kind % len(_SIGNS)], transform=place, class_=f"sign {style.names}")
 
 
 def _axes(

@@ -179,7 +179,9 @@ def main() -> None:
                 found[key]["row"] |= {"study": f"finetuning {options.network}", "state": COMPLETE, "seed": seed}
                 with atomic(path) as temporary:
                     temporary.write_text(json.dumps(found, indent=1))
-                of_network = (run["row"] for key, run in found.items() if key.startswith(options.network))
+                of_network = (
+                    run["row"] for key, run in found.items() if key.startswith(options.network) and "row" in run
+                )
                 write_csv(of_network, options.cache / f"{options.network}.csv")
             print(f"{key:60s} {row(found[key])}", flush=True)
     draw(found, options.cache / "front.png")
