@@ -14,7 +14,7 @@ from snnreg_plugins._torch import has_hooks_on_all, is_dispatch_mode_on, is_forw
 from snnreg_plugins.functional.synapses import SYNAPTIC_LAYERS
 from snnreg_plugins.spiking.events import EventDriven
 from snnreg_plugins.spiking.firing import Firing, is_compilable
-from snnreg_plugins.spiking.layers import InitialState, by_step
+from snnreg_plugins.spiking.layers import InitialState, by_step, channels_last
 from snnreg_plugins.spiking.plan import Plan
 from snnreg_plugins.spiking.stepwise import Frames
 from snnreg_plugins.watching.hooks import is_watched, sees_many_steps, unwatched, watched_call
@@ -212,16 +212,18 @@ class Chunk:
             currents = currents.to(firing.dynamics.threshold.dtype)
         if is_compilable(currents) and currents.dim() == 4:
             # So that a spike adds weights to a run of outputs, and all layers from here on are laid out alike.
-            currents = currents.contiguous(memory_format=torch.channels_last)
-        if isinstance(state, InitialState):
+            currents = channels_last(currents)
+        starts = isinstance(state, InitialState)
+        if starts:
             sample = currents[: len(currents) // self.steps] if isinstance(current, AllSteps) else currents
-            state = torch.empty_like(sample).copy_(state.potential.expand_as(sample))
+            state = state.potential.to(sample.dtype).expand_as(sample)
         overwrite = self.plan.may_overwrite(node.args[0])
 
         def run(currents: Tensor) -> tuple[Tensor, Tensor]:
             if _needs_gradient(currents, state, firing.dynamics.threshold, firing.dynamics.beta):
                 return firing.with_gradient(currents, state, self.steps)
-            return firing(currents, state, self.steps, overwrite), state
+            own = torch.empty_like(sample).copy_(state) if starts else state
+            return firing(currents, own, self.steps, overwrite), own
 
         spikes, state = watched_call(module, run, currents)
         return AllSteps(spikes), state

@@ -119,96 +119,110 @@ class Firing:
         spikes, last = _Fire.apply(currents, potential, *trained, self, steps, *sources)
         return spikes, last
 
-    def of_threshold(self, of_currents: Tensor, of_last: Tensor, above: Tensor, potential: Tensor) -> Tensor:
-        r"""Give the gradient of the threshold, from that of the currents.
-
-        With g the gradient of :math:`v_t`, which is that of :math:`I_t`, and no gradient through the reset,
-
-        .. math:: \frac{\partial L}{\partial \lambda} = -\sum_t \left( g_t - \beta g_{t+1} \right)
-            - \sum_t [v_{t-1} > \lambda] \, g_t
-
-        where the first term is what came through the surrogate; :math:`\beta g_{T+1}` is the last potential's.
-
-        Args:
-            of_currents: g, ``(steps * B, ...)``.
-            of_last: Gradient of the last potential, ``(B, ...)``.
-            above: How far each :math:`v_t` was above the threshold.
-            potential: :math:`v_0`.
-        """
-        threshold = self.dynamics.threshold
-        steps = len(of_currents) // len(of_last)
-        g, none = by_step(of_currents, steps), of_currents.new_zeros(())
-        parts = [g[0], torch.where(potential > threshold, g[0], none)]
-        if steps > 1:
-            parts.append(torch.where(by_step(above, steps)[:-1] > 0, g[1:], none).sum(0))
-        if steps > 1 and self.leaks:
-            parts.append((1 - self.dynamics.beta) * g[1:].sum(0))
-        # Each summed by itself: sums of all parts, neuron by neuron, would take longer.
-        total = torch.stack([part.sum_to_size(threshold.shape) for part in parts]).sum(0)
-        return of_last.sum_to_size(threshold.shape) - total
-
     def of_beta(self, of_currents: Tensor, above: Tensor, potential: Tensor) -> Tensor:
-        r"""Give the gradient of the decay, :math:`\sum_t g_t v_{t-1}`; arguments as of :meth:`of_threshold`."""
+        r"""Give the gradient of the decay, :math:`\sum_t g_t v_{t-1}`, g being that of the currents.
+
+        Further arguments are as of :meth:`backward`.
+        """
         steps = len(of_currents) // len(potential)
         g = by_step(of_currents, steps)
         later = g[1:] * (by_step(above, steps)[:-1] + self.dynamics.threshold)
         return (g[0] * potential + later.sum(0)).sum_to_size(self.dynamics.beta.shape)
 
-    def above(self, currents: Tensor, potential: Tensor, steps: int, constant: bool) -> tuple[Tensor, Tensor]:
-        """Give spikes ``(steps * B, ...)``, and how far the potential, which is written to, was above the threshold."""
+    def above(self, currents: Tensor, potential: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Give spikes and how far the potential was above the threshold, ``(steps * B, ...)``, and the last potential.
+
+        Arguments are as of :meth:`with_gradient`.
+        """
+        constant = steps > 1 and currents.shape[0] == potential.shape[0]
         if not self.is_compilable(currents, potential):
-            above = currents.new_empty((steps, *potential.shape))
-            return self._in_place(currents, potential, steps, constant, above), above.flatten(0, 1)
+            above, v = currents.new_empty((steps, *potential.shape)), potential.clone()
+            return self._in_place(currents, v, steps, constant, above), above.flatten(0, 1), v
         channels_last = _is_channels_last(currents)
         threshold, beta = self._threshold(channels_last, potential.shape[1:])
-        values, v = (_in_memory_order(x, channels_last) for x in (currents, potential))
-        spikes, above = (values.new_empty((steps * len(v), *values.shape[1:])) for _ in range(2))
-        rows = len(v), threshold.size
+        values, samples = _in_memory_order(currents, channels_last), len(potential)
+        spikes, above = (values.new_empty((steps * samples, *values.shape[1:])) for _ in range(2))
+        v = values.new_empty((samples, *values.shape[1:]))
+        rows = samples, threshold.size
         kernels().in_parallel(
-            kernels().fire_above, len(v), 2 * spikes.numel(),
-            values.numpy().reshape(-1, *rows), constant, v.numpy().reshape(rows), threshold, beta,
-            above.numpy().reshape(steps, *rows), spikes.numpy().reshape(steps, *rows),
+            kernels().fire_above, samples, 2 * spikes.numel(),
+            values.numpy().reshape(-1, *rows), constant, _samples(potential, channels_last), v.numpy().reshape(rows),
+            threshold, beta, above.numpy().reshape(steps, *rows), spikes.numpy().reshape(steps, *rows),
         )  # fmt: skip
-        if v.data_ptr() != potential.data_ptr():
-            potential.copy_(_in_shape(v, channels_last))
-        return _in_shape(spikes, channels_last), _in_shape(above, channels_last)
+        return _in_shape(spikes, channels_last), _in_shape(above, channels_last), _in_shape(v, channels_last)
 
-    def backward(self, above: Tensor, of_spikes: Tensor, of_potential: Tensor) -> Tensor:
-        """Give the gradients of the currents of all steps; that of the potential, ``(B, ...)``, is written to.
+    def backward(
+        self,
+        above: Tensor,
+        of_spikes: Tensor,
+        of_last: Tensor | None,
+        potential: Tensor,
+        starts: bool = False,
+        trained: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        r"""Give the gradients of the currents of all steps, and those of the potential and the threshold, if wanted.
+
+        With :math:`s_t` what the surrogate passes on, g the gradient of :math:`v_t`, which is that of :math:`I_t`, and
+        no gradient through the reset,
+
+        .. math:: g_t = s_t + \beta g_{t+1} \qquad
+            \frac{\partial L}{\partial \lambda} = -\sum_t \left( s_t + [v_{t-1} > \lambda] \, g_t \right)
+
+        where :math:`\beta g_{T+1}` is the gradient of the last potential.
 
         Args:
             above: How far the potential was above the threshold, ``(steps * B, ...)``.
-            of_spikes: Gradient of the spikes.
-            of_potential: Gradient of the last potential; of the first one, on return.
+            of_spikes: Gradient of the spikes, shaped alike.
+            of_last: Gradient of the last potential, ``(B, ...)``; None for 0.
+            potential: :math:`v_0`, ``(B, ...)``.
+            starts: Whether the gradient of :math:`v_0` is wanted.
+            trained: Whether that of the threshold is.
         """
-        steps = len(above) // len(of_potential)
-        if not self.is_compilable(above, of_spikes, of_potential):
-            return self._backward(above, of_spikes, of_potential, steps)
-        channels_last = _is_channels_last(above)
+        if not self.is_compilable(above, of_spikes, potential):
+            return self._backward(above, of_spikes, of_last, potential, trained)
+        channels_last, sample = _is_channels_last(above), potential.shape[1:]
+        steps = len(above) // len(potential)
         surrogate = self.dynamics.surrogate
-        slope = _rows(surrogate.slope, channels_last, of_potential.shape[1:])
+        slope = _rows(surrogate.slope, channels_last, sample)
         height = slope / slope.dtype.type(surrogate.steepness) if surrogate.steepness else slope[:0]
-        values, given, later = (_in_memory_order(x, channels_last) for x in (above, of_spikes, of_potential))
+        threshold = self._threshold(channels_last, sample)[0] if trained else slope[:0]
+        values, given = (_in_memory_order(x, channels_last) for x in (above, of_spikes))
+        rows = len(potential), slope.size
         of_currents = torch.empty_like(values)
-        rows = len(later), slope.size
-        kernels().in_parallel(
-            kernels().fire_back, len(later), 2 * above.numel(),
-            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(rows), slope, height,
-            surrogate.COMPILED, slope.dtype.type(self.dynamics.beta), of_currents.numpy().reshape(steps, *rows),
+        of_start = values.new_empty((len(potential) if starts else 0, *values.shape[1:]))
+        later = of_start[:0] if of_last is None else _in_memory_order(of_last, channels_last)
+        totals = kernels().in_parallel(
+            kernels().fire_back, len(potential), 2 * above.numel(),
+            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(-1, slope.size),
+            slope, height, surrogate.COMPILED, slope.dtype.type(self.dynamics.beta),
+            of_currents.numpy().reshape(steps, *rows), of_start.numpy().reshape(-1, slope.size),
+            _samples(potential, channels_last), threshold,
         )  # fmt: skip
-        if later.data_ptr() != of_potential.data_ptr():
-            of_potential.copy_(_in_shape(later, channels_last))
-        return _in_shape(of_currents, channels_last)
+        found = _in_shape(of_currents, channels_last), _in_shape(of_start, channels_last) if starts else None
+        if not trained:
+            return *found, None
+        total = torch.from_numpy(sum(totals)).reshape(values.shape[1:])
+        total = total.permute(2, 0, 1) if channels_last else total
+        return *found, total.sum_to_size(self.dynamics.threshold.shape)
 
-    def _backward(self, above: Tensor, of_spikes: Tensor, later: Tensor, steps: int) -> Tensor:
+    def _backward(
+        self, above: Tensor, of_spikes: Tensor, of_last: Tensor | None, potential: Tensor, trained: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        steps, threshold = len(above) // len(potential), self.dynamics.threshold
         of_currents = by_step(torch.empty_like(above), steps)
         above, of_spikes = by_step(above, steps), by_step(of_spikes.contiguous(), steps)
+        later = torch.zeros_like(of_currents[0]) if of_last is None else of_last.clone()
+        none, total = later.new_zeros(()), later.new_zeros(threshold.shape) if trained else None
         for step in reversed(range(steps)):
             of_step = self.dynamics.surrogate.backward(of_spikes[step], above[step])
             later.copy_(torch.add(of_step, later, out=of_currents[step]))
+            if total is not None:
+                fired = above[step - 1] > 0 if step else potential > threshold
+                total -= of_step.sum_to_size(threshold.shape)
+                total -= torch.where(fired, of_currents[step], none).sum_to_size(threshold.shape)
             if self.leaks:
                 later.mul_(self.dynamics.beta)
-        return of_currents.flatten(0, 1)
+        return of_currents.flatten(0, 1), later, total
 
     def is_compilable(self, *tensors: Tensor) -> bool:
         """Tell whether compiled loops take these neurons and tensors."""
@@ -234,27 +248,25 @@ class _Fire(torch.autograd.Function):
         *sources: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.firing = firing
+        ctx.set_materialize_grads(False)  # the last potential seldom has one
         ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
-        last = potential.clone()
-        spikes, above = firing.above(currents, last, steps, ctx.constant)
-        ctx.trained = threshold.requires_grad, beta.requires_grad
-        ctx.save_for_backward(above, potential if any(ctx.trained) else None, *sources)
+        spikes, above, last = firing.above(currents, potential, steps)
+        ctx.save_for_backward(above, potential, *sources)
         return spikes, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         above, potential, *sources = ctx.saved_tensors
         of_spikes, of_last = grads
+        _, starts, of_threshold, of_beta, *_ = ctx.needs_input_grad
         with torch.no_grad():
-            of_potential = of_last.clone()
-            of_currents = ctx.firing.backward(above, of_spikes, of_potential)
-            found: list[Tensor | None] = [of_currents, of_potential, None, None]
-            if ctx.trained[0]:
-                found[2] = ctx.firing.of_threshold(of_currents, of_last, above, potential)
-            if ctx.trained[1]:
-                found[3] = ctx.firing.of_beta(of_currents, above, potential)
+            of_spikes = torch.zeros_like(above) if of_spikes is None else of_spikes
+            firing: Firing = ctx.firing
+            found: list[Tensor | None] = [*firing.backward(above, of_spikes, of_last, potential, starts, of_threshold)]
+            of_currents: Any = found[0]
+            found.append(firing.of_beta(of_currents, above, potential) if of_beta else None)
             if ctx.constant:
-                found[0] = by_step(of_currents, len(of_currents) // len(of_potential)).sum(0)
+                found[0] = by_step(of_currents, len(of_currents) // len(potential)).sum(0)
         if torch.is_grad_enabled():
             # `once_differentiable` forgets what spikes depend on, and so leaves out terms without a word.
             given = [gradient for gradient in found if gradient is not None]
@@ -295,3 +307,9 @@ def _rows(values: Tensor, channels_last: bool, sample: torch.Size) -> Any:
     """Give the value of each neuron of a sample, in the order of memory."""
     expanded = values.detach().expand(sample)
     return (expanded.permute(1, 2, 0) if channels_last else expanded).contiguous().numpy().reshape(-1)
+
+
+def _samples(values: Tensor, channels_last: bool) -> Any:
+    """Give ``(B, N)`` in the order of memory; ``(1, N)`` where all samples are one."""
+    one = values[:1] if values.stride(0) == 0 else values
+    return _in_memory_order(one, channels_last).numpy().reshape(len(one), -1)

@@ -69,16 +69,22 @@ def _fire_above(
     last: int,
     currents: Any,
     constant: bool,
+    start: Any,
     potential: Any,
     threshold: Any,
     beta: Any,
     above: Any,
     spikes: Any,
 ) -> None:
-    """Write the spikes of all steps, and how far the potential was above the threshold, both ``(T, B, N)``."""
+    """Write the spikes of all steps, and how far the potential was above the threshold, both ``(T, B, N)``.
+
+    Potentials, ``(B, N)``, are written; they start with those of ``start``, ``(B, N)``, or ``(1, N)`` for all samples.
+    """
     zero, one = threshold.dtype.type(0), threshold.dtype.type(1)
     for b in range(first, last):
-        v = potential[b]
+        v, begin = potential[b], start[b if start.shape[0] > 1 else 0]
+        for i in range(v.shape[0]):
+            v[i] = begin[i]
         for t in range(above.shape[0]):
             row, over, out = currents[0 if constant else t, b], above[t, b], spikes[t, b]
             # Loops of few arrays each, which vectorize.
@@ -96,20 +102,47 @@ def _fire_back(
     last: int,
     above: Any,
     of_spikes: Any,
-    of_potential: Any,
+    of_last: Any,
     slope: Any,
     height: Any,
     surrogate: int,
     beta: Any,
     of_currents: Any,
-) -> None:
-    """Write the gradients ``(T, B, N)`` of the currents; the gradient of the potentials, ``(B, N)``, goes back too.
+    of_start: Any,
+    start: Any,
+    threshold: Any,
+) -> Any:
+    """Write the gradients ``(T, B, N)`` of the currents, and those of the first potentials.
 
-    Slopes are ``(N,)``, and so are heights, or there are none, and they are 1; ``surrogate`` is the number of one.
+    Args:
+        first: First sample.
+        last: The one behind the last.
+        above: ``(T, B, N)``.
+        of_spikes: ``(T, B, N)``.
+        of_last: Gradient of the last potentials, ``(B, N)``, or ``(0, N)`` for 0.
+        slope: Of the surrogate, ``(N,)``.
+        height: Of the surrogate, ``(N,)``, or ``(0,)`` for 1.
+        surrogate: Its number.
+        beta: The decay.
+        of_currents: Written to.
+        of_start: Gradient of the first potentials, ``(B, N)``; written to. ``(0, N)`` if nobody wants it.
+        start: The first potentials, ``(B, N)`` or ``(1, N)``.
+        threshold: ``(N,)``, or ``(0,)`` if nobody wants its gradient.
+
+    Returns:
+        The gradient of the threshold, ``(N,)`` or ``(0,)``, summed over steps and these samples.
     """
     zero, one = slope.dtype.type(0), slope.dtype.type(1)
+    total = np.zeros(threshold.shape[0], slope.dtype)
+    scratch = np.empty(slope.shape[0], slope.dtype)
     for b in range(first, last):
-        later = of_potential[b]
+        later = of_start[b] if of_start.shape[0] else scratch
+        if of_last.shape[0]:
+            for i in range(later.shape[0]):
+                later[i] = of_last[b, i]
+        else:
+            for i in range(later.shape[0]):
+                later[i] = zero
         for t in range(above.shape[0] - 1, -1, -1):
             over, given, out = above[t, b], of_spikes[t, b], of_currents[t, b]
             for i in range(out.shape[0]):
@@ -129,10 +162,21 @@ def _fire_back(
             else:
                 for i in range(out.shape[0]):
                     out[i] = out[i] if slope[i] * abs(over[i]) < one else zero
+            for i in range(total.shape[0]):
+                total[i] -= out[i]
             for i in range(out.shape[0]):
                 out[i] += later[i]
+            if total.shape[0] and t > 0:
+                before = above[t - 1, b]
+                for i in range(total.shape[0]):
+                    total[i] -= out[i] if before[i] > zero else zero
+            elif total.shape[0]:
+                begin = start[b if start.shape[0] > 1 else 0]
+                for i in range(total.shape[0]):
+                    total[i] -= out[i] if begin[i] > threshold[i] else zero
             for i in range(out.shape[0]):
                 later[i] = out[i] * beta
+    return total
 
 
 def _active(values: Any, index: Any, value: Any) -> int:
@@ -242,7 +286,7 @@ def _convolve_sparsely(
                                 target[i] += s * weights[i]
 
 
-def in_parallel(kernel: Callable[..., None], samples: int, work: int, *arguments: Any) -> None:
+def in_parallel(kernel: Callable[..., Any], samples: int, work: int, *arguments: Any) -> list[Any]:
     """Run a kernel on all samples, in as many threads as torch uses.
 
     Args:
@@ -250,15 +294,16 @@ def in_parallel(kernel: Callable[..., None], samples: int, work: int, *arguments
         samples: Their number.
         work: About how many numbers are to be written or added.
         arguments: Passed on.
+
+    Returns:
+        What the kernel gave for each part of the samples, in their order.
     """
     threads = min(torch.get_num_threads(), samples, work // _WORTH_A_THREAD)
     if threads < 2:
-        kernel(0, samples, *arguments)
-        return
+        return [kernel(0, samples, *arguments)]
     bounds = [samples * thread // threads for thread in range(threads + 1)]
     pool = _threads(threads, os.getpid())
-    for running in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds)]:
-        running.result()
+    return [part.result() for part in [pool.submit(kernel, *part, *arguments) for part in pairwise(bounds)]]
 
 
 _WORTH_A_THREAD = 2**16

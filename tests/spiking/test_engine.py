@@ -19,7 +19,7 @@ from snnreg_plugins import SpikeRate, SpikeStatistics, SpikingNetwork, SynapticO
 from snnreg_plugins.frameworks.surrogate import SURROGATES, FastSigmoid
 from snnreg_plugins.spiking import engine as engine_module
 from snnreg_plugins.spiking import firing
-from snnreg_plugins.spiking.layers import SpikeMaxPool
+from snnreg_plugins.spiking.layers import SpikeMaxPool, channels_last
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron
 from snnreg_plugins.watching.steps import CallSteps, steps_of_call
@@ -182,6 +182,36 @@ def test_gradients_of_neurons_are_those_of_the_framework(export, surrogate, with
     else:
         assert torch.equal(found[0][1], found[1][1])
     assert found[0][1].any()
+
+
+@without_kernels
+@pytest.mark.usefixtures("compiled_or_not")
+@pytest.mark.parametrize("beta", [1.0, 0.9])
+@pytest.mark.parametrize("threshold", [(), (3, 1, 1), (3, 4, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_thresholds_are_summed_over_threads_samples_and_steps(layout, threshold, beta, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr("snnreg_plugins.spiking.kernels._WORTH_A_THREAD", 1, raising=False)
+    torch.manual_seed(0)
+    threshold = torch.rand(threshold, dtype=torch.float64).add(0.5).requires_grad_()
+    beta, slope = torch.tensor(beta, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)
+    dynamics = firing.Dynamics(threshold, beta, FastSigmoid(slope))
+    currents, weights = torch.rand(2, T, 7, 3, 4, 2, dtype=torch.float64)
+    found = []
+    for starts in (torch.rand(1, 3, 4, 2), 2 * torch.rand(7, 3, 4, 2)):  # of all samples; some above the threshold
+        v = start = starts.double().expand(7, 3, 4, 2)
+        outputs = []
+        for current in currents:
+            v = beta * v + current - (v > threshold) * threshold
+            outputs.append(dynamics.surrogate(v - threshold))
+        (expected,) = torch.autograd.grad((torch.stack(outputs) * weights).sum(), threshold)
+        given = currents.flatten(0, 1).contiguous(memory_format=layout)
+        spikes, _ = firing.Firing(dynamics).with_gradient(given, start, T)
+        assert torch.equal(spikes.unflatten(0, (T, -1)), torch.stack(outputs))
+        found.append(torch.autograd.grad((spikes * weights.flatten(0, 1)).sum(), threshold)[0])
+        torch.testing.assert_close(found[-1], expected)
+    assert found[0].any()
+    assert not torch.equal(*found)
 
 
 def gradients(network, x, **settings):
@@ -827,3 +857,14 @@ def test_adaptive_pooling_of_volumes_in_half_precision(pooled, dtype):
         assert scores.dtype == dtype
         torch.testing.assert_close(scores.float(), expected, atol=0.1, rtol=0.1)
         scores.sum().backward()
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_images_are_laid_out_as_the_images_were(given):
+    x = torch.rand(2, 3, 4, 5).contiguous(memory_format=given).requires_grad_()
+    y, weights = channels_last(x), torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(y, x, weights)
+    assert torch.equal(gradient, weights)
+    assert gradient.is_contiguous(memory_format=given)
