@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,6 +19,9 @@ from snnreg_plugins.watching.facts import needs_of, require_prices
 
 # Models that a report shows beside that of the network's weights, if nobody asks for others.
 _BESIDE = ("lemaire", "bit_matched", "eflops")
+
+# What operations of are told.
+Part = TypeVar("Part", DNNReport, StepReport, LayerReport)
 
 
 class Prices:
@@ -163,6 +166,48 @@ def shown_by(report: Report, table: Model | Sequence[Model]) -> Report:
         found["steps"] = tuple(replace(step, facts=()) for step in found["steps"])
         found["dnn"] = None if report.dnn is None else replace(found["dnn"], facts=())
     return replace(report, **found)
+
+
+def without_zero_weights(report: Report, table: Model | Sequence[Model] | None = None) -> Report:
+    """Take weights that are exactly zero, as of a pruned network, for no synapses: in operations and in all costs.
+
+    Args:
+        report: A report that kept what its layers do.
+        table: The models that it is of; those of the package among :attr:`Report.chosen` if None.
+
+    Raises:
+        ValueError: If operations at such weights were not counted.
+    """
+    if table is None:
+        table = [name for name in report.chosen if name in COST_MODELS]
+    if not all(step.facts for step in report.steps):
+        raise ValueError(
+            "Expected argument `report` to have kept what its layers do, as those of this version do, but it has not. "
+            "Measure it again."
+        )
+    steps = tuple(replace(_stripped(step, step.facts), facts=_none_at_zero(step.facts)) for step in report.steps)
+    dnn = report.dnn
+    if dnn is not None:
+        dense = dnn.dense_macs - sum(one.counted("dense_macs_at_zero") for one in dnn.facts)
+        dnn = replace(_stripped(dnn, dnn.facts), dense_macs=dense, facts=_none_at_zero(dnn.facts))
+    facts = {one.name: one for one in report.at_timesteps().facts}
+    layers = tuple(
+        _stripped(layer, [facts[layer.name]]) if layer.name in facts and layer.sops is not None else layer
+        for layer in report.layers
+    )
+    prices = Prices(table, _weights(report), False)
+    return replace(report, **prices.of_report(dnn=dnn, steps=steps, timesteps=report.timesteps, layers=layers))
+
+
+def _stripped(part: Part, facts: Sequence[LayerFacts]) -> Part:
+    """Take from what was counted what was so at weights of zero."""
+    sops = (part.sops or 0.0) - sum(one.counted("sops_at_zero") for one in facts)
+    macs = (part.effective_macs or 0.0) - sum(one.counted("effective_macs_at_zero") for one in facts)
+    return replace(part, sops=sops, effective_macs=macs)
+
+
+def _none_at_zero(facts: Sequence[LayerFacts]) -> tuple[LayerFacts, ...]:
+    return tuple(one.without_zero_weights() for one in facts)
 
 
 def _weights(report: Report) -> str:

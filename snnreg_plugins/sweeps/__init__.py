@@ -7,7 +7,8 @@
 - ``study``: which trials there are, kept by Optuna; ``look``: what they were at some moment; ``run``:
   runs them, here or in several processes.
 - ``results``: one row for each trial, seed, export and T, as CSV and Parquet.
-- ``front``: means over seeds, what is best, tables and figures; ``page``: the same as HTML; ``scatter``: its figures.
+- ``points``: means over seeds; ``front``: what is best of them, tables and figures; ``page``: the same as
+  HTML; ``scatter``: its figures.
 - ``pruning``: weights pruned once, as an axis.
 """
 

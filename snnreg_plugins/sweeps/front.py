@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from snnreg_plugins._checks import as_flag, shown
+from snnreg_plugins._files import added_later
 from snnreg_plugins._text import (
     Column,
     Note,
@@ -17,14 +18,19 @@ from snnreg_plugins._text import (
     in_joules,
     in_percent,
     in_short,
+    over,
     tick_count,
     tick_joules,
     tick_percent,
+    times,
 )
+from snnreg_plugins.functional.cost_models import COST_MODELS
 from snnreg_plugins.functional.energy import ENERGY_TABLES
 from snnreg_plugins.reports.result import Result
+from snnreg_plugins.reports.tables import DENSE, SPARSE
 from snnreg_plugins.sweeps import results, scatter
-from snnreg_plugins.sweeps.results import FAILED, NONE, varied_columns
+from snnreg_plugins.sweeps.points import FrontPoint, Mean, points_of
+from snnreg_plugins.sweeps.results import FAILED, NONE, NONZERO
 from snnreg_plugins.sweeps.scatter import Cloud, Scatter
 
 if TYPE_CHECKING:
@@ -34,62 +40,6 @@ if TYPE_CHECKING:
 LOSSES = (0.25, 0.5, 1.0)
 # How far below the reference accuracies are drawn: what lost more is of no use, and takes the room of the others.
 _SHOWN = 0.06
-# What tells ways to train apart, and not only how strongly.
-_OF_LABEL = ("weighting", "pruning")
-_NUMBERS = ("score", "sops", "energy", "dnn_score", "dnn_effective_macs")
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A number over seeds.
-
-    Args:
-        value: The mean.
-        spread: Standard deviation of the seeds (of a sample: over n - 1); None of one seed.
-    """
-
-    value: float
-    spread: float | None
-
-    @staticmethod
-    def of(values: Sequence[float]) -> Mean:
-        """Give mean and spread."""
-        return Mean(fmean(values), stdev(values) if len(values) > 1 else None)
-
-    def written(self, write: Callable[[float], str]) -> str:
-        """Write both, the spread as a share."""
-        if self.spread is None or not self.value:
-            return write(self.value)
-        return f"{write(self.value)} ± {100 * self.spread / abs(self.value):.2g} %"
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """One way to train, export and run a network, over its seeds.
-
-    Args:
-        label: The penalty, and what else tells ways to train apart.
-        setting: What varies in it, such as its strength.
-        export: Name of the options of the export.
-        timesteps: T.
-        seeds: How many.
-        score: Of the spiking network.
-        sops: SOPs/sample of the spiking network.
-        energy: J/sample of the spiking network.
-        dnn_score: Of the DNN; None without one.
-        dnn_effective_macs: MACs/sample of the DNN, zeros skipped; None without one.
-    """
-
-    label: str
-    setting: str
-    export: str
-    timesteps: int
-    seeds: int
-    score: Mean
-    sops: Mean
-    energy: Mean
-    dnn_score: Mean | None
-    dnn_effective_macs: Mean | None
 
 
 class _At(NamedTuple):
@@ -114,6 +64,7 @@ class Front(Result):
         higher_is_better: Whether a higher score is better.
         tables: Names of the energy tables.
         failed: How many trials failed.
+        counts_zero_weights: Whether a weight of exactly zero is a synapse in operations and costs.
     """
 
     points: tuple[FrontPoint, ...]
@@ -123,6 +74,7 @@ class Front(Result):
     higher_is_better: bool
     tables: tuple[str, ...]
     failed: int
+    counts_zero_weights: bool = added_later(True)
 
     @property
     def labels(self) -> list[str]:
@@ -152,10 +104,12 @@ class Front(Result):
 
     def cheapest(self, label: str, loss: float) -> FrontPoint | None:
         """Find what needs the fewest SOPs at a loss of that many points at most; measured, not interpolated."""
-        least = self.reference - loss / 100
-        # An accuracy is a share of samples: what is lost by rounding is none of them.
-        near = [point for point in self.points if point.label == label and point.score.value >= least - 1e-9]
+        near = [point for point in self._within(loss) if point.label == label]
         return min(near, key=lambda point: point.sops.value, default=None)
+
+    def _within(self, loss: float) -> list[FrontPoint]:
+        # An accuracy is a share of samples: what is lost by rounding is none of them.
+        return [point for point in self.points if point.score.value >= self.reference - loss / 100 - 1e-9]
 
     # What is shown.
 
@@ -174,6 +128,9 @@ class Front(Result):
         if self.is_accuracy:
             yield self.at_losses()
         yield self.short_table()
+        if self.is_accuracy and self.by_model().rows:
+            table = self.by_model()
+            yield table.select(("SNN", "/ none", SPARSE, DENSE, "Penalty", "T"), table.caption)
         yield Note("\n".join(self.notes()), "small")
 
     def at_losses(self) -> Table:
@@ -202,6 +159,45 @@ class Front(Result):
         """Give what a point is reached with, and what it scores and spends."""
         spent = (point.sops.written(in_short), point.energy.written(in_joules))
         return (point.setting, point.export, point.timesteps, self._spread(point.score), *spent)
+
+    def by_model(self, losses: Sequence[float] = LOSSES[1:2]) -> Table:
+        """Give what costs the least by each model, over the unpenalised network, and over its own DNN."""
+        models = dict.fromkeys(cost.model for point in self.points for cost in point.costs)
+        found = [(loss, model, self._least_by(model, loss)) for loss in losses for model in models]
+        rows = [
+            Row((f"{cells[0]}, {_in_points(loss)}" if len(losses) > 1 else cells[0], *cells[1:]), group=int(100 * loss))
+            for loss, model, cells in found
+            if cells
+        ]
+        words = ("Penalty", "Setting", "Export")
+        said = f" at {_in_points(losses[0])} of loss" if len(losses) == 1 else ""
+        return Table(
+            f"The least by each model of cost{said}, per sample",
+            (
+                Column("Model"),
+                Column("SNN"),
+                *(Column(title, times) for title in ("/ none", SPARSE, DENSE)),
+                *(Column(title, words=title in words) for title in (*words, "T", self.score_title)),
+            ),
+            tuple(rows),
+        )
+
+    def _least_by(self, model: str, loss: float) -> tuple[Any, ...]:
+        """Give the cells of what costs the least by a model at a loss; none where nothing is within it."""
+        costs = [(point, cost) for point in self._within(loss) if (cost := point.cost(model)) is not None]
+        if not costs:
+            return ()
+        point, cost = min(costs, key=lambda one: one[1].snn.value)
+        unit = COST_MODELS[model].unit if model in COST_MODELS else "J"
+        none = min((one.snn.value for other, one in costs if other.label == NONE), default=None)
+        dnns = [dnn and over(cost.snn.value, dnn.value) for dnn in (cost.sparse, cost.dense)]
+        return (
+            model if unit == "J" else f"{model}, in {unit}",
+            cost.snn.written(in_joules if unit == "J" else in_short),
+            over(cost.snn.value, none),
+            *dnns,
+            *(point.label, point.setting, point.export, point.timesteps, self._spread(point.score)),
+        )
 
     def least(self, loss: float) -> FrontPoint | None:
         """Find what needs the fewest SOPs of all at a loss of that many points at most."""
@@ -263,6 +259,16 @@ class Front(Result):
             yield estimate("; ".join(sources.values()) or self.tables[0])
         elif self.tables:
             yield f"Energies are of several tables, {', '.join(self.tables)}: compare none across them."
+        if any(point.costs for point in self.points):
+            yield (
+                "Models never add up. / none: over the least of the networks without a penalty at that loss. "
+                f"{SPARSE}, {DENSE}: over the DNN that the network was exported from, zeros skipped or not; that of "
+                "bit_matched has ceil(log2(T + 1)) bits, and was not measured at so few."
+            )
+        if not self.counts_zero_weights:
+            yield "Weights of zero, as pruned ones, are no synapses in these operations and costs."
+        elif any("% pruned" in label for label in self.labels):
+            yield "Weights of zero, as pruned ones, are synapses in these operations and costs."
         if self.failed:
             yield f"{self.failed} trial{'s' * (self.failed > 1)} failed; the column `error` of the results tells why."
 
@@ -343,15 +349,18 @@ def _pareto(items: Iterable[Any], key: Callable[[Any], tuple[float, float]]) -> 
     return best
 
 
-def find_front(rows: Iterable[results.Row]) -> Front:
+def find_front(rows: Iterable[results.Row], count_zero_weights: bool | None = None) -> Front:
     """Find what the trials of a sweep, or of several, score and spend.
 
     Args:
         rows: As :func:`~snnreg_plugins.sweeps.read_results` reads them. Of two rows of the same settings and seed the
             later one counts.
+        count_zero_weights: Whether a weight of exactly zero is a synapse in operations and costs; if None it is, unless
+            a sweep has pruned, and no row is of an earlier version, which did not tell.
 
     Raises:
-        ValueError: If no trial was measured, or several scores were.
+        ValueError: If no trial was measured, several scores were, or ``count_zero_weights`` is False for rows of an
+            earlier version.
 
     Example:
         >>> row = {"penalty": "none", "seed": 0, "export": "default", "timesteps": 4, "score": 0.9, "sops": 2e5}
@@ -374,53 +383,24 @@ def find_front(rows: Iterable[results.Row]) -> Front:
         names = ", ".join(sorted(name for name, _ in scores))
         raise ValueError(f"Expected argument `results` to hold one score, but got {names}. Draw them one by one.")
     ((name, higher),) = scores
-    points = tuple(_points(rows))
+    counts = _counts_zero_weights(rows, count_zero_weights)
+    points = tuple(points_of(rows, counts))
     reference, is_none = _reference(points, higher)
     tables = tuple(dict.fromkeys(row["energy_table"] for row in rows if row.get("energy_table")))
-    return Front(points, reference, is_none, name, higher, tables, failed)
+    return Front(points, reference, is_none, name, higher, tables, failed, counts)
 
 
-def _points(rows: Sequence[results.Row]) -> Iterator[FrontPoint]:
-    varied = varied_columns(rows)
-    groups: dict[tuple[Any, ...], dict[int, results.Row]] = {}
-    differing: dict[tuple[str, str], set[Any]] = {}
-    for row in rows:
-        key = (row["penalty"], *(row.get(name) for name in varied), row["export"], row["timesteps"])
-        groups.setdefault(key, {})[row["seed"]] = row
-        for name in varied:
-            differing.setdefault((row["penalty"], name), set()).add(row.get(name))
-    for seeds in groups.values():
-        first = next(iter(seeds.values()))
-        shown = {
-            name: first[name]
-            for name in varied
-            if first.get(name) is not None and (name == "strength" or len(differing[first["penalty"], name]) > 1)
-        }
-        parts = [_written(name, value) for name, value in shown.items() if name in _OF_LABEL]
-        means = {name: _mean(name, seeds.values()) for name in _NUMBERS}
-        yield FrontPoint(
-            label=", ".join([first["penalty"], *(part for part in parts if part)]),
-            setting=", ".join(_written(name, value) for name, value in shown.items() if name not in _OF_LABEL),
-            export=first["export"],
-            timesteps=int(first["timesteps"]),
-            seeds=len(seeds),
-            **means,  # type: ignore[arg-type]
+def _counts_zero_weights(rows: Sequence[results.Row], asked: bool | None) -> bool:
+    lacking = next((row for row in rows if row.get(f"{NONZERO}sops") is None), None)
+    if asked is None:
+        return lacking is not None or not any(row.get("pruning") for row in rows)
+    if not as_flag("count_zero_weights", asked) and lacking is not None:
+        raise ValueError(
+            f"Expected argument `count_zero_weights` not to be False for results of an earlier version, but trial "
+            f"{lacking.get('trial')} of {shown(lacking.get('study'))} has no {NONZERO}sops. Leave it out, or run that "
+            "sweep again under another `output`."
         )
-
-
-def _written(name: str, value: Any) -> str:
-    short = name.rpartition(".")[2].replace("_", " ")
-    if name == "weighting":
-        return str(value).replace("_", "-")
-    if name == "pruning":
-        return f"{100 * value:g} % pruned" if value else ""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{short} {value:g}" if is_number else f"{short} {value}"
-
-
-def _mean(name: str, rows: Iterable[results.Row]) -> Mean | None:
-    values = [row[name] for row in rows]
-    return None if any(value is None for value in values) else Mean.of(values)
+    return asked
 
 
 def _reference(points: Sequence[FrontPoint], higher: bool) -> tuple[float, bool]:

@@ -13,7 +13,7 @@ from snnreg_plugins._files import atomic
 from snnreg_plugins._text import in_short
 from snnreg_plugins.reports.templates import environment, resource
 from snnreg_plugins.sweeps import scatter
-from snnreg_plugins.sweeps.front import Front
+from snnreg_plugins.sweeps.front import LOSSES, Front
 
 #: What the page is called; a file tells by it that it is one.
 HEADING = "Accuracy and cost of a sweep"
@@ -38,6 +38,7 @@ def page(front: Front, title: str = "") -> str:
         facts=list(_facts(front)),
         figures=front.figures(),
         legend=scatter.styles_of(front.labels),
+        losses=LOSSES,
     )
 
 

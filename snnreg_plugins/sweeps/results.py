@@ -1,4 +1,10 @@
-"""The results of a sweep as a table: one row for each trial, seed, export and T; CSV and Parquet."""
+"""The results of a sweep as a table: one row for each trial, seed, export and T; CSV and Parquet.
+
+What a network costs by each model stands in columns of its own: ``cost_lemaire`` of the spiking network,
+``dnn_cost_lemaire`` of the DNN that skips zeros, ``dnn_dense_cost_lemaire`` of one that does not, per sample in the
+unit of the model. ``nonzero_`` before a name is the same where a weight of exactly zero, as of a pruned network, is no
+synapse.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,8 @@ from typing import Any
 from snnreg_plugins._checks import shown
 from snnreg_plugins._files import as_path, atomic, require_file
 from snnreg_plugins._imports import needed
+from snnreg_plugins.functional.cost_models import Model
+from snnreg_plugins.reports.pricing import without_zero_weights
 from snnreg_plugins.reports.report import Report
 
 #: A row: names and plain values.
@@ -42,6 +50,9 @@ MEASURED = (
     "pj_per_mac",
     "pj_per_sop",
 )
+#: Before the name of what is spent where a weight of zero is no synapse; before that of a model of cost.
+NONZERO, COST, DNN_COST, DENSE_COST = "nonzero_", "cost_", "dnn_cost_", "dnn_dense_cost_"
+_PRICED = (NONZERO, COST, DNN_COST, DENSE_COST)
 AFTER = ("seconds", "device", "snnreg_plugins", "torch", "lightning", "snntorch", "python", "error")
 _PACKAGES = ("snnreg_plugins", "torch", "lightning", "snntorch")
 COMPLETE, FAILED = "complete", "failed"
@@ -53,22 +64,15 @@ _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _WORDS = ("study", "state", "penalty", "export", "score_name", "energy_table", "device", *_PACKAGES, "python", "error")
 
 
-def rows_of(report: Report, export: str) -> list[Row]:
+def rows_of(report: Report, export: str, table: Model | Sequence[Model] | None = None) -> list[Row]:
     """Give a row for each T of a report.
 
     Args:
         report: What a network scores and spends.
         export: Name of the options that it was exported with.
+        table: The models of cost that the report shows, where one is none of the package.
     """
-    dnn = report.dnn
-    of_dnn = {
-        "dnn_score": dnn and dnn.score,
-        "dnn_sops": dnn and dnn.sops,
-        "dnn_effective_macs": dnn and dnn.effective_macs,
-        "dnn_dense_macs": dnn and dnn.dense_macs,
-        "dnn_energy": dnn and dnn.energy,
-        "dnn_dense_energy": dnn and dnn.dense_energy,
-    }
+    stripped = without_zero_weights(report, table)
     return [
         {
             "export": export,
@@ -78,16 +82,36 @@ def rows_of(report: Report, export: str) -> list[Row]:
             "samples": report.samples,
             "score": step.score,
             "spike_rate": step.spike_rate,
-            "sops": step.sops,
-            "effective_macs": step.effective_macs,
-            "energy": step.energy,
-            **of_dnn,
+            "dnn_score": report.dnn and report.dnn.score,
             "energy_table": report.table,
             "pj_per_mac": report.mac,
             "pj_per_sop": report.ac,
+            **_spent(report, index),
+            **{f"{NONZERO}{name}": value for name, value in _spent(stripped, index).items()},
         }
-        for step in report.steps
+        for index, step in enumerate(report.steps)
     ]
+
+
+def _spent(report: Report, index: int) -> Row:
+    """Give what network and DNN spend at one of the steps, by the report's table and by each model that is shown."""
+    step, dnn = report.steps[index], report.dnn
+    row: Row = {
+        "sops": step.sops,
+        "effective_macs": step.effective_macs,
+        "energy": step.energy,
+        "dnn_sops": dnn and dnn.sops,
+        "dnn_effective_macs": dnn and dnn.effective_macs,
+        "dnn_dense_macs": dnn and dnn.dense_macs,
+        "dnn_energy": dnn and dnn.energy,
+        "dnn_dense_energy": dnn and dnn.dense_energy,
+    }
+    for model in report.shown_models:
+        spent = model.steps[index]
+        row[f"{COST}{model.name}"] = None if spent.unpriced else spent.total
+        row[f"{DNN_COST}{model.name}"] = model.sparse[index].total if model.sparse else None
+        row[f"{DENSE_COST}{model.name}"] = model.dense[index].total if model.dense else None
+    return row
 
 
 def versions() -> Row:
@@ -107,9 +131,8 @@ def _version(package: str) -> str:
 def ordered(rows: Iterable[Row]) -> tuple[list[str], list[Row]]:
     """Give the columns, and rows that have all of them."""
     rows = list(rows)
-    known = (*BEFORE, *MEASURED, *AFTER)
-    varied = dict.fromkeys(name for row in rows for name in row if name not in known)
-    columns = [*BEFORE, *varied, *MEASURED, *AFTER]
+    priced = [name for name in _names(rows) if name.startswith(_PRICED)]
+    columns = [*BEFORE, *varied_columns(rows), *MEASURED, *priced, *AFTER]
     return columns, [{name: row.get(name) for name in columns} for row in rows]
 
 
@@ -214,18 +237,28 @@ def _checked(path: Path, number: int, row: Row) -> Row:
     """Check what a front is made of, in a row of a trial that did not fail."""
     if row.get("state", COMPLETE) == FAILED:
         return row
-    for name in _NEEDED:
+    priced = [name for name in row if name.startswith(_PRICED)]
+    for name in (*_NEEDED, *priced):
         value = row[name]
         if name in ("penalty", "export"):
             continue
-        if value is None and name.startswith("dnn_"):
+        if value is None and (name in priced or name.startswith("dnn_")):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"row {number} of {os.fspath(path)!r} has {name} {shown(value)}, which is no number.")
     return row
 
 
-def varied_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def varied_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Name the columns of what varied."""
     known = {*BEFORE, *MEASURED, *AFTER}
-    return list(dict.fromkeys(name for row in rows for name in row if name not in known))
+    return [name for name in _names(rows) if name not in known and not name.startswith(_PRICED)]
+
+
+def models_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Name the models of cost that there are columns of."""
+    return [name.removeprefix(COST) for name in _names(rows) if name.startswith(COST)]
+
+
+def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))

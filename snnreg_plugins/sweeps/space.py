@@ -11,6 +11,7 @@ from typing import Any, Literal
 from snnreg_plugins._checks import as_integer, as_integers, as_number, one_of, require_known, shown
 from snnreg_plugins.callbacks import ActivityBudget, ActivityRegularization
 from snnreg_plugins.export.options import ExportOptions, Options
+from snnreg_plugins.functional.cost_models import cost_models
 from snnreg_plugins.functional.penalties import PENALTIES
 from snnreg_plugins.sweeps.axes import Choices, Range, Value, as_axis, crossed, in_turn
 from snnreg_plugins.sweeps.results import NONE
@@ -18,7 +19,7 @@ from snnreg_plugins.sweeps.results import NONE
 #: How trials are chosen.
 SEARCHES = ("grid", "random", "tpe", "nsga2")
 #: What a search makes small.
-COSTS = ("sops", "energy", "effective_macs", "dnn_effective_macs")
+COSTS = ("sops", "energy", "effective_macs", "dnn_effective_macs", "nonzero_sops", "nonzero_energy")
 #: What is the penalty of the recipe.
 OF_RECIPE = "recipe"
 #: Axes of a point beside the arguments of callbacks, and options of the command line.
@@ -74,12 +75,16 @@ class Sweep:
         exports: Options of the export by a name of yours; each trained network is exported with all of them.
         steps: Numbers of time steps T at which each export is measured.
         calibration_batches: Batches of training data to balance thresholds on.
+        table: The model of cost that energies are by, or several, each of which has columns of its own: names in
+            ``functional.COST_MODELS`` or YAML files of prices. Those of the recipe's ExportReport if not given, else
+            that of the weights, ``lemaire``, ``bit_matched`` and ``eflops``.
         search: ``grid``: all combinations. ``random``, ``tpe`` (tree-structured Parzen estimators) and ``nsga2`` (a
             genetic algorithm) choose ``trials`` of them; the last two those that promise a better front of score and
             cost.
         trials: How many trials the study is to have in all; of a grid all its combinations if not given.
         cost: What a search makes small: ``sops`` or ``energy`` of the spiking network, or ``effective_macs`` (of its
-            analog layers), or ``dnn_effective_macs``.
+            analog layers), or ``dnn_effective_macs``; or ``nonzero_sops`` or ``nonzero_energy``, where a weight of zero
+            is no synapse.
         at: T at which a search judges; the last of ``steps`` if not given.
         judged: The export that a search judges; the first if not given.
         name: Of the study; that of the sweep's file if not given.
@@ -99,9 +104,10 @@ class Sweep:
     exports: dict[str, dict[str, Any] | None] | None = None
     steps: list[int] | None = None
     calibration_batches: int = 20
+    table: str | list[str] | None = None
     search: Literal["grid", "random", "tpe", "nsga2"] = "grid"
     trials: int | None = None
-    cost: Literal["sops", "energy", "effective_macs", "dnn_effective_macs"] = "sops"
+    cost: Literal["sops", "energy", "effective_macs", "dnn_effective_macs", "nonzero_sops", "nonzero_energy"] = "sops"
     at: int | None = None
     judged: str | None = None
     name: str | None = None
@@ -118,6 +124,8 @@ class Sweep:
         one_of("search", self.search, SEARCHES)
         one_of("cost", self.cost, COSTS)
         as_integer("calibration_batches", self.calibration_batches)
+        if self.table is not None:
+            cost_models(self.table)
         if self.trials is not None:
             as_integer("trials", self.trials)
         as_integers("seeds", self.all_seeds, (0, 1, 2), at_least=0)
@@ -268,6 +276,8 @@ class Sweep:
         """Give what makes two sweeps the same study, as plain data; of a grid, but for what it :data:`GROWS` by."""
         others = ("trials", "name", "output", "storage", "retry_failed")
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in others}
+        if self.table is None:  # as studies of earlier versions have it
+            del given["table"]
         seeds, steps = list(self.all_seeds), list(self.all_steps)
         return {**given, "seeds": seeds, "steps": steps, "exports": self.all_exports}
 

@@ -105,7 +105,8 @@ class Job:
             torch.manual_seed(seed)  # of the batches to balance on, and of options that draw
             exporter = self._exporter(folder / _as_folder(name), options, exporters, made.model)
             limit = trainer.limit_test_batches
-            rows += rows_of(exporter.run(made.model, made.datamodule, None if limit == 1.0 else limit), name)
+            report = exporter.run(made.model, made.datamodule, None if limit == 1.0 else limit)
+            rows += rows_of(report, name, exporter.table)
         more = {"seed": seed, "seconds": round(trained, 3), "device": _device(made.model), **versions()}
         gc.collect()  # networks and what watches them refer to each other
         return [{**row, **more} for row in rows]
@@ -116,8 +117,11 @@ class Job:
         """Make what exports and measures; the network within the module, and what is scored, are as in the recipe."""
         own: dict[str, Any] = {}
         if others:
-            own = {name: getattr(others[0], name) for name in ("metric", "table", "input_events")}
+            kept = ("metric", "table", "input_events", "count_zero_weights")
+            own = {name: getattr(others[0], name) for name in kept}
             own["network"] = others[0].network_name
+        if self.sweep.table is not None:
+            own["table"] = self.sweep.table
         spiking = spikes_already(part_of(model, own.get("network")))
         given = {} if spiking else {"timesteps": max(self.sweep.all_steps), **options}
         steps, batches = list(self.sweep.all_steps), self.sweep.calibration_batches

@@ -128,3 +128,53 @@ def test_the_command_prints_and_writes_a_page_and_leaves_other_files_alone(tmp_p
         with pytest.raises(ValueError, match=reason):
             write_front(find_front(ROWS), tmp_path / output)
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def priced(label, sops, zero, *, score=0.9, model="lemaire", sparse=None, **more):
+    """A row of a network of whose SOPs some are at weights of zero, priced by a model at 2 and at 1 a SOP."""
+    of_zero = {"nonzero_sops": sops - zero, "nonzero_energy": 1e-12 * (sops - zero), "nonzero_dnn_effective_macs": 3.0}
+    costs = {
+        f"cost_{model}": 2.0 * sops, f"dnn_cost_{model}": sparse, f"dnn_dense_cost_{model}": 8.0 * sops,
+        f"nonzero_cost_{model}": sops - zero, f"nonzero_dnn_cost_{model}": sparse,
+        f"nonzero_dnn_dense_cost_{model}": 8.0 * (sops - zero),
+    }  # fmt: skip
+    return row(label, None, 0, score, sops, **of_zero, **costs, **more)
+
+
+def test_pruned_networks_are_compared_by_what_is_spent_at_weights_that_are_not_zero(tmp_path):
+    rows = [priced("none", 400.0, 0.0, pruning=0), priced("none", 390.0, 300.0, pruning=0.5)]
+    write_csv(rows, tmp_path / "r.csv")
+    found = find_front(read_results(tmp_path / "r.csv"))
+    assert not found.counts_zero_weights
+    assert [point.label for point in found.points] == ["none", "none, 50 % pruned"]
+    assert [point.sops.value for point in found.points] == [400, 90]
+    assert [point.energy.value for point in found.points] == [4e-10, 9e-11]
+    assert found.points[1].dnn_effective_macs.value == 3
+    assert [point.cost("lemaire").snn.value for point in found.points] == [400, 90]
+    assert "no synapses" in " ".join(found.notes())
+    counted = find_front(rows, count_zero_weights=True)
+    assert [point.sops.value for point in counted.points] == [400, 390]
+    assert "are synapses" in " ".join(counted.notes())
+    # Rows of earlier versions do not tell.
+    old = [row("none", None, 0, 0.9, 400.0, pruning=share) for share in (0, 0.5)]
+    assert find_front([*rows, *old]).counts_zero_weights
+    with pytest.raises(ValueError, match="`count_zero_weights` not to be False.*trial 0 of 's'"):
+        find_front([*rows, *old], count_zero_weights=False)
+    (tmp_path / "r.csv").write_text((tmp_path / "r.csv").read_text().replace("390.0", "inf"))
+    with pytest.raises(ValueError, match="which is no number"):
+        read_results(tmp_path / "r.csv")
+
+
+def test_what_costs_the_least_is_told_for_each_model_beside_the_unpenalised_network_and_the_dnn():
+    rows = [
+        priced("none", 400.0, 0.0, sparse=1600.0) | {"cost_eflops": 50.0, "dnn_cost_eflops": 100.0},
+        priced("l1", 100.0, 0.0, sparse=400.0, score=0.896) | {"cost_eflops": 60.0, "dnn_cost_eflops": 30.0},
+        priced("l2", 1.0, 0.0, score=0.5),  # too far
+    ]
+    table = find_front(rows).by_model()
+    assert [column.title for column in table.columns[:5]] == ["Model", "SNN", "/ none", "/ sparse DNN", "/ dense DNN"]
+    written = table.written()
+    assert written[0][:6] == ("lemaire", "200 J", "0.25", "0.50", "0.25", "l1")
+    assert written[1][:6] == ("eflops, in EFLOPs", "50.0", "1.00", "0.50", "", "none")
+    assert len(find_front(rows).by_model((0.25, 0.5)).rows) == 4
+    assert not find_front(ROWS).by_model().rows
