@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
 
 from snnreg_plugins._models import part_of
-from snnreg_plugins.callbacks import ExportReport
+from snnreg_plugins.callbacks import ActivityBudget, ExportReport
+from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.sweeps.axes import Value
 from snnreg_plugins.sweeps.recipe import for_trial
 from snnreg_plugins.sweeps.results import Row, rows_of, versions
 from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
 from snnreg_plugins.watching.layers import spikes_already
+
+#: Among the exports: the network that a budget was met with, at its T.
+OF_BUDGET = "of the budget"
 
 
 @dataclass(frozen=True)
@@ -100,31 +105,43 @@ class Job:
         if trainer.interrupted:
             raise KeyboardInterrupt
         trained = time.monotonic() - begun
-        rows = []
+        rows: list[Row] = []
+        limit = None if trainer.limit_test_batches == 1.0 else trainer.limit_test_batches
         for name, options in self.sweep.all_exports.items():
             torch.manual_seed(seed)  # of the batches to balance on, and of options that draw
             exporter = self._exporter(folder / _as_folder(name), options, exporters, made.model)
-            limit = trainer.limit_test_batches
-            report = exporter.run(made.model, made.datamodule, None if limit == 1.0 else limit)
+            report = exporter.run(made.model, made.datamodule, limit)
             rows += rows_of(report, name, exporter.table)
+        of_dnn = {column: value for column, value in rows[0].items() if column.startswith("dnn_")}
+        for budget in (one for one in callbacks if isinstance(one, ActivityBudget) and one.network is not None):
+            # What met the budget: an export anew is balanced on other batches, and its thresholds are not trimmed.
+            network = cast(SpikingNetwork, budget.network)
+            exporter = self._exporter(folder / _as_folder(OF_BUDGET), {}, exporters, network, [network.timesteps])
+            report = exporter.run(network, made.datamodule, limit)
+            rows += [{**row, **of_dnn} for row in rows_of(report, OF_BUDGET, exporter.table)]
         more = {"seed": seed, "seconds": round(trained, 3), "device": _device(made.model), **versions()}
         gc.collect()  # networks and what watches them refer to each other
         return [{**row, **more} for row in rows]
 
     def _exporter(
-        self, folder: Path, options: Mapping[str, Any], others: list[ExportReport], model: LightningModule
+        self,
+        folder: Path,
+        options: Mapping[str, Any],
+        others: list[ExportReport],
+        model: nn.Module,
+        steps: list[int] | None = None,
     ) -> ExportReport:
         """Make what exports and measures; the network within the module, and what is scored, are as in the recipe."""
         own: dict[str, Any] = {}
         if others:
             kept = ("metric", "table", "input_events", "count_zero_weights")
             own = {name: getattr(others[0], name) for name in kept}
-            own["network"] = others[0].network_name
+            own["network"] = others[0].network_name if isinstance(model, LightningModule) else None
         if self.sweep.table is not None:
             own["table"] = self.sweep.table
         spiking = spikes_already(part_of(model, own.get("network")))
         given = {} if spiking else {"timesteps": max(self.sweep.all_steps), **options}
-        steps, batches = list(self.sweep.all_steps), self.sweep.calibration_batches
+        steps, batches = steps or list(self.sweep.all_steps), self.sweep.calibration_batches
         return ExportReport(str(folder), steps=steps, calibration_batches=batches, html=False, **own, **given)
 
 

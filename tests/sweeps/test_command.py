@@ -14,6 +14,7 @@ from snnreg_plugins import cli
 from snnreg_plugins.modules import Classifier
 from snnreg_plugins.sweeps import read_results
 from snnreg_plugins.sweeps.pruning import PrunedOnce
+from snnreg_plugins.sweeps.trial import OF_BUDGET
 
 RECIPE = "recipes/sweeps/digits_lenet.yaml"
 
@@ -56,6 +57,12 @@ def test_a_sweep_of_real_trainings_keeps_networks_and_results(command, tmp_path)
     assert command("sweep", "--config", RECIPE, "--output", "out", *moment, *space) == ""
     rows = read_results(tmp_path / "out" / "results.csv")
     assert {row["state"] for row in rows} == {"complete"}
+    (met,) = (row for row in rows if row["export"] == OF_BUDGET)
+    (anew, *_) = (row for row in rows if row["penalty"] == "budget of sops")
+    assert (met["timesteps"], met["dnn_score"], met["dnn_energy"]) == (2, anew["dnn_score"], anew["dnn_energy"])
+    assert met["sops"] not in [row["sops"] for row in rows if row["export"] != OF_BUDGET]
+    assert (Path("out") / "trials" / f"{met['trial']:04d}" / "seed_0" / "of_the_budget" / "spiking.pt").is_file()
+    rows.remove(met)
     assert len(rows) == 4 * 2 * 2  # trials, exports, T
     assert {row["penalty"] for row in rows} == {"none", "l1", "budget of sops"}
     assert all(row["torch"] and row["seconds"] > 0 for row in rows)
