@@ -1,0 +1,192 @@
+"""Run the benchmarks whose tables the docs print, and say which figures differ by more than their noise.
+
+    python -m tests.benchmarks.all                      # all of docs/benchmarks.md: hours
+    python -m tests.benchmarks.all conversion energy    # these
+    python -m tests.benchmarks.all --quick              # five minutes of each; what was printed by then
+
+``docs/benchmarks.md`` says which command belongs to which page, and how noisy its figures are: ``0.5, 5 %`` is half a
+unit of the first number in a cell, and 5 % of all others. A printed row is compared with the row of that name (and T,
+where the table has such a column) in the tables of that page, in the columns that both have. Commands run in the
+current folder, where what they train is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from snnreg_plugins._console import show
+from snnreg_plugins._text import Column, Row, Table
+
+DOCS = Path(__file__).parents[2] / "docs"
+HOME = "benchmarks.md"
+QUICK = 300  # seconds
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?[kM]?(?![\w])")
+_FACTORS = {"k": 1e3, "M": 1e6}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A command, and the page with its table.
+
+    Args:
+        name: Of its module.
+        command: Words behind ``python``.
+        page: Name of the page; empty if none prints its figures.
+        noise: Of the numbers in a cell, in their order: how much, and whether that is a share; the last is of all
+            others.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    page: str
+    noise: tuple[tuple[float, bool], ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A row of a table: its key, and cells by column."""
+
+    key: tuple[str, ...]
+    cells: dict[str, str]
+
+
+def benchmarks(text: str) -> dict[str, Benchmark]:
+    """Read which there are from the first table of their page."""
+    found = {}
+    for row in rows_of(text):
+        if "command" not in row.cells:
+            continue
+        words = shlex.split(row.cells["command"].strip("`"))
+        name = words[2].rpartition(".")[2]
+        page = row.cells["table"].strip("[]()")
+        found[name] = Benchmark(name, tuple(words[1:]), HOME if page == "below" else page, noises(row.cells["noise"]))
+    return found
+
+
+def noises(text: str) -> tuple[tuple[float, bool], ...]:
+    """Read how noisy figures are.
+
+    Example:
+        >>> noises("0.5, 5 %")
+        ((0.5, False), (0.05, True))
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple((float(part.rstrip(" %")) / (100 if part.endswith("%") else 1), part.endswith("%")) for part in parts)
+
+
+def rows_of(text: str) -> Iterator[Figures]:
+    """Walk the rows of all Markdown tables in a text."""
+    header: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        if not line.startswith("|"):
+            header = []
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not header:
+            header = cells
+        elif not all(set(cell) <= set("-: ") for cell in cells):
+            named = dict(zip(header[1:], cells[1:], strict=False))
+            yield Figures((cells[0], *([named["T"]] if "T" in named else [])), named)
+
+
+def numbers(cell: str) -> list[float]:
+    """Read the numbers of a cell.
+
+    Example:
+        >>> numbers("88.2 / 1,493k ± 3 %")
+        [88.2, 1493000.0, 3.0]
+    """
+    found = [one.replace(",", "") for one in _NUMBER.findall(cell)]
+    return [float(one.rstrip("kM")) * _FACTORS.get(one[-1], 1.0) for one in found]
+
+
+def step_of(cell: str) -> list[float]:
+    """Give the worth of half of the last digit of each number of a cell, by which rounding moves it."""
+    found = [one.replace(",", "") for one in _NUMBER.findall(cell)]
+    places = [len(one.rstrip("kM").partition(".")[2].partition("e")[0]) for one in found]
+    return [0.5 * 10.0**-place * _FACTORS.get(one[-1], 1.0) for one, place in zip(found, places, strict=True)]
+
+
+def differ(told: str, found: str, noise: tuple[tuple[float, bool], ...]) -> bool:
+    """Tell whether the numbers of two cells differ by more than their noise."""
+    before, after = numbers(told), numbers(found)
+    if len(before) != len(after):
+        return True
+    for index, (one, other, half, own) in enumerate(zip(before, after, step_of(told), step_of(found), strict=True)):
+        much, is_share = noise[min(index, len(noise) - 1)] if noise else (0.0, False)
+        if abs(one - other) > (much * abs(one) if is_share else much) + half + own:
+            return True
+    return False
+
+
+def compared(page: str, printed: str, noise: tuple[tuple[float, bool], ...]) -> tuple[int, list[tuple[str, ...]]]:
+    """Compare what was printed with the tables of a page.
+
+    Returns:
+        How many cells were compared; and of those that differ the row, the column, what the page says, and what was
+        found.
+    """
+    known: dict[tuple[str, ...], list[Figures]] = {}
+    for row in rows_of(page):
+        known.setdefault(row.key, []).append(row)
+    count, differing = 0, []
+    for row in rows_of(printed):
+        for column, found in row.cells.items():
+            told = next((one.cells[column] for one in known.get(row.key, []) if one.cells.get(column)), "")
+            if column and column != "T" and numbers(told):
+                count += 1
+                if differ(told, found, noise):
+                    differing.append((", T = ".join(row.key), column, told, found))
+    return count, differing
+
+
+def run(benchmark: Benchmark, limit: float | None) -> str:
+    """Run a command, and give what it printed, until it was stopped."""
+    try:
+        done = subprocess.run([sys.executable, *benchmark.command], stdout=subprocess.PIPE, timeout=limit, check=True)
+    except subprocess.TimeoutExpired as stopped:
+        return (stopped.stdout or b"").decode()
+    return done.stdout.decode()
+
+
+def main() -> None:
+    """Run benchmarks, and print what differs."""
+    known = benchmarks((DOCS / HOME).read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(known)}; all if none is given")
+    parser.add_argument("--quick", action="store_true", help=f"stop each after {QUICK} s")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(unknown)}. There are {', '.join(known)}")
+    failed = False
+    for name in options.names or known:
+        benchmark = known[name]
+        print(f"{name}: python {shlex.join(benchmark.command)}", flush=True)
+        try:
+            printed = run(benchmark, QUICK if options.quick else None)
+        except subprocess.CalledProcessError as error:
+            print(f"It failed, with exit code {error.returncode}.")
+            failed = True
+            continue
+        page = (DOCS / benchmark.page).read_text() if benchmark.page else ""
+        count, differing = compared(page, printed, benchmark.noise)
+        if not count:
+            print(f"No figure of it stands in a table of {benchmark.page or 'the docs'}. It printed:\n{printed}")
+            continue
+        print(f"{count - len(differing)} of {count} figures are as {benchmark.page} has them.")
+        if differing:
+            columns = ("Row", "Column", benchmark.page, "now")
+            show([Table("These differ", tuple(map(Column, columns)), tuple(map(Row, differing)))])
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

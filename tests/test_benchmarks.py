@@ -1,0 +1,59 @@
+"""What the docs print is compared with what benchmarks print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import all as every
+
+ROOT = Path(__file__).parents[1]
+PAGE = """
+| network | T | SNN % / kSOPs | time |
+| --- | --- | --- | --- |
+| LeNet | 2 | 88.2 / 493 | 1.0 s |
+| LeNet | 4 | 89.9 / 813k | 2.0 s |
+| VGG | 4 | | 3.0 s |
+"""
+
+
+def test_figures_that_differ_by_more_than_their_noise_are_told_with_row_and_column():
+    printed = """
+LeNet is trained.
+| network | T | SNN % / kSOPs | more |
+| --- | --- | --- | --- |
+| LeNet | 2 | 88.6 / 500 | 7 |
+| LeNet | 4 | 89.9 / 900k | 7 |
+| VGG | 4 | 90.0 / 1 | 7 |
+| ResNet | 4 | 90.0 / 1 | 7 |
+"""
+    count, differing = every.compared(PAGE, printed, every.noises("0.5, 5 %"))
+    assert count == 2
+    assert differing == [("LeNet, T = 4", "SNN % / kSOPs", "89.9 / 813k", "89.9 / 900k")]
+    assert [row[3] for row in every.compared(PAGE, printed, every.noises("0.2"))[1]] == ["88.6 / 500", "89.9 / 900k"]
+
+
+@pytest.mark.parametrize(
+    ("told", "found", "noise", "is_other"),
+    [
+        ("1.23M", "1,234k", "0", False),  # as far as it is rounded
+        ("1.23M", "1.25M", "0", True),
+        ("95.9 ± 0.5 %, 1.57k", "95.1 ± 0.4 %, 1.60k", "1, 1, 5 %", False),
+        ("95.9 ± 0.5 %, 1.57k", "95.1 ± 0.4 %, 1.80k", "1, 1, 5 %", True),
+        ("0.35/0.06", "0.35", "10 %", True),
+        ("-2.0", "2.0", "1", True),
+    ],
+)
+def test_noise_is_in_units_or_a_share_beside_rounding(told, found, noise, is_other):
+    assert every.differ(told, found, every.noises(noise)) is is_other
+
+
+def test_the_page_of_benchmarks_names_each_that_there_is_and_pages_that_are_there():
+    known = every.benchmarks((ROOT / "docs" / every.HOME).read_text())
+    own = {path.stem for path in (ROOT / "tests" / "benchmarks").glob("*.py")} - {"__init__", "common", "all"}
+    assert set(known) == own
+    for one in known.values():
+        assert one.command[:2] == ("-m", f"tests.benchmarks.{one.name}")
+        assert one.noise
+        assert not one.page or (ROOT / "docs" / one.page).is_file()
