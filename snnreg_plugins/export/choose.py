@@ -61,6 +61,12 @@ class Tried(NamedTuple):
         """Tell whether it is surely further behind the best than by the tolerance, in points."""
         return self.behind(best, _DOUBT) > tolerance / 100
 
+    def and_by(self, more: Tried) -> Tried:
+        """Add how it did on other samples."""
+        few, many = len(self.kept), len(self.kept) + len(more.kept)
+        sops = (few * self.sops + (many - few) * more.sops) / many
+        return Tried(self.options, torch.cat([self.kept, more.kept]), sops)
+
     def told(self) -> dict[str, Any]:
         """Give it as plain data."""
         chosen = {name: getattr(self.options, name) for name in CHOSEN}
@@ -128,10 +134,12 @@ class Halves:
         """Convert, and adjust on the ones."""
         return self.convert(options, self.adjusted).eval()
 
-    def judge(self, options: Options, network: SpikingNetwork, parts: int | None = None) -> Tried:
-        """Run a network on the others, or on so many parts of them."""
-        counted = run_and_count(network, self.parts[:parts], self.held)
-        return Tried(options, kept(counted.outputs, self.scores[: len(counted.outputs)]), counted.sops)
+    def judge(self, options: Options, network: SpikingNetwork, first: int = 0, last: int | None = None) -> Tried:
+        """Run a network on the others, or on some of their parts."""
+        counted = run_and_count(network, self.parts[first:last], self.held)
+        begin = sum(map(len, self.parts[:first]))
+        scores = self.scores[begin : begin + len(counted.outputs)]
+        return Tried(options, kept(counted.outputs, scores), counted.sops)
 
 
 def choose(
@@ -146,7 +154,11 @@ def choose(
 
     All are adjusted on few samples, and judged by a few others. Those that are surely behind the best one there, or
     keep no more than one that is cheaper, are left out, and so is what spikes still less; the best and the cheapest of
-    the others are judged by more; and :func:`cheapest` of these is taken.
+    the others are judged by more and more, until it is decided between them or there are enough; and :func:`cheapest`
+    of these is taken.
+
+    What is kept is measured against the DNN, :func:`kept`, and not against labels: the DNN was trained on these samples
+    and is right on nearly all of them, and one label more or less is more noise than its own probability of it.
 
     Args:
         options: All other options.
@@ -178,15 +190,27 @@ def choose(
             ):
                 continue
             networks[tried] = halves.network(tried)
-            found.append(halves.judge(tried, networks[tried], 1))
+            found.append(halves.judge(tried, networks[tried], 0, 1))
             last = finalists(found, options.auto_tolerance)
             networks = {one.options: networks[one.options] for one in last if one.options in networks}
         step("the best, on more samples")
-        told = [one.told() for one in found if all(one is not other for other in last)]
-        if len(last) > 1 and len(halves.parts) > 1:
-            more = [networks.get(one.options) or halves.network(one.options) for one in last]
-            last = [halves.judge(one.options, network) for one, network in zip(last, more, strict=True)]
-    return Choice(cheapest(last, options.auto_tolerance).options, told + [one.told() for one in last])
+        told = [one for one in found if all(one is not other for other in last)]
+        for part in range(1, len(halves.parts)):
+            if is_decided(last, options.auto_tolerance):
+                break
+            for index, one in enumerate(last):
+                network = networks[one.options] = networks.get(one.options) or halves.network(one.options)
+                last[index] = one.and_by(halves.judge(one.options, network, part, part + 1))
+            best = best_of(last)
+            told += [one for one in last if one.is_behind(best, options.auto_tolerance)]
+            last = [one for one in last if not one.is_behind(best, options.auto_tolerance)]
+    return Choice(cheapest(last, options.auto_tolerance).options, [one.told() for one in told + last])
+
+
+def is_decided(found: list[Tried], tolerance: float) -> bool:
+    """Tell whether the cheapest is surely no further behind any other than by the tolerance, in points."""
+    least = min(found, key=lambda one: one.sops)
+    return all(one is least or least.behind(one, -_DOUBT) <= tolerance / 100 for one in found)
 
 
 def has_higher(one: Options, other: Options) -> bool:

@@ -10,7 +10,17 @@ from torch import nn
 
 from snnreg_plugins import load_network, save_network, to_norse, to_snntorch
 from snnreg_plugins.export.calibrate import Statistics
-from snnreg_plugins.export.choose import CANDIDATES, Halves, Tried, candidates, cheapest, choose, finalists, kept
+from snnreg_plugins.export.choose import (
+    CANDIDATES,
+    Halves,
+    Tried,
+    candidates,
+    cheapest,
+    choose,
+    finalists,
+    is_decided,
+    kept,
+)
 from snnreg_plugins.export.counted import Counted
 from snnreg_plugins.export.options import CHOSEN, Options
 from tests import nets
@@ -72,17 +82,22 @@ def test_candidates_are_judged_on_samples_that_they_were_not_adjusted_on(monkeyp
         return original
 
     def judge(network, parts, held):
-        judged.append(torch.cat(parts))
+        judged.append(torch.cat(tuple(parts)))
         return Counted(torch.ones(len(judged[-1]), 3), 1.0, [])
 
     monkeypatch.setattr("snnreg_plugins.export.choose.run_and_count", judge)
+    monkeypatch.setattr("snnreg_plugins.export.choose.is_decided", lambda *_: False)
     model.register_forward_pre_hook(lambda module, args: scored.append(len(args[0])))
     for seen, enough, few, last in [(1024, 256, 32, 512), (6400, 256, 32, 800), (100_000, 1024, 128, 896)]:
         choose(Options(timesteps=T, threshold="auto"), convert, model, samples, enough, seen)
         assert len(adjusted) == len(CANDIDATES)  # the finalists are not adjusted again
         assert all(torch.equal(given, samples[:few]) for given in adjusted)
-        assert [len(each) for each in judged] == [128] * len(CANDIDATES) + [last] * 3
-        assert all(torch.equal(each, samples[few : few + len(each)]) for each in judged)
+        ends = [*range(128, last, 128), last]
+        begins = [0] * len(CANDIDATES) + [begin for begin in ends[:-1] for _ in range(3)]  # each sample once
+        assert [len(each) for each in judged] == [min(128, last - begin) for begin in begins]
+        assert all(
+            torch.equal(each, samples[few + begin :][: len(each)]) for begin, each in zip(begins, judged, strict=True)
+        )
         assert sum(scored) == last  # once for all
         del adjusted[:], judged[:], scored[:]
 
@@ -92,9 +107,9 @@ def test_the_finalists_are_judged_by_more_and_what_spikes_less_than_the_hopeless
     samples = torch.rand(600, 6, dtype=torch.float64)
     right = {("local", True): 1.0, ("percentile", True): 0.99, ("max", True): 0.98, ("mmse", False): 0.9}
 
-    def judged(self, options, network, parts=None):
+    def judged(self, options, network, first=0, last=None):
         share = right.get((options.threshold, options.per_channel), 0.1)
-        count = sum(map(len, self.parts[:parts]))
+        count = sum(map(len, self.parts[first:last]))
         return Tried(options, (torch.arange(count) < share * count).double(), 100 * share - options.percent / 10)
 
     monkeypatch.setattr(Halves, "judge", judged)
@@ -111,6 +126,20 @@ def test_the_finalists_are_judged_by_more_and_what_spikes_less_than_the_hopeless
         *(("percentile", 99.0, 128), ("mmse", 99.9, 128), ("percentile", 99.0, 128)),
         *(("max", 99.9, 512), ("percentile", 99.9, 512), ("local", 99.9, 512)),
     ]
+
+
+def test_no_more_samples_are_run_than_decide():
+    best, same, behind = tried(40, 90), tried(10, 90), tried(5, 80)
+    assert is_decided([best, same], 0.5)
+    assert not is_decided([best, same, behind], 0.5)  # it is the cheapest, and not surely as good
+    assert is_decided([best, same, behind], 16.1)  # 10 and two standard errors of 3
+    assert not is_decided([best, same, behind], 15.9)
+    assert is_decided([tried(1, 90), behind], 0.0)
+
+
+def test_what_samples_tell_is_added_up():
+    added = tried(10, 80).and_by(tried(40, 10, samples=50))
+    assert (added.mean, added.sops, len(added.kept)) == (pytest.approx(0.6), 20.0, 150)
 
 
 def test_thresholds_are_found_once_for_all_that_is_tried(monkeypatch):
