@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 from snnreg_plugins._checks import as_integer, as_integers, as_number, one_of, require_known, shown
-from snnreg_plugins.callbacks import ActivityBudget, ActivityRegularization
 from snnreg_plugins.export.options import ExportOptions, Options
 from snnreg_plugins.functional.cost_models import cost_models
 from snnreg_plugins.functional.penalties import PENALTIES
@@ -183,7 +182,7 @@ class Sweep:
         arguments = {"penalty": name, **(self.regularization or {}), **given}
         if name not in (*PENALTIES, "rate_bounds") and "penalty" not in given:
             require_known("penalties", [name], [NONE, *PENALTIES, "rate_bounds"])
-        known = inspect.signature(ActivityRegularization).parameters
+        known = inspect.signature(_callback("ActivityRegularization")).parameters
         for place, names in (("regularization", self.regularization or {}), (f"penalties.{name}", given)):
             require_known(place, names, known)
         axes = {argument: as_axis(f"penalties.{name}.{argument}", value) for argument, value in arguments.items()}
@@ -192,7 +191,7 @@ class Sweep:
     def _budgets(self) -> tuple[Variant, ...]:
         if not self.budgets:
             return ()
-        known = [name for name in inspect.signature(ActivityBudget).parameters if name != "options"]
+        known = [name for name in inspect.signature(_callback("ActivityBudget")).parameters if name != "options"]
         require_known("budgets", self.budgets, [*known, *ExportOptions.__annotations__])
         units = [name for name in _UNITS if name in self.budgets]
         if not units:
@@ -289,14 +288,21 @@ def ends_of(axis: Choices | Range) -> tuple[Value, ...]:
 
 def _require_valid(variant: Variant) -> None:
     """Make the callback of a variant at the values that it is given, which checks them."""
-    kinds: dict[str, type] = {"ActivityRegularization": ActivityRegularization, "ActivityBudget": ActivityBudget}
     if variant.kind is None:
         return
     tried = {name: axis.points() or ends_of(axis) for name, axis in variant.axes.items()}
     first = {name: values[0] for name, values in tried.items()}
     for name, values in tried.items():
         for value in values:
-            _make(kinds[variant.kind], {**first, name: value}, variant)
+            _make(_callback(variant.kind), {**first, name: value}, variant)
+
+
+def _callback(kind: str) -> type:
+    """Give a callback by its name; it takes seconds to import, which ``--help`` does without."""
+    from snnreg_plugins import callbacks
+
+    found: type = getattr(callbacks, kind)
+    return found
 
 
 def _make(kind: type, arguments: Mapping[str, Any], variant: Variant) -> None:

@@ -78,15 +78,23 @@ def say(words):
     print(words)
 
 
+HEAVY = {"torch", "lightning", "torchmetrics", "snntorch"}
+
+
 @pytest.mark.parametrize(
-    "words", ["--help", "--version", "profile --help", "report --help", "recipes", "compare --help", "front --help"]
+    ("words", "without"),
+    [
+        *((f"{name} --help", HEAVY) for name in ("profile", "report", "compare", "front")),
+        *((words, HEAVY) for words in ("--help", "--version", "recipes")),
+        ("sweep --help", HEAVY - {"torch"}),
+    ],
 )
-def test_no_torch_is_imported_for_what_does_without(words):
+def test_nothing_heavy_is_imported_for_what_does_without(words, without):
     code = (
         "import sys; sys.argv = ['snnreg', *sys.argv[1:]]\n"
         "from snnreg_plugins.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "print({'torch', 'lightning', 'torchmetrics', 'snntorch'} & {name.partition('.')[0] for name in sys.modules})"
+        f"print({without} & {{name.partition('.')[0] for name in sys.modules}})"
     )
     done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
