@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> None:
         made,
         inputs,
         timesteps=options.timesteps,
-        table=[name.strip() for name in options.table.split(",")],
+        table=options.table,
         batch_dim=options.batch_dim,
         input_events=options.input_events,
         count_zero_weights=options.count_zero_weights,

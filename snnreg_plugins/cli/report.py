@@ -24,7 +24,7 @@ def write_report(run: str, output: str | None = None, table: str | list[str] | N
     Args:
         run: The folder that ExportReport or ``snnreg export`` wrote to.
         output: The page, a name that ends in .html; report.html in that folder if not given.
-        table: The model of cost that is shown, or several, such as [lemaire, eflops], or a YAML file of prices; those
+        table: The model of cost that is shown, or several, such as lemaire,eflops, or a YAML file of prices; those
             that the run showed if not given.
     """
     # Here, as it takes seconds: --help and wrong words are answered before.

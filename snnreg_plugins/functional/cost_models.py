@@ -15,6 +15,7 @@ name                      prices                                                
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from snnreg_plugins._checks import as_integer, shown
@@ -330,7 +331,7 @@ def cost_model(table: Model) -> CostModel:
 
 
 def cost_models(table: Model | Sequence[Model]) -> tuple[CostModel, ...]:
-    """Find one model or several, in their order.
+    """Find one model or several, in their order; several names, on a command line, may be one text with commas.
 
     Raises:
         FileNotFoundError: As of :func:`cost_model`.
@@ -339,7 +340,11 @@ def cost_models(table: Model | Sequence[Model]) -> tuple[CostModel, ...]:
     Example:
         >>> [model.name for model in cost_models(["horowitz_int8", "eflops"])]
         ['horowitz_int8', 'eflops']
+        >>> [model.name for model in cost_models("horowitz_int8, eflops")]
+        ['horowitz_int8', 'eflops']
     """
+    if isinstance(table, str) and "," in table and not Path(table).exists():
+        table = [name.strip() for name in table.split(",")]
     several: list[Any] = list(table) if isinstance(table, (list, tuple)) else [table]
     models = tuple(cost_model(one) for one in several)
     names = [model.name for model in models]

@@ -276,9 +276,12 @@ def test_a_model_is_found_by_name_table_or_itself():
         "mine", "lemaire", "custom"
     ]  # fmt: skip
     assert cost_models("eflops") == (COST_MODELS["eflops"],)
+    assert cost_models("eflops, lemaire") == (COST_MODELS["eflops"], COST_MODELS["lemaire"])
 
 
-@pytest.mark.parametrize("wrong", ["abacus", None, 3, ["lemaire", "lemaire"], [], ["lemaire", "abacus"]])
+@pytest.mark.parametrize(
+    "wrong", ["abacus", None, 3, ["lemaire", "lemaire"], [], ["lemaire", "abacus"], "lemaire,", ","]
+)
 def test_what_is_no_model_is_refused_with_those_there_are(wrong):
     with pytest.raises(ValueError, match="`table` to be one"):
         cost_models(wrong)
