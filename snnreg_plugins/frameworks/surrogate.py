@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+_KEEPS_DERIVATIVE = ContextVar("_KEEPS_DERIVATIVE", default=False)
+
+
+@contextmanager
+def derivatives_kept(keep: bool = True) -> Iterator[None]:
+    """Have spikes keep the derivative of their surrogate for the backward pass, in place of the potential.
+
+    Gradients are linear in it, and so right on average where it is rounded at random; in the potential they are not.
+    """
+    token = _KEEPS_DERIVATIVE.set(keep)
+    try:
+        yield
+    finally:
+        _KEEPS_DERIVATIVE.reset(token)
+
+
+def keeps_derivative() -> bool:
+    """Tell whether spikes are to keep the derivative of their surrogate."""
+    return _KEEPS_DERIVATIVE.get()
 
 
 class Surrogate(nn.Module):
@@ -46,9 +68,13 @@ class Surrogate(nn.Module):
         """Give the gradient of the potential ``u``, above the threshold, from that of the spikes."""
         return _backward(type(self).times, given, u, self.slope, self.steepness)
 
+    def derivative(self, u: Tensor) -> Tensor:
+        """Give what :meth:`backward` multiplies a gradient by."""
+        return self.backward(torch.ones_like(u), u)
+
     def forward(self, u: Tensor) -> Tensor:
         """Give spikes for ``u``, the potential above threshold."""
-        spikes: Tensor = _Spike.apply(u, self.slope, self.steepness, type(self).times)
+        spikes: Tensor = _Spike.apply(u, self.slope, self.steepness, type(self).times, keeps_derivative())
         return spikes
 
     def fixed(self, unit: float | Tensor = 1.0) -> Surrogate:
@@ -212,13 +238,20 @@ def _backward(
 class _Spike(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, slope: Tensor, steepness: float | None, times: Callable[[Tensor, Tensor], Tensor]
+        ctx: Any,
+        u: Tensor,
+        slope: Tensor,
+        steepness: float | None,
+        times: Callable[[Tensor, Tensor], Tensor],
+        keep: bool,
     ) -> Tensor:
-        ctx.save_for_backward(u, slope)
-        ctx.steepness, ctx.times = steepness, times
+        kept = _backward(times, torch.ones_like(u), u, slope, steepness) if keep else u
+        ctx.save_for_backward(kept, slope)
+        ctx.steepness, ctx.times, ctx.is_derivative = steepness, times, keep
         return (u > 0).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        u, slope = ctx.saved_tensors
-        return _backward(ctx.times, grads[0], u, slope, ctx.steepness), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        kept, slope = ctx.saved_tensors
+        given = grads[0] * kept if ctx.is_derivative else _backward(ctx.times, grads[0], kept, slope, ctx.steepness)
+        return given, None, None, None, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snnreg_plugins.frameworks.base import Dynamics
+from snnreg_plugins.frameworks.surrogate import keeps_derivative
 from snnreg_plugins.spiking.layers import by_step
 
 
@@ -159,6 +160,7 @@ class Firing:
         potential: Tensor,
         starts: bool = False,
         trained: bool = False,
+        fired: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         r"""Give the gradients of the currents of all steps, and those of the potential and the threshold, if wanted.
 
@@ -177,24 +179,27 @@ class Firing:
             potential: :math:`v_0`, ``(B, ...)``.
             starts: Whether the gradient of :math:`v_0` is wanted.
             trained: Whether that of the threshold is.
+            fired: The spikes; then ``above`` is the derivative of the surrogate.
         """
         if not self.is_compilable(above, of_spikes, potential):
-            return self._backward(above, of_spikes, of_last, potential, trained)
+            return self._backward(above, of_spikes, of_last, potential, trained, fired)
         channels_last, sample = _is_channels_last(above), potential.shape[1:]
         steps = len(above) // len(potential)
         surrogate = self.dynamics.surrogate
         slope = _rows(surrogate.slope, channels_last, sample)
-        height = slope / slope.dtype.type(surrogate.steepness) if surrogate.steepness else slope[:0]
+        scaled = surrogate.steepness is not None and fired is None
+        height = slope / slope.dtype.type(surrogate.steepness) if scaled else slope[:0]
         threshold = self._threshold(channels_last, sample)[0] if trained else slope[:0]
         values, given = (_in_memory_order(x, channels_last) for x in (above, of_spikes))
+        spikes = values if fired is None else _in_memory_order(fired, channels_last)
         rows = len(potential), slope.size
         of_currents = torch.empty_like(values)
         of_start = values.new_empty((len(potential) if starts else 0, *values.shape[1:]))
         later = of_start[:0] if of_last is None else _in_memory_order(of_last, channels_last)
         totals = kernels().in_parallel(
             kernels().fire_back, len(potential), 2 * above.numel(),
-            *(x.numpy().reshape(steps, *rows) for x in (values, given)), later.numpy().reshape(-1, slope.size),
-            slope, height, surrogate.COMPILED, slope.dtype.type(self.dynamics.beta),
+            *(x.numpy().reshape(steps, *rows) for x in (values, spikes, given)), later.numpy().reshape(-1, slope.size),
+            slope, height, surrogate.COMPILED if fired is None else -1, slope.dtype.type(self.dynamics.beta),
             of_currents.numpy().reshape(steps, *rows), of_start.numpy().reshape(-1, slope.size),
             _samples(potential, channels_last), threshold,
         )  # fmt: skip
@@ -206,20 +211,30 @@ class Firing:
         return *found, total.sum_to_size(self.dynamics.threshold.shape)
 
     def _backward(
-        self, above: Tensor, of_spikes: Tensor, of_last: Tensor | None, potential: Tensor, trained: bool
+        self,
+        above: Tensor,
+        of_spikes: Tensor,
+        of_last: Tensor | None,
+        potential: Tensor,
+        trained: bool,
+        fired: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         steps, threshold = len(above) // len(potential), self.dynamics.threshold
         of_currents = by_step(torch.empty_like(above), steps)
         above, of_spikes = by_step(above, steps), by_step(of_spikes.contiguous(), steps)
+        spikes = above if fired is None else by_step(fired, steps)
         later = torch.zeros_like(of_currents[0]) if of_last is None else of_last.clone()
         none, total = later.new_zeros(()), later.new_zeros(threshold.shape) if trained else None
         for step in reversed(range(steps)):
-            of_step = self.dynamics.surrogate.backward(of_spikes[step], above[step])
+            if fired is None:
+                of_step = self.dynamics.surrogate.backward(of_spikes[step], above[step])
+            else:
+                of_step = of_spikes[step] * above[step]
             later.copy_(torch.add(of_step, later, out=of_currents[step]))
             if total is not None:
-                fired = above[step - 1] > 0 if step else potential > threshold
+                reset = spikes[step - 1] > 0 if step else potential > threshold
                 total -= of_step.sum_to_size(threshold.shape)
-                total -= torch.where(fired, of_currents[step], none).sum_to_size(threshold.shape)
+                total -= torch.where(reset, of_currents[step], none).sum_to_size(threshold.shape)
             if self.leaks:
                 later.mul_(self.dynamics.beta)
         return of_currents.flatten(0, 1), later, total
@@ -251,18 +266,23 @@ class _Fire(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # the last potential seldom has one
         ctx.constant = steps > 1 and currents.shape[0] == potential.shape[0]
         spikes, above, last = firing.above(currents, potential, steps)
-        ctx.save_for_backward(above, potential, *sources)
+        ctx.is_derivative = keeps_derivative()
+        kept = firing.dynamics.surrogate.derivative(above) if ctx.is_derivative else above
+        fired = spikes if ctx.is_derivative else None
+        ctx.save_for_backward(kept, fired, above if beta.requires_grad else None, potential, *sources)
         return spikes, last
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        above, potential, *sources = ctx.saved_tensors
+        kept, fired, above, potential, *sources = ctx.saved_tensors
         of_spikes, of_last = grads
         _, starts, of_threshold, of_beta, *_ = ctx.needs_input_grad
         with torch.no_grad():
-            of_spikes = torch.zeros_like(above) if of_spikes is None else of_spikes
+            of_spikes = torch.zeros_like(kept) if of_spikes is None else of_spikes
             firing: Firing = ctx.firing
-            found: list[Tensor | None] = [*firing.backward(above, of_spikes, of_last, potential, starts, of_threshold)]
+            found: list[Tensor | None] = [
+                *firing.backward(kept, of_spikes, of_last, potential, starts, of_threshold, fired)
+            ]
             of_currents: Any = found[0]
             found.append(firing.of_beta(of_currents, above, potential) if of_beta else None)
             if ctx.constant:

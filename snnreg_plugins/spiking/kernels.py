@@ -101,6 +101,7 @@ def _fire_back(
     first: int,
     last: int,
     above: Any,
+    fired: Any,
     of_spikes: Any,
     of_last: Any,
     slope: Any,
@@ -117,12 +118,13 @@ def _fire_back(
     Args:
         first: First sample.
         last: The one behind the last.
-        above: ``(T, B, N)``.
+        above: How far potentials were above the threshold, ``(T, B, N)``; or the surrogate's derivative there.
+        fired: Above 0 where a neuron fired, ``(T, B, N)``.
         of_spikes: ``(T, B, N)``.
         of_last: Gradient of the last potentials, ``(B, N)``, or ``(0, N)`` for 0.
         slope: Of the surrogate, ``(N,)``.
         height: Of the surrogate, ``(N,)``, or ``(0,)`` for 1.
-        surrogate: Its number.
+        surrogate: Its number; -1 where ``above`` is its derivative.
         beta: The decay.
         of_currents: Written to.
         of_start: Gradient of the first potentials, ``(B, N)``; written to. ``(0, N)`` if nobody wants it.
@@ -147,7 +149,10 @@ def _fire_back(
             over, given, out = above[t, b], of_spikes[t, b], of_currents[t, b]
             for i in range(out.shape[0]):
                 out[i] = given[i] * height[i] if height.shape[0] else given[i]
-            if surrogate == 0:
+            if surrogate == -1:
+                for i in range(out.shape[0]):
+                    out[i] *= over[i]
+            elif surrogate == 0:
                 for i in range(out.shape[0]):
                     steepness = one + slope[i] * abs(over[i])
                     out[i] = out[i] / (steepness * steepness)
@@ -167,7 +172,7 @@ def _fire_back(
             for i in range(out.shape[0]):
                 out[i] += later[i]
             if total.shape[0] and t > 0:
-                before = above[t - 1, b]
+                before = fired[t - 1, b]
                 for i in range(total.shape[0]):
                     total[i] -= out[i] if before[i] > zero else zero
             elif total.shape[0]:

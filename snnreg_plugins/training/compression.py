@@ -14,6 +14,7 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 
 from snnreg_plugins._checks import as_integer, one_of
 from snnreg_plugins._torch import hold_address, is_of_leaf, storage_address, version_of, view_base
+from snnreg_plugins.frameworks.surrogate import derivatives_kept
 from snnreg_plugins.functional.bits import (
     dequantize,
     dequantize_packed,
@@ -93,7 +94,7 @@ def compressed_activations(
     elif bits in RANDOM:
         seed = int(torch.randint(2**32, ()))
     packer = Packer(bits, min_numel, module, seed or 0)
-    with saved_tensors_hooks(packer.pack, unpack):
+    with saved_tensors_hooks(packer.pack, unpack), derivatives_kept(bits in RANDOM):
         yield packer.savings
 
 

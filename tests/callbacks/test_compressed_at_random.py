@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from snnreg_plugins import CompressedActivations, compressed_activations
+from snnreg_plugins import CompressedActivations, compressed_activations, to_snntorch
+from snnreg_plugins.spiking import firing
 from snnreg_plugins.training import compression
 from snnreg_plugins.training.compression import Packer, unpack
 from tests.callbacks.reference import Module, fit, free_port, leave, two_processes
@@ -54,6 +56,33 @@ def test_gradients_are_right_on_average(bits):
     assert 0.5 < float(in_errors.square().mean()) < 1.7
     assert float(in_errors.abs().max()) < 6
     assert float(drawn.std(0).norm()) > (0.05 if bits == 4 else 0.3) * float(exact.norm())
+
+
+@pytest.mark.parametrize("bits", [4, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("exact", "kernels"),
+    [(False, True), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((False, False), (True, True)))],
+    ids=["compiled", "torch", "step by step"],
+)
+def test_gradients_of_spikes_are_right_on_average(exact, kernels, bits, monkeypatch):
+    """Of neurons with trained thresholds and decays: the derivative of their surrogate is kept, not the potential."""
+    if not kernels:
+        monkeypatch.setattr(firing, "kernels", lambda: None)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 5))
+    x, y = torch.rand(16, 1, 6, 6).double(), torch.randn(16, 5).double()
+    options = dict(train_thresholds="neuron", train_beta="layer", beta=0.9, surrogate="fast_sigmoid")
+    network = to_snntorch(net.double(), x, timesteps=3, **options)
+    network.exact = exact
+    expected = gradient(network, x, y, contextlib.nullcontext())
+    draws = range(3 * SEEDS)
+    drawn = torch.stack([gradient(network, x, y, compressed_activations(bits, min_numel=1, seed=it)) for it in draws])
+    error, noise = drawn.mean(0) - expected, drawn.std(0)
+    assert float(noise.norm()) > (0.05 if bits == 4 else 0.3) * float(expected.norm())
+    sizes = [p.numel() for p in network.parameters()]
+    ratios = [float(e.norm() / n.norm()) for e, n in zip(error.split(sizes), noise.split(sizes), strict=True)]
+    # Of the noise of a mean it is 1. With the potentials in so few bits it would be more than 2.
+    assert statistics.mean(ratios) * len(draws) ** 0.5 < 1.4
 
 
 def round_trip(x, bits, seed=0):
