@@ -26,6 +26,7 @@ subcommands:
   snnreg SUBCOMMAND --help   options of a subcommand
   snnreg --version           version of this package, and of what it stands on
 """
+_OPTIONS = ("--help", "--version")
 # What tells most about a run, beside this package.
 _STANDS_ON = ("torch", "lightning", "snntorch", "norse")
 # How torch begins when weights are not those of a module.
@@ -46,6 +47,8 @@ def run() -> None:
     if words[0] not in (*TRAINING, *OTHERS) and not words[0].startswith("-"):
         _pass_on()
         sys.exit(_unknown(words[0]))
+    if like := meant(words[0], _OPTIONS):
+        sys.exit(f"error: There is no option `{words[0][:50]}`.{like}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own modules are found, as `python -m` does
     try:
@@ -115,11 +118,15 @@ def _is_of_lightning(error: BaseException, raised_in: Path) -> bool:
     """Tell whether Lightning refused settings."""
     if "lightning.pytorch" not in sys.modules:
         return False
+    from lightning.fabric import accelerators
+    from lightning.fabric.utilities import seed
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import trainer
 
-    of_trainer = raised_in.is_relative_to(Path(trainer.__file__).parent)
-    return isinstance(error, MisconfigurationException) or (of_trainer and isinstance(error, (ValueError, KeyError)))
+    of_trainer = raised_in.is_relative_to(Path(trainer.__file__).parent) and isinstance(error, (ValueError, KeyError))
+    of_devices = raised_in.is_relative_to(Path(accelerators.__file__).parent) and isinstance(error, TypeError)
+    of_seed = raised_in == Path(seed.__file__) and isinstance(error, ValueError)
+    return isinstance(error, MisconfigurationException) or of_trainer or of_devices or of_seed
 
 
 def _pass_on() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from typing_extensions import override
 
 from snnreg_plugins.cli.sentences import in_one_sentence
+from snnreg_plugins.cli.subcommands import TRAINING
 
 
 class InOneSentence(ArgumentParser):
@@ -20,6 +22,8 @@ class InOneSentence(ArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
+        if " " not in program:  # of what a subcommand lacks, too
+            program = " ".join([program, *[word for word in sys.argv[1:] if word in TRAINING][:1]])
         known = re.findall(r"(?<!\w)--[\w.-]+", parser.format_help())
         sentence = in_one_sentence(message, known).removesuffix(".")
         self.exit(2, f"error: {sentence}{'' if sentence.endswith('?') else '.'}\nAll options: {program} --help\n")
@@ -28,3 +32,12 @@ class InOneSentence(ArgumentParser):
 
 class Parser(InOneSentence):
     """The parser of a subcommand of :data:`~snnreg_plugins.cli.subcommands.OTHERS`."""
+
+    @override
+    def parse_args(self, args: Any = None, *others: Any, **named: Any) -> Any:
+        if any(word.startswith(("-c", "--config")) for word in args or ()):
+            # Here, as it takes seconds, and reads files that --help does without.
+            from snnreg_plugins.cli.recipes import require_readable
+
+            require_readable(args)
+        return super().parse_args(args, *others, **named)

@@ -30,12 +30,15 @@ _QUOTED = {
     "float": re.compile(r"'?[-+]?[\d.]+(?:e[-+]?\d+)?'?"),
     "bool": re.compile(r"'?(?:true|false)'?"),
 }
-_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text"}
+_TYPES = {
+    "int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list, such as [1, 2]"
+}  # fmt: skip
 _LONGEST = 300
 # What an option may be given.
 _AS_IN = {
     "config": "recipes/digits_lenet_expected_rate.yaml (`snnreg recipes` lists them)",
     "ckpt_path": "runs/digits_lenet_expected_rate/dnn.ckpt",
+    "recipe": "recipes/digits_lenet_none.yaml (`snnreg recipes` lists them)",
 }
 # Names that go without their module in a recipe.
 _HOMES = (
@@ -160,11 +163,13 @@ def _of_a_value(whole: str, options: Sequence[str]) -> str | None:
     """Of a value of another type, or of another choice."""
     key = _key(whole)
     got = re.findall(r"(?:Given|Got) value: (.+?)(?=\. (?:Given|Got) value: |$)", whole)
+    if whole.endswith(("Given value:", "Got value:")):
+        got = ["nothing"]
     if key is None or not got:
         return None
     value = got[-1] if len(got[-1]) <= _LONGEST else f"{got[-1][:_LONGEST]}..."
-    if found := re.search(r": Expected one of (\[[^]]*\])", whole):
-        choices = re.findall(r"'([^']*)'", found[1])
+    if listed := re.findall(r"Expected one of \[([^]]*)\]", whole):
+        choices = list(dict.fromkeys(choice.strip(" '") for each in listed for choice in each.split(",")))
         return f"Expected `{key}` to be one of {', '.join(choices)}, but got {value}.{meant(value, choices)}"
     if found := re.search(r": Expected a (\w+)\b", whole):
         kind = found[1]

@@ -79,6 +79,11 @@ def copy(name: str, output: str | os.PathLike[str] | None = None) -> Path:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(known[stem].read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise type(error)(
+            f"Expected argument `output` to be a file in a folder that is there, but got {os.fspath(path)!r}. Make the "
+            "folder, or name another file by --output."
+        ) from error
     except FileExistsError as error:
         raise FileExistsError(
             f"Expected argument `output` to be a new file, but {os.fspath(path)!r} is there. Name another one by "

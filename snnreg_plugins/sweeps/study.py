@@ -67,7 +67,13 @@ class Study:
     def _storage(self) -> RDBStorage:
         url = self.job.sweep.storage
         if url is None:
-            self.output.mkdir(parents=True, exist_ok=True)
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise type(error)(
+                    f"Expected argument `output` to name a folder, but got {os.fspath(self.output)!r}, and there is a "
+                    "file. Move that file away, or write to another folder."
+                ) from error
             url = f"sqlite:///{(self.output / 'study.db').resolve()}"
         waiting = {"timeout": 60} if url.startswith("sqlite") else {}
         if url.startswith("postgresql"):
