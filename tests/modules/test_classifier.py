@@ -322,3 +322,18 @@ def test_what_was_trained_is_exported_as_neurons_and_synapses(tmp_path):
     with torch.no_grad():
         assert torch.equal(again.eval()(x), after(x))
     assert torch.equal(module.dnn(torch.zeros(1, 1, 8, 8)), before)
+
+
+def test_several_validation_loaders_are_logged_apart():
+    torch.manual_seed(0)
+    x, y = torch.rand(24, 6), torch.arange(24) % 3
+    module = Classifier(nn.Linear(6, 3))
+    sets = [TensorDataset(x, y), TensorDataset(x[:9], y[:9])]
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for stage, run in (("val", trainer.validate), ("test", trainer.test)):
+        run(module, [DataLoader(one, BATCH) for one in sets], verbose=False)
+        for index, one in enumerate(sets):
+            found = float(trainer.callback_metrics[f"{stage}/loss/dataloader_idx_{index}"])
+            expected = F.cross_entropy(module(one.tensors[0]), one.tensors[1]).item()
+            assert found == pytest.approx(expected, rel=1e-5)
+    assert [len(scores) for scores in trainer.predict(module, [DataLoader(one, 30) for one in sets])] == [1, 1]
