@@ -142,6 +142,20 @@ def test_what_samples_tell_is_added_up():
     assert (added.mean, added.sops, len(added.kept)) == (pytest.approx(0.6), 20.0, 150)
 
 
+@torch.no_grad()
+def test_parts_together_are_judged_as_the_whole():
+    model, _, _ = nets.make("mlp")
+    samples, options = torch.rand(600, 6, dtype=torch.float64), Options(timesteps=T)
+    network = to_snntorch(model, samples, timesteps=T, threshold="max")
+    halves = Halves(options, lambda *_: network, model, samples, adjusted=32)
+    whole, first = halves.judge(options, network), halves.judge(options, network, 0, 1)
+    for part in range(1, len(halves.parts)):
+        first = first.and_by(halves.judge(options, network, part, part + 1))
+    assert whole.mean < 1
+    assert torch.equal(first.kept, whole.kept)
+    assert first.sops == pytest.approx(whole.sops)
+
+
 def test_thresholds_are_found_once_for_all_that_is_tried(monkeypatch):
     model, _, x = nets.make("mlp", torch.float32)
     found, levels = [], Statistics.levels
