@@ -210,12 +210,14 @@ class Front(Result):
         return self.front_table(most).select(columns, self.front_title)
 
     def front_table(self, most: int | None = None) -> Table:
-        """Give the Pareto front of score and SOPs.
+        """Give the Pareto front of score and SOPs; of accuracies, those that figures show, if there are any.
 
         Args:
             most: How many rows at most, evenly taken; all if None.
         """
         best = self.best()
+        if self.is_accuracy:
+            best = [point for point in best if point.score.value >= self.reference - _SHOWN] or best
         if most is not None and len(best) > most:
             kept = {round(index * (len(best) - 1) / (most - 1)) for index in range(most)} if most > 1 else {0}
             best = [best[index] for index in sorted(kept)]

@@ -54,6 +54,16 @@ def test_the_front_is_that_of_means_and_losses_are_to_the_dnn_without_a_penalty(
     assert [one.setting for one in found.best_of("none")] == [""]
 
 
+def test_what_is_far_below_the_reference_is_in_no_table_and_no_axis():
+    found = find_front([*ROWS, row("hoyer", 1, 0, 0.1, 1.0)])
+    assert [one.label for one in found.best()] == ["hoyer", "l1", "l1"]
+    assert [row.cells[0] for row in found.front_table().rows] == ["l1", "l1"]
+    (sops, *_) = found.figures()
+    assert min(sops.shown[0]) == 100
+    collapsed = find_front([row("none", 1, 0, 0.1, 1.0)])
+    assert [row.cells[0] for row in collapsed.front_table().rows] == ["none"]
+
+
 def test_without_an_unpenalised_network_losses_are_to_the_best_and_lower_scores_can_be_better():
     assert find_front([one for one in ROWS if one["penalty"] == "l1"]).reference_title == "the best DNN"
     errors = [{**one, "score_name": "mse", "higher_is_better": False} for one in ROWS[2:6]]
