@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Of Okabe and Ito 2008 (see `_pictures`), without yellow, which is too light for lines; signs tell apart too.
 COLORS = (GREY, BLUE, ORANGE, "#009E73", "#CC79A7", SKY, "#E69F00")
 _MARKERS = "os^Dv*PX"
-_DASHES = ("-", "--", ":")
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)))
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,13 @@ def draw(axes: Axes, figure: Scatter) -> None:
         axes.set_ylim(figure.low, max(ys) + 0.05 * (max(ys) - figure.low))
     if figure.named:  # below all panels, where no line is
         whole: Any = axes.figure
-        whole.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8.5)
+        handles, labels = axes.get_legend_handles_labels()
+        columns = max(1, min(6, _LETTERS // (max(map(len, labels)) + 6)))
+        whole.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
+# Of a line of the legend.
+_LETTERS = 150
 # As pictures have them, drawn around (0, 0).
 _SIGNS = (
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0",
