@@ -9,7 +9,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import Unpack, override
@@ -25,8 +24,10 @@ from snnreg_plugins.callbacks.priced import (
     progress_of,
     require_an_end_and_validation,
     summed,
+    validation_follows,
 )
 from snnreg_plugins.callbacks.spiking_validation import SpikingValidation
+from snnreg_plugins.callbacks.verdict import say_that_nothing_was_counted, say_what_was_scaled, say_whether_it_is_met
 from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.export.options import ExportOptions
 from snnreg_plugins.metrics.scores import Score, Task
@@ -159,6 +160,7 @@ class ActivityBudget(SpikingValidation):
         self._trim = Trim(self.calibration_batches)
         self._is_beside = False  # whether another SpikingValidation logs the figures of the network
         self._is_counted = False  # whether the last validation counted anything
+        self._batches_since = 0  # that validation
         self._last_score: float | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,6 +233,7 @@ class ActivityBudget(SpikingValidation):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._losses = []
+        self.controller.progress = progress_of(trainer, batch_idx - 1)  # resumed, it may have another end
         if self.controller.is_new:
             self._count_first(trainer, pl_module, self._unpacked(batch)[0])
         self._penalty_of_fit.on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -274,6 +277,7 @@ class ActivityBudget(SpikingValidation):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._penalty_of_fit.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._trim.unwatch()
+        self._batches_since += 1
         x, y = self._unpacked(batch)
         if self.trim and not self._is_own:
             self._trim.add(x)
@@ -303,6 +307,7 @@ class ActivityBudget(SpikingValidation):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keeper.under(self._conditions(trainer, pl_module))  # of the last epoch, after the last validation
         if self.keep_best and self.kept is not None:
             load_for_good(trainer, pl_module, self.kept.weights)
             self.network = self.kept.network
@@ -346,15 +351,18 @@ class ActivityBudget(SpikingValidation):
 
     @override
     def _export(self, trainer: Trainer, pl_module: LightningModule, x: Tensor) -> SpikingNetwork | None:
+        fitting, kept = trainer.state.fn == TrainerFn.FITTING, self.kept
+        if not fitting and kept is not None and kept.network is not None and kept.is_of(pl_module):
+            return kept.network.to(x.device)  # with what was done to its thresholds
         network = super()._export(trainer, pl_module, x)
-        if network is not None and trainer.state.fn == TrainerFn.FITTING:
+        if network is not None and fitting:
             self._trim_last(trainer, network)
         return network
 
     def _trim_last(self, trainer: Trainer, network: SpikingNetwork) -> None:
         """Scale thresholds before the last validation; down only where a penalty has taken too much."""
         controller, over_processes = self.controller, partial(mean_of, trainer, device_of(network))
-        if self.trim and controller.limit is not None and controller.progress > 1 - 1e-9:
+        if self.trim and controller.limit is not None and not validation_follows(trainer):
             to_use_it = controller.dual.price > 0
             factors = self._trim.fit(network, controller.limit, self.tolerance, to_use_it, over_processes)
             if factors is not None:
@@ -388,6 +396,7 @@ class ActivityBudget(SpikingValidation):
         counts = self._counts(trainer, self._runs[0], values)
         logged = {"budget/sops": counts.sops, "budget/slack": self.budget.slack(counts)}
         if trainer.state.fn == TrainerFn.FITTING:
+            self._batches_since = 0
             self.controller.counted(counts)
             network = self._own_spiking(trainer, pl_module) if self._is_own else self.network
             if self.trim and network is not None:
@@ -408,6 +417,7 @@ class ActivityBudget(SpikingValidation):
         if self.keep_best and trainer.state.fn == TrainerFn.FITTING:
             better = None if score is None else score.higher_is_better
             sign = 0 if better is None else 1 if better else -1
+            self._keeper.under(self._conditions(trainer, pl_module))
             self._keeper.see(trainer.current_epoch, counts, self._last_score, sign, pl_module, self.network)
         pl_module.log_dict(logged, sync_dist=True, add_dataloader_idx=False)
 
@@ -420,31 +430,21 @@ class ActivityBudget(SpikingValidation):
             dense = total / samples
         return Counts(values["snn/sops"], values["snn/effective_macs"], dense)
 
+    def _conditions(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        """Tell what counts depend on beside the weights: steps may change with the epoch, and all where one resumes."""
+        if not self._is_own:
+            return f"{self.options}, {self.exit_agreement}, {self.tolerance}, {self.budget.table}"
+        steps = [one.timesteps for one in self._network(pl_module).modules() if isinstance(one, SpikingNetwork)]
+        if not steps and isinstance(run := self._runs.get(0), OwnMeasurement):
+            steps = [int(summed(trainer, pl_module.device, torch.tensor(run.steps())))]
+        return f"{steps} steps, {self.tolerance}, {self.budget.table}" if steps else None
+
     def _say_whether_it_is_met(self) -> None:
-        limit = self.controller.limit
-        if self.network is not None and "threshold_factors" in self.network.conversion and limit is not None:
-            rank_zero_warn(
-                "ActivityBudget has scaled thresholds to meet its budget: those of its `network`. Take it, or bring "
-                f"others to it: to_snntorch(..., timesteps={self.network.timesteps}, budget={limit:.6g})."
-            )
-        counts, strength = self.controller.counts, self.controller.settled_strength
+        say_what_was_scaled(self.network, self.controller.limit)
+        counts, strength, since = self.controller.counts, self.controller.settled_strength, self._batches_since
         if self.keep_best and self.kept is not None:
-            counts = self.kept.counts
+            counts, since = self.kept.counts, 0
         elif not self._is_counted or counts is None:
-            rank_zero_warn(
-                "ActivityBudget cannot tell whether its budget is met: the last validation has counted nothing, as a "
-                f"layer of the network is silent, or there was none. The strength of the penalty is {strength:.3g}; "
-                "if all spikes are gone, raise the budget or the number of epochs."
-            )
+            say_that_nothing_was_counted(strength)
             return
-        if not self.budget.is_met(counts, self.tolerance):
-            scored = "" if self._last_score is None else f", with a score of {self._last_score:.4g}"
-            rank_zero_warn(
-                f"The budget of ActivityBudget is not met: {self.budget.told(counts)} at the last validation{scored}, "
-                f"at a strength of {strength:.3g}. Train for more epochs, take fewer time steps, or raise the budget."
-            )
-        elif not counts.sops:
-            rank_zero_warn(
-                "The budget of ActivityBudget is met by silence: no spike reaches a synapse any more. Raise the budget "
-                "or the number of epochs."
-            )
+        say_whether_it_is_met(self.budget, self.tolerance, counts, self._last_score, strength, since)

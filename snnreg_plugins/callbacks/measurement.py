@@ -256,6 +256,10 @@ class OwnMeasurement:
         table = self.tally.table()
         return sum(steps[0] for (_, column), steps in table.items() if column == dense and steps)
 
+    def steps(self) -> int:
+        """Time steps of the longest sample of this process."""
+        return max(map(len, self.tally.table().values()), default=0)
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

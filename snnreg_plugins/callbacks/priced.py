@@ -71,6 +71,32 @@ def progress_of(trainer: Trainer, batch_idx: int) -> float:
     return max(shares, default=math.nan)
 
 
+def validation_follows(trainer: Trainer) -> bool:
+    """Tell, in a validation of a fit, whether the training goes on to another one, unless it is stopped early.
+
+    The last one is not always at the end: ``max_steps`` ends an epoch in its middle, half of an odd number of batches
+    is rounded down, and 10 is no multiple of ``check_val_every_n_epoch=3``.
+    """
+    loop, batches, every = trainer.fit_loop.epoch_loop, trainer.num_training_batches, trainer.val_check_batch
+    epoch, period, done = trainer.current_epoch, trainer.check_val_every_n_epoch, loop.batch_idx + 1
+    if every is None:  # by the clock
+        return progress_of(trainer, loop.batch_idx) < 1 - 1e-9
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else math.inf
+    if not math.isfinite(batches):  # how long an epoch is, is not known
+        return trainer.max_steps > trainer.global_step or epoch + (period or 1) < epochs
+    every = min(every, batches) if period else every
+    if period is None:
+        ahead = every - (loop.total_batch_idx + 1) % every
+    elif (done // every + 1) * every <= batches:
+        ahead = (done // every + 1) * every - done
+    else:
+        ahead = (period - (epoch + 1) % period) * batches - done + every
+    if ahead > (epochs - epoch) * batches - done:
+        return False
+    steps = trainer.global_step / (loop.total_batch_idx + 1)  # in a batch; more than one of several optimizers
+    return trainer.max_steps <= 0 or trainer.global_step + (ahead - 1) * steps < trainer.max_steps - 1e-6
+
+
 def mean_of(trainer: Trainer, device: torch.device, value: float) -> float:
     """Give the mean of a number over processes."""
     if trainer.world_size <= 1:

@@ -7,11 +7,13 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snnreg_plugins._checks import as_number, shown
 from snnreg_plugins._text import in_joules, in_percent, in_short
 from snnreg_plugins.functional.energy import EnergyTable, energy, energy_table
+from snnreg_plugins.spiking.network import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,14 @@ class Kept:
     counts: Counts
     score: float | None
     weights: dict[str, Any] = field(repr=False)
-    network: Any = field(default=None, repr=False)
+    network: SpikingNetwork | None = field(default=None, repr=False)
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Tell whether a module has these weights."""
+        state = module.state_dict()
+        return state.keys() == self.weights.keys() and all(
+            torch.equal(value.cpu(), self.weights[name]) for name, value in state.items() if isinstance(value, Tensor)
+        )
 
 
 class Keeper:
@@ -172,9 +181,26 @@ class Keeper:
         self.budget, self.tolerance = budget, tolerance
         self.kept: Kept | None = None
         self._rank: float | None = None
+        self._under: str | None = None  # None in files of earlier versions
+
+    def under(self, conditions: str | None) -> None:
+        """Forget what was kept under other conditions, where it counts as something else.
+
+        Args:
+            conditions: What counts depend on beside the weights, such as the time steps; None if that is not known.
+        """
+        if None not in (self._under, conditions) and self._under != conditions:
+            self.kept = self._rank = None
+        self._under = conditions or self._under
 
     def see(
-        self, epoch: int, counts: Counts, score: float | None, sign: int, module: nn.Module, network: Any = None
+        self,
+        epoch: int,
+        counts: Counts,
+        score: float | None,
+        sign: int,
+        module: nn.Module,
+        network: SpikingNetwork | None = None,
     ) -> None:
         """Take a validation.
 
@@ -203,15 +229,15 @@ class Keeper:
     def state(self) -> dict[str, Any]:
         """Give all that training goes on with, as plain data and the weights."""
         if self.kept is None:
-            return {"kept": None, "rank": None}
+            return {"kept": None, "rank": None, "under": self._under}
         kept = {name: value for name, value in vars(self.kept).items() if name != "network"}
-        return {"kept": {**kept, "counts": asdict(self.kept.counts)}, "rank": self._rank}
+        return {"kept": {**kept, "counts": asdict(self.kept.counts)}, "rank": self._rank, "under": self._under}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         kept, rank = state["kept"], state["rank"]
         self.kept = None if kept is None else Kept(**{**kept, "counts": Counts(**kept["counts"])})
-        self._rank = rank
+        self._rank, self._under = rank, state.get("under")
 
 
 def _copied(value: Any) -> Any:

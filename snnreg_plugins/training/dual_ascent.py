@@ -253,7 +253,7 @@ class Controller:
             sum_over_processes: See :meth:`Meter.end_batch`.
         """
         self.meter.end_batch(samples, sum_over_processes)
-        gone, self.progress = max(0.0, progress - self.progress), max(progress, self.progress)
+        gone, self.progress = max(0.0, progress - self.progress), progress
         cost = self.meter.cost
         if cost is not None and self.progress < self.ramp:
             self.start = max(self.start, cost)

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from snnreg_plugins import _console
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import Digits
 from snnreg_plugins.export import to_snntorch
@@ -268,13 +267,11 @@ def test_other_wrong_arguments_are_refused(dnn, data, network):
         report(dnn[:4], network, data)
 
 
-def test_progress_is_shown_on_demand(dnn, data, network, monkeypatch):
-    stream = io.StringIO()
-    monkeypatch.setattr(_console, "_console", lambda: Console(file=stream, force_terminal=True))
+def test_progress_is_shown_unless_it_is_not_wanted(dnn, data, network, terminal):
+    report(dnn, network, data, steps=(1,), progress=False)
+    assert terminal.getvalue() == ""
     report(dnn, network, data, steps=(1,))
-    assert stream.getvalue() == ""
-    report(dnn, network, data, steps=(1,), progress=True)
-    assert "Measuring" in stream.getvalue()
+    assert "Measuring" in terminal.getvalue()
 
 
 def test_json_holds_all_numbers(result, tmp_path):
