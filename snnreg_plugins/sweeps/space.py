@@ -231,7 +231,13 @@ class Sweep:
     @cached_property
     def all_seeds(self) -> tuple[int, ...]:
         """The seeds."""
-        return as_integers("seeds", (0,) if self.seeds is None else self.seeds, (0, 1, 2), at_least=0)
+        seeds = as_integers("seeds", (0,) if self.seeds is None else self.seeds, (0, 1, 2), at_least=0)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"Expected argument `seeds` to name each seed once, as the same one twice is no second sample, but got "
+                f"{list(seeds)}. Give {sorted(set(seeds))}, or others."
+            )
+        return seeds
 
     @cached_property
     def all_steps(self) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ def test_a_trial_is_the_recipe_with_the_callback_of_its_point(tmp_path):
         ({"penalties": {"l1": {"strength": []}}}, "list of values"),
         ({"regularization": {"warmup": 1}, "penalties": {"l1": None}}, "Did you mean 'warmup_epochs'"),
         ({"budgets": {"sops": [1e5]}}, "`penalties`"),
+        ({"seeds": [1, 0, 1]}, r"`seeds`.*\[1, 0, 1\].*\[0, 1\]"),
         ({"penalties": {"none": None}, "budgets": {"timesteps": 4}}, "'sops', 'share', 'joules'"),
         ({"penalties": {"none": None}, "budgets": {"sops": -1}}, "-1"),
         ({"exports": {"a": {"per_chanel": True}}}, "`exports.a`.*Did you mean 'per_channel'"),
