@@ -33,6 +33,23 @@ _LARGEST_YAML = 1 << 18
 _MOST_VALUES, _DEEPEST, _SLACK = 1_000_000, 100, 1 << 28
 
 
+def make_folder(folder: Path, expected: str) -> None:
+    """Make a folder, and those on the way to it, if it is not there.
+
+    Args:
+        folder: The folder.
+        expected: What is wrong if there is a file in its place.
+
+    Raises:
+        FileExistsError: If a file is where the folder should be.
+        NotADirectoryError: If one is on the way to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(f"{expected} Move that file away, or write to another folder.") from None
+
+
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that it appears at ``path`` only when it is complete.
@@ -59,13 +76,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = as_path("path", path).resolve()
     if target.is_dir():
         raise IsADirectoryError(f"Expected argument `path` to name a file, but {os.fspath(path)!r} is a folder.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise type(error)(
-            f"Expected argument `path` to name a file in a folder, but got {os.fspath(path)!r}, and on the way to it "
-            "is a file where a folder should be. Move that file away, or write to another folder."
-        ) from None
+    make_folder(
+        target.parent,
+        f"Expected argument `path` to name a file in a folder, but got {os.fspath(path)!r}, and on the way to it "
+        "is a file where a folder should be.",
+    )
     # A name of our own rather than `tempfile`, whose files nobody else may read.
     temporary = target.with_name(f".{uuid4().hex}{target.suffix}")
     try:

@@ -128,8 +128,7 @@ class Front(Result):
         if self.is_accuracy:
             yield self.at_losses()
         yield self.short_table()
-        if self.is_accuracy and self.by_model().rows:
-            table = self.by_model()
+        if self.is_accuracy and (table := self.by_model()).rows:
             yield table.select(("SNN", "/ none", SPARSE, DENSE, "Penalty", "T"), table.caption)
         yield Note("\n".join(self.notes()), "small")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnreg_plugins._files import digest
+from snnreg_plugins._files import digest, make_folder
 from snnreg_plugins._imports import needed
 from snnreg_plugins.sweeps.axes import Choices, Value
 from snnreg_plugins.sweeps.look import AGAIN, ERROR, POINT, ROWS, TRY, WHERE, Look
@@ -67,13 +67,10 @@ class Study:
     def _storage(self) -> RDBStorage:
         url = self.job.sweep.storage
         if url is None:
-            try:
-                self.output.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise type(error)(
-                    f"Expected argument `output` to name a folder, but got {os.fspath(self.output)!r}, and there is a "
-                    "file. Move that file away, or write to another folder."
-                ) from error
+            got = os.fspath(self.output)
+            make_folder(
+                self.output, f"Expected argument `output` to name a folder, but got {got!r}, and there is a file."
+            )
             url = f"sqlite:///{(self.output / 'study.db').resolve()}"
         waiting = {"timeout": 60} if url.startswith("sqlite") else {}
         if url.startswith("postgresql"):
@@ -103,7 +100,7 @@ class Study:
         if is_new:
             self.study.set_user_attr(_SPACE, {name: digest(value) for name, value in _leaves(space, "")})
             if sweep.search == "grid":
-                self._enqueue(False)
+                self._enqueue()
             self.study.set_user_attr(_READY, True)
             return
         deadline = time.monotonic() + GRACE
@@ -118,14 +115,15 @@ class Study:
                 "front a/results.csv b/results.csv"
             )
         if sweep.search == "grid" and not _is_worker():  # it may have grown, or who made it is gone
-            self._enqueue(True)
+            self._enqueue()
         if not kept.get(_READY):
             self.study.set_user_attr(_READY, True)
         if sweep.retry_failed:
             self._retry()
 
-    def _enqueue(self, has_some: bool) -> None:
-        there = {digest(trial.user_attrs.get(POINT)) for trial in self.look().current} if has_some else set()
+    def _enqueue(self) -> None:
+        """Add the points of the grid that no trial has."""
+        there = {digest(trial.user_attrs.get(POINT)) for trial in self.look().current}
         for point in self.job.sweep.grid():
             if digest(point) not in there:
                 self.study.enqueue_trial(point, user_attrs={POINT: point})
