@@ -57,3 +57,16 @@ def test_the_page_of_benchmarks_names_each_that_there_is_and_pages_that_are_ther
         assert one.command[:2] == ("-m", f"tests.benchmarks.{one.name}")
         assert one.noise
         assert not one.page or (ROOT / "docs" / one.page).is_file()
+
+
+def test_what_a_benchmark_printed_is_kept_and_compared(tmp_path, monkeypatch, capsys):
+    printed = "| | T = 1 |\n| --- | --- |\n| `SpikingClassifier` | 1.0 / 2 |\n"
+    monkeypatch.setattr(every, "run", lambda benchmark, limit: printed)
+    monkeypatch.setattr("sys.argv", ["all", "tandem", "--output", str(tmp_path / "printed")])
+    with pytest.raises(SystemExit) as ended:
+        every.main()
+    assert ended.value.code == 0
+    assert (tmp_path / "printed" / "tandem.md").read_text() == printed
+    told = capsys.readouterr().out
+    assert "0 of 1 figures are as fine-tuning.md has them." in told
+    assert "1.0 / 2" in told

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.all                      # all of docs/benchmarks.md: hours
     python -m tests.benchmarks.all conversion energy    # these
     python -m tests.benchmarks.all --quick              # five minutes of each; what was printed by then
+    python -m tests.benchmarks.all --output printed     # keep what each printed, as printed/NAME.md
 
 ``docs/benchmarks.md`` says which command belongs to which page, and how noisy its figures are: ``0.5, 5 %`` is half a
 unit of the first number in a cell, and 5 % of all others. A printed row is compared with the row of that name (and T,
@@ -162,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(known)}; all if none is given")
     parser.add_argument("--quick", action="store_true", help=f"stop each after {QUICK} s")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep what each printed in FOLDER/NAME.md")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in known]
     if unknown:
@@ -176,6 +178,9 @@ def main() -> None:
             print(f"It failed, with exit code {error.returncode}.")
             failed = True
             continue
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            (options.output / f"{name}.md").write_text(printed)
         page = (DOCS / benchmark.page).read_text() if benchmark.page else ""
         count, differing = compared(page, printed, benchmark.noise)
         if not count:
