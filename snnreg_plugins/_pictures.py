@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._files import atomic
 from snnreg_plugins._imports import needed
-from snnreg_plugins._text import in_joules, in_short, one_line
+from snnreg_plugins._text import in_joules, in_rate, in_short, joules_of, one_line, tick_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +105,7 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
         ModuleNotFoundError: If matplotlib is missing.
     """
     rc_context, _ = _matplotlib("plot")
-    written = _WRITTEN.get(unit, "{:.3f}".format)
+    written = _WRITTEN.get(unit, in_short)
     with rc_context(_PLOT_STYLE):
         ax = ax or _new_axes(1.4 + 0.3 * max(len(values), 3))
         numbers = [0.0 if math.isnan(value) else value for value in values.values()]
@@ -117,9 +117,12 @@ def plot_layers(values: Mapping[str, float], title: str, unit: str, ax: Axes | N
         ax.set_xlim(0, 1.2 * max(numbers, default=0.0) or 1.0)
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
+        write: Callable[[float], str] = tick_count
+        if unit == "J / sample":  # once, and not at each tick
+            prefixed, write = joules_of(max(numbers, default=0.0))
+            unit = f"{prefixed} / sample"
         ax.set(title=title, xlabel=unit)
-        if unit in _WRITTEN:
-            ax.xaxis.set_major_formatter(lambda value, _: written(value))
+        ax.xaxis.set_major_formatter(lambda value, _: write(value))
     return ax.get_figure(), ax
 
 
@@ -221,4 +224,5 @@ def legend_below(axes: Axes, columns: int = 2) -> None:
     legend.set_in_layout(False)
 
 
-_WRITTEN: dict[str, Callable[[float], str]] = {"SOPs / sample": in_short, "J / sample": in_joules}
+# How numbers are written, by their unit; counts, and what is like them, otherwise.
+_WRITTEN: dict[str, Callable[[float], str]] = {"J / sample": in_joules, "Spikes / neuron / step": in_rate}

@@ -182,12 +182,6 @@ def tick_percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def tick_joules(value: float) -> str:
-    """Write an energy at an axis, such as 2 nJ."""
-    digits, unit = in_joules(value).split(" ")
-    return f"{_round(digits)} {unit}"
-
-
 def joules_of(most: float) -> tuple[str, Callable[[float], str]]:
     """Choose the unit of an axis of energies, and what writes its numbers in it.
 

@@ -321,7 +321,7 @@ def cost_model(table: Model) -> CostModel:
         name = next((name for name, known in ENERGY_TABLES.items() if known is table), None)
         return Arithmetic("custom", table, "own prices") if name is None else COST_MODELS[name]
     if isinstance(table, str) and table.endswith((".yaml", ".yml")):
-        return PriceList.from_yaml(table)
+        return PriceList.from_yaml(table, "table")
     if not isinstance(table, str) or table not in COST_MODELS:
         raise ValueError(
             f"Expected argument `table` to be one of {sorted(COST_MODELS)}, a YAML file, or a model or table of your "

@@ -48,7 +48,7 @@ class EnergyTable:
         return not math.isnan(self.mac)
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> EnergyTable:
+    def from_yaml(cls, path: str | os.PathLike[str], argument: str = "path") -> EnergyTable:
         r"""Read a table of your own from a YAML file with ``ac``, ``source`` and, if there is a price for it, ``mac``.
 
         .. code-block:: yaml
@@ -59,6 +59,7 @@ class EnergyTable:
 
         Args:
             path: The file; nothing in it is run.
+            argument: The argument that named it, for errors.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -72,7 +73,7 @@ class EnergyTable:
             >>> table.ac, table.prices_macs, table.source
             (2.5, False, 'my chip')
         """
-        content = read_yaml(path, "path")
+        content = read_yaml(path, argument)
         try:
             if not isinstance(content, dict) or not {"ac", "source"} <= content.keys() <= {"ac", "mac", "source"}:
                 found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -81,7 +82,7 @@ class EnergyTable:
             return cls(math.nan if mac is None else mac, content["ac"], content["source"])
         except ValueError as error:
             raise ValueError(
-                f"Expected argument `path` to name an energy table, but {os.fspath(path)!r} is none: {error}"
+                f"Expected argument `{argument}` to name an energy table, but {os.fspath(path)!r} is none: {error}"
             ) from error
 
 
@@ -162,7 +163,7 @@ def energy_table(table: str | EnergyTable) -> EnergyTable:
     if isinstance(table, EnergyTable):
         return table
     if isinstance(table, str) and table.endswith((".yaml", ".yml")):
-        return EnergyTable.from_yaml(table)
+        return EnergyTable.from_yaml(table, "table")
     if not isinstance(table, str) or table not in ENERGY_TABLES:
         raise ValueError(
             f"Expected argument `table` to be one of {sorted(ENERGY_TABLES)} or a YAML file, but got {shown(table)}. "

@@ -78,7 +78,7 @@ class PriceList(CostModel):
         object.__setattr__(self, "left_out", left_out)
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> PriceList:
+    def from_yaml(cls, path: str | os.PathLike[str], argument: str = "path") -> PriceList:
         r"""Read prices from a YAML file; all but ``ac`` and ``source`` may be missing.
 
         .. code-block:: yaml
@@ -91,12 +91,13 @@ class PriceList(CostModel):
 
         Args:
             path: The file; nothing in it is run.
+            argument: The argument that named it, for errors.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If the file holds anything else.
         """
-        content = read_yaml(path, "path")
+        content = read_yaml(path, argument)
         allowed = {"ac", "source", "mac", "update", "access"}
         try:
             if not isinstance(content, dict) or not {"ac", "source"} <= content.keys() <= allowed:
@@ -110,7 +111,7 @@ class PriceList(CostModel):
             return cls(**content, name=os.fspath(path), title=f"own prices ({os.path.basename(path)})")
         except ValueError as error:
             raise ValueError(
-                f"Expected argument `path` to name a list of prices, but {os.fspath(path)!r} is none: {error}"
+                f"Expected argument `{argument}` to name a list of prices, but {os.fspath(path)!r} is none: {error}"
             ) from error
 
     def spiking(self, facts: LayerFacts) -> Cost:

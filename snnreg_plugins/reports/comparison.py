@@ -19,9 +19,9 @@ from snnreg_plugins._text import (
     estimate,
     in_rate,
     in_short,
+    joules_of,
     over,
     tick_count,
-    tick_joules,
     tick_percent,
     times,
 )
@@ -351,9 +351,10 @@ class Comparison(Result):
             partial(self._draw, "SOPs", "SOPs / sample", "sops", tick_count, True),
         ]
         if (model := self.model()) is not None:
-            joules = model.unit == "J"
-            title, unit = ("Energy", "J / sample, estimated") if joules else (model.unit, f"{model.unit} / sample")
-            drawn.append(partial(self._draw, title, unit, "energy", tick_joules if joules else tick_count, False))
+            most = max(_spent(run.report, model, step) or 0.0 for run in self.runs for step in self.steps())
+            prefixed, write = joules_of(most) if model.unit == "J" else (model.unit, tick_count)
+            title, sure = ("Energy", ", estimated") if model.unit == "J" else (model.unit, "")
+            drawn.append(partial(self._draw, title, f"{prefixed} / sample{sure}", "energy", write, False))
         return 4.0, drawn
 
     def _draw(

@@ -18,9 +18,9 @@ from snnreg_plugins._text import (
     in_joules,
     in_percent,
     in_short,
+    joules_of,
     over,
     tick_count,
-    tick_joules,
     tick_percent,
     times,
 )
@@ -281,10 +281,12 @@ class Front(Result):
 
     def figures(self) -> list[Scatter]:
         """Give the figures: SNN against SOPs, DNN against effective MACs, SNN against energy."""
+        most = max((point.energy.value for point in self.points if point.energy is not None), default=0.0)
+        joules, write = joules_of(most)
         costs = [
             ("sops", "score", "SNN against SOPs", "SOPs / sample", tick_count),
             ("dnn_effective_macs", "dnn_score", "DNN against effective MACs", "Effective MACs / sample", tick_count),
-            ("energy", "score", "SNN against energy", "J / sample", tick_joules),
+            ("energy", "score", "SNN against energy", f"{joules} / sample", write),
         ]
         return [figure for cost in costs if (figure := self._figure(*cost)) is not None]
 

@@ -245,7 +245,7 @@ def test_prices_that_are_missing_are_told():
 def test_a_file_without_prices_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "chip.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"`path`.*chip\.yaml.*{message}") as error:
+    with pytest.raises(ValueError, match=rf"`table`.*chip\.yaml.*{message}") as error:
         cost_model(str(path))
     assert "\n" not in str(error.value)
 

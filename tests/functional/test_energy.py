@@ -101,7 +101,7 @@ def test_a_table_of_ones_own_from_yaml(tmp_path):
 def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "chip.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"`path`.*chip\.yaml.*{message}") as error:
+    with pytest.raises(ValueError, match=rf"`table`.*chip\.yaml.*{message}") as error:
         energy_table(str(path))
     assert "\n" not in str(error.value)
 

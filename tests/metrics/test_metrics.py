@@ -509,7 +509,7 @@ def test_plot():
 
 @pytest.mark.parametrize(
     ("make", "unit"),
-    [(SynapticOperations, "SOPs / sample"), (Energy, "J / sample"), (SpikeRate, "Spikes / neuron / step")],
+    [(SynapticOperations, "SOPs / sample"), (Energy, "pJ / sample"), (SpikeRate, "Spikes / neuron / step")],
 )
 def test_plot_without_a_value_is_a_bar_for_each_layer(make, unit):
     matplotlib = pytest.importorskip("matplotlib")
@@ -521,6 +521,8 @@ def test_plot_without_a_value_is_a_bar_for_each_layer(make, unit):
     assert [bar.get_width() for bar in axes.patches] == list(metric.by_layer().values())
     assert [label.get_text() for label in axes.get_yticklabels()] == metric.layers
     assert axes.get_xlabel() == unit
+    ticks = [axes.xaxis.get_major_formatter()(tick, 0) for tick in axes.get_xticks()]
+    assert all(float(tick) >= 0 for tick in ticks[1:-1])  # no unit beside them
     mine = matplotlib.figure.Figure().subplots()
     assert metric.plot(ax=mine) == (mine.figure, mine)
     assert len(mine.patches) == len(metric.layers)

@@ -76,6 +76,14 @@ def test_runs_stand_beside_each_other_at_each_t():
     assert found.apart() == ()
 
 
+def test_the_axis_of_energies_says_its_unit_once():
+    matplotlib = pytest.importorskip("matplotlib")
+    axes = matplotlib.figure.Figure().subplots()
+    compare(made(), made(0.25)).panels()[1][-1](axes)
+    assert axes.get_ylabel() == "nJ / sample, estimated"
+    assert axes.yaxis.get_major_formatter()(2.5e-9, 0) == "2.5"
+
+
 def test_energies_by_two_models_never_stand_in_one_column():
     other = made(0.5, table="horowitz_int8", mac=0.23, ac=0.03, source="another one")
     found = compare(made(), other, names=["a", "b"])

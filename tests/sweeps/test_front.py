@@ -72,6 +72,9 @@ def test_without_an_unpenalised_network_losses_are_to_the_best_and_lower_scores_
     assert alone.reference_title == "the best SNN"
     assert alone.reference == pytest.approx(0.904)
     assert [figure.title for figure in alone.figures()] == ["SNN against SOPs", "SNN against energy"]
+    energy = alone.figures()[1]
+    assert energy.x_unit in ("pJ / sample", "nJ / sample", "µJ / sample")
+    assert "J" not in energy.write_x(energy.front[0][0])
 
 
 def test_weightings_and_shares_pruned_are_ways_of_their_own_and_later_rows_count():
