@@ -3,12 +3,13 @@
     python -m tests.benchmarks.all                      # all of docs/benchmarks.md: hours
     python -m tests.benchmarks.all conversion energy    # these
     python -m tests.benchmarks.all --quick              # five minutes of each; what was printed by then
+    python -m tests.benchmarks.all energy --update      # and put its table into its page
     python -m tests.benchmarks.all --output printed     # keep what each printed, as printed/NAME.md
 
 ``docs/benchmarks.md`` says which command belongs to which page, and how noisy its figures are: ``0.5, 5 %`` is half a
-unit of the first number in a cell, and 5 % of all others. A printed row is compared with the row of that name (and T,
-where the table has such a column) in the tables of that page, in the columns that both have. Commands run in the
-current folder, where what they train is kept.
+unit of the first number in a cell, and 5 % of all others. A table that is printed is compared with the table of that
+page that has the same columns, row by row; one that has none is left out. Commands run in the current folder, where
+what they train is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from snnreg_plugins._console import show
@@ -28,6 +30,7 @@ from snnreg_plugins._text import Column, Row, Table
 DOCS = Path(__file__).parents[2] / "docs"
 HOME = "benchmarks.md"
 QUICK = 300  # seconds
+KEYS = ("T", "strength")  # columns that, with the first one, tell the rows of a table apart
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?[kM]?(?![\w])")
 _FACTORS = {"k": 1e3, "M": 1e6}
 
@@ -37,7 +40,7 @@ class Benchmark:
     """A command, and the page with its table.
 
     Args:
-        name: Of its module.
+        name: Of its module; with a number from the second command of that on.
         command: Words behind ``python``.
         page: Name of the page; empty if none prints its figures.
         noise: Of the numbers in a cell, in their order: how much, and whether that is a share; the last is of all
@@ -52,22 +55,25 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Figures:
-    """A row of a table: its key, and cells by column."""
+    """A table: its lines, the names of its columns, and its rows by what tells them apart."""
 
-    key: tuple[str, ...]
-    cells: dict[str, str]
+    text: str
+    columns: tuple[str, ...]
+    rows: dict[tuple[str, ...], list[str]]
 
 
 def benchmarks(text: str) -> dict[str, Benchmark]:
     """Read which there are from the first table of their page."""
+    table = next(tables_of(text))
     found = {}
-    for row in rows_of(text):
-        if "command" not in row.cells:
-            continue
-        words = shlex.split(row.cells["command"].strip("`"))
-        name = words[2].rpartition(".")[2]
-        page = row.cells["table"].strip("[]()")
-        found[name] = Benchmark(name, tuple(words[1:]), HOME if page == "below" else page, noises(row.cells["noise"]))
+    for cells in table.rows.values():
+        row = dict(zip(table.columns, cells, strict=True))
+        words = shlex.split(row["command"].strip("`"))
+        module = words[2].rpartition(".")[2]
+        before = sum(one.command[1] == words[2] for one in found.values())
+        name = f"{module}-{before + 1}" if before else module
+        page = row["table"].strip("[]()")
+        found[name] = Benchmark(name, tuple(words[1:]), HOME if page == "below" else page, noises(row["noise"]))
     return found
 
 
@@ -82,19 +88,15 @@ def noises(text: str) -> tuple[tuple[float, bool], ...]:
     return tuple((float(part.rstrip(" %")) / (100 if part.endswith("%") else 1), part.endswith("%")) for part in parts)
 
 
-def rows_of(text: str) -> Iterator[Figures]:
-    """Walk the rows of all Markdown tables in a text."""
-    header: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        if not line.startswith("|"):
-            header = []
-            continue
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if not header:
-            header = cells
-        elif not all(set(cell) <= set("-: ") for cell in cells):
-            named = dict(zip(header[1:], cells[1:], strict=False))
-            yield Figures((cells[0], *([named["T"]] if "T" in named else [])), named)
+def tables_of(text: str) -> Iterator[Figures]:
+    """Walk the Markdown tables in a text; rows are told apart by their first cell and those of ``KEYS``."""
+    for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            own = list(lines)
+            header, _, *rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in own]
+            marks = [index for index, column in enumerate(header) if index == 0 or column in KEYS]
+            named = {tuple(row[index] for index in marks): row for row in rows}
+            yield Figures("\n".join(own), tuple(header), named)
 
 
 def numbers(cell: str) -> list[float]:
@@ -116,10 +118,10 @@ def step_of(cell: str) -> list[float]:
 
 
 def differ(told: str, found: str, noise: tuple[tuple[float, bool], ...]) -> bool:
-    """Tell whether the numbers of two cells differ by more than their noise."""
+    """Tell whether the numbers of two cells differ by more than their noise; where there are none, the words."""
     before, after = numbers(told), numbers(found)
-    if len(before) != len(after):
-        return True
+    if len(before) != len(after) or not before:
+        return len(before) != len(after) or told != found
     for index, (one, other, half, own) in enumerate(zip(before, after, step_of(told), step_of(found), strict=True)):
         much, is_share = noise[min(index, len(noise) - 1)] if noise else (0.0, False)
         if abs(one - other) > (much * abs(one) if is_share else much) + half + own:
@@ -127,24 +129,41 @@ def differ(told: str, found: str, noise: tuple[tuple[float, bool], ...]) -> bool
     return False
 
 
-def compared(page: str, printed: str, noise: tuple[tuple[float, bool], ...]) -> tuple[int, list[tuple[str, ...]]]:
-    """Compare what was printed with the tables of a page.
+def pairs(page: str, printed: str) -> Iterator[tuple[Figures, Figures]]:
+    """Match each printed table with that of a page which has the same columns and the most rows alike."""
+    for found in tables_of(printed):
+        alike = [table for table in tables_of(page) if table.columns == found.columns]
+        told = max(alike, key=lambda table: len(table.rows.keys() & found.rows.keys()), default=None)
+        if told is not None and told.rows.keys() & found.rows.keys():
+            yield told, found
+
+
+def compared(
+    page: str, printed: str, noise: tuple[tuple[float, bool], ...], whole: bool = True
+) -> tuple[int, list[tuple[str, ...]]]:
+    """Compare the tables that were printed with those of a page.
+
+    Args:
+        page: The page's text.
+        printed: What a benchmark printed.
+        noise: Of its figures.
+        whole: It printed all that it has; a row of the page that is missing then differs.
 
     Returns:
         How many cells were compared; and of those that differ the row, the column, what the page says, and what was
         found.
     """
-    known: dict[tuple[str, ...], list[Figures]] = {}
-    for row in rows_of(page):
-        known.setdefault(row.key, []).append(row)
     count, differing = 0, []
-    for row in rows_of(printed):
-        for column, found in row.cells.items():
-            told = next((one.cells[column] for one in known.get(row.key, []) if one.cells.get(column)), "")
-            if column and column != "T" and numbers(told):
-                count += 1
-                if differ(told, found, noise):
-                    differing.append((", T = ".join(row.key), column, told, found))
+    for told, found in pairs(page, printed):
+        for key in {**told.rows, **found.rows}:
+            if key not in found.rows and not whole:
+                continue
+            before, after = (table.rows.get(key, [""] * len(found.columns)) for table in (told, found))
+            for column, one, other in zip(found.columns[1:], before[1:], after[1:], strict=True):
+                if column not in KEYS and (one or other):
+                    count += 1
+                    if differ(one, other, noise):
+                        differing.append((", ".join(key), column, one, other))
     return count, differing
 
 
@@ -163,8 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(known)}; all if none is given")
     parser.add_argument("--quick", action="store_true", help=f"stop each after {QUICK} s")
+    parser.add_argument("--update", action="store_true", help="put the tables that differ into the pages")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep what each printed in FOLDER/NAME.md")
     options = parser.parse_args()
+    if options.quick and options.update:
+        parser.error("--update needs whole tables; leave --quick out")
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"there is no benchmark {', '.join(unknown)}. There are {', '.join(known)}")
@@ -182,11 +204,15 @@ def main() -> None:
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / f"{name}.md").write_text(printed)
         page = (DOCS / benchmark.page).read_text() if benchmark.page else ""
-        count, differing = compared(page, printed, benchmark.noise)
+        count, differing = compared(page, printed, benchmark.noise, not options.quick)
         if not count:
             print(f"No figure of it stands in a table of {benchmark.page or 'the docs'}. It printed:\n{printed}")
             continue
         print(f"{count - len(differing)} of {count} figures are as {benchmark.page} has them.")
+        if differing and options.update:
+            for told, found in pairs(page, printed):
+                page = page.replace(told.text, found.text)
+            (DOCS / benchmark.page).write_text(page)
         if differing:
             columns = ("Row", "Column", benchmark.page, "now")
             show([Table("These differ", tuple(map(Column, columns)), tuple(map(Row, differing)))])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def kept(model: nn.Module, path: Path, train: Callable[[], object]) -> nn.Module
             torch.save(model.state_dict(), temporary)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def head(*columns: str) -> str:
+    """Write the first two lines of a table, as the docs have them."""
+    return f"{line(*columns)}\n|{' --- |' * len(columns)}"
+
+
+def line(*cells: object) -> str:
+    """Write a line of it."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Write the mean, and the standard deviation where there are several.
+
+    Example:
+        >>> spread([1.0, 2.0]), spread([1.0])
+        ('1.5 ± 0.7', '1.0')
+    """
+    beside = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{beside}"
 
 
 def timed(run: Callable[[], object], device: torch.device | None = None) -> float:

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.conversion --output conversion.json
 
 trains LeNet, a small VGG and a small residual network for every seed (weights are kept beside the output file),
-converts each by every method and prints a table for each network, means over the seeds. SpikingJelly and sinabs take
+converts each by every method and prints a table for each network, means over the seeds, and one of the best of the
+peers at each T beside ours. SpikingJelly and sinabs take
 part if they can be imported: pip install spikingjelly==2.0.0 sinabs==3.1.3. Results that the output file already holds
 are not measured again, so a run may be stopped and resumed, and methods be added to OURS.
 
@@ -19,6 +20,7 @@ import copy
 import io
 import json
 import math
+import sys
 import time
 import warnings
 from collections import defaultdict
@@ -41,7 +43,7 @@ from snnreg_plugins.modules import VGG, LeNet
 from snnreg_plugins.spiking.layers import SumPool
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import is_spiking_neuron, synaptic_layers
-from tests.benchmarks.common import kept
+from tests.benchmarks.common import head, kept, line
 
 # Options of to_snntorch. The network is exported for every T, unless the name is in SAME_AT_EVERY_T: then it is
 # exported once, and a run of the largest T gives all others.
@@ -74,7 +76,14 @@ OURS: dict[str, dict[str, Any]] = {
     "beta = 0.9": dict(beta=0.9),
     "beta = 0.9, bias": dict(beta=0.9, correction="bias"),
 }
-OURS = {"auto": dict(threshold="auto")} | {name: {"correction": "none"} | options for name, options in OURS.items()}
+OURS = {"default": {}, "default, per channel": dict(per_channel=True), "auto": dict(threshold="auto")} | {
+    name: {"correction": "none"} | options for name, options in OURS.items()
+}
+IN_BRIEF = {
+    "ours default": "to_snntorch(model, data, timesteps=T)",
+    "ours default, per channel": "per_channel=True",
+    "ours auto": 'threshold="auto"',
+}
 SAME_AT_EVERY_T = {
     "layer, max",
     "layer, 99.9 %",
@@ -305,7 +314,7 @@ def train(name: str, epochs: int, seed: int, path: Path, images: int = ALL) -> n
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-            print(f"{path.stem}: epoch {epoch + 1}, {time.perf_counter() - start:.0f} s", flush=True)
+            print(f"{path.stem}: epoch {epoch + 1}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
     return kept(model, path, run)
 
@@ -373,7 +382,24 @@ def row(results: Results, name: str, runs: dict[int, list[str]], samples: int) -
         cells.append(" ".join(part for part in (cell, partly, *errors[:1]) if part))
     conversion, seconds = (results.mean(runs[max(runs)], key) for key in ("conversion", "seconds"))
     cells += ["" if math.isnan(value) else f"{value:.1f}" for value in (conversion, 1e3 * seconds / samples)]
-    return f"| {name} | {' | '.join(cells)} |"
+    return line(name, *cells)
+
+
+def in_brief(results: Results, network: str, runs: dict[str, dict[int, list[str]]], trained: list[str]) -> list[str]:
+    """Write the rows of the docs: at each T the most accurate recipe of the peers, and ours."""
+    measured = {
+        name: [(100 * results.mean(keys, "accuracy"), results.mean(keys, "sops") / 1e3) for keys in of_steps.values()]
+        for name, of_steps in runs.items()
+    }
+    peers = [cells for name, cells in measured.items() if not name.startswith("ours ")]
+    best = [max((cell for cell in cells if cell[0] >= 0), default=cells[0]) for cells in zip(*peers, strict=True)]
+    rows = {"best of SpikingJelly and sinabs": best} if best else {}
+    rows |= {f"`{told}`": measured[name] for name, told in IN_BRIEF.items() if name in measured}
+    accuracy = 100 * results.mean(trained, "accuracy")
+    return [
+        line(f"{network}, {name}", f"{accuracy:.1f}", *(f"{score:.1f} / {sops:.0f}" for score, sops in cells))
+        for name, cells in rows.items()
+    ]
 
 
 def main() -> None:
@@ -398,7 +424,7 @@ def main() -> None:
         sorted(set(options.timesteps)),
         load(options.samples, options.calibration),
     )
-    tables = []
+    tables, brief = [], ["", head("", "DNN", *(f"T = {T}" for T in steps))]
     for network in options.networks:
         epochs, count = options.epochs or NETWORKS[network][1], len(data.labels)
         how = f"{epochs}" if options.images == ALL else f"{epochs} images={options.images}"
@@ -416,16 +442,17 @@ def main() -> None:
                 keys = {T: runs[name][T][index] for T in steps}
                 again = name.startswith(tuple(options.again))
                 fill(results, {T: keys[T] for T in steps if again or keys[T] not in results.runs}, method, model, data)
-                print(row(results, f"{network} seed {seed} {name}", {T: [keys[T]] for T in steps}, count), flush=True)
+                told = row(results, f"{network} seed {seed} {name}", {T: [keys[T]] for T in steps}, count)
+                print(told, file=sys.stderr, flush=True)
         accuracy, dense, effective = (results.mean(trained, name) for name in ("accuracy", "dense", "effective"))
         tables += [
             f"\n{network}, {count} test images, mean of seeds {options.seeds}. DNN: {100 * accuracy:.1f} %, "
             f"{dense / 1e3:.0f}k dense MACs, {effective / 1e3:.0f}k effective. SNN: accuracy % / thousand SOPs.\n",
-            f"| method | {' | '.join(f'T = {T}' for T in steps)} | conversion, s | s/1,000 at T = {max(steps)} |",
-            f"| --- |{' --- |' * (len(steps) + 2)}",
+            head("method", *(f"T = {T}" for T in steps), "conversion, s", f"s/1,000 at T = {max(steps)}"),
             *(row(results, name, runs[name], count) for name in methods),
         ]
-    print("\n".join(tables))
+        brief += in_brief(results, network, runs, trained)
+    print("\n".join([*tables, *brief]))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.counting
 
-prints for each network and counter the operations of one forward pass against the exact count, and the time of a
-forward pass with the counter against without: the median and range of paired runs in turn. Peers take part if they can
+prints for each counter and network the operations of one forward pass over the exact count, and the time of a forward
+pass with the counter over that without: the median of paired runs in turn. Peers take part if they can
 be imported: pip install neurobench==2.3.0 spikingjelly==2.0.0 sinabs==3.1.3 syops==0.0.5. The exact count is one sum
 of spikes times fan-out for each layer and step, the fan-out being the gradient of the layer with all weights 1.
 """
@@ -14,6 +14,7 @@ import argparse
 import copy
 import io
 import statistics
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -29,7 +30,7 @@ from snnreg_plugins.functional import OneToOne
 from snnreg_plugins.modules import LeNet
 from snnreg_plugins.watching.hooks import Hooks
 from snnreg_plugins.watching.layers import synaptic_layers
-from tests.benchmarks.common import timed
+from tests.benchmarks.common import head, line, timed
 
 
 class Convolutions(nn.Module):
@@ -231,21 +232,25 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    for title, (model, x) in networks().items():
-        model.eval()
+    them, expected = networks(), {}
+    for title, (model, x) in them.items():
         with torch.no_grad():
-            expected = exact(model, x)
-            print(f"\n{title}: {expected:,} synaptic events\n\n| counter | against exact | time |\n| --- | --- | --- |")
-            for name, count in COUNTERS.items():
-                try:
-                    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                        found, ratios = compared(model, x, count, options.repeats)
-                except Exception as error:
-                    print(f"| {name} | {type(error).__name__}: {str(error).splitlines()[0][:80]} | |", flush=True)
-                    continue
-                off = "exact" if found == expected else f"× {found / expected:.4g}"
-                spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-                print(f"| {name} | {off} | {spread} |", flush=True)
+            expected[title] = exact(model.eval(), x)
+        print(f"{title}: {expected[title]:,} synaptic events")
+    print("\n" + head("", *them))
+    for name, count in COUNTERS.items():
+        cells = []
+        for title, (model, x) in them.items():
+            try:
+                with torch.no_grad(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    found, ratios = compared(model, x, count, options.repeats)
+            except Exception as error:
+                print(f"{name}, {title}: {type(error).__name__}: {error}", file=sys.stderr)
+                cells.append("fails")
+                continue
+            off = "exact" if found == expected[title] else f"× {found / expected[title]:.4g}"
+            cells.append(f"{off}, {statistics.median(ratios):.2f}")
+        print(line(name, *cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,18 @@ from snnreg_plugins import ActivityRegularization, report, to_snntorch
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import Classifier
 from snnreg_plugins.reports.report import Report
-from tests.benchmarks.common import kept, settled, trained
+from tests.benchmarks.common import head, kept, line, settled, trained
 from tests.benchmarks.finetuning import NETWORKS, rates
 
 # Models of a table's columns: each with the DNN that spends the least by it, and the dense one.
-MODELS = ("horowitz_fp32", "horowitz_int8", "lemaire", "bit_matched", "eflops")
+MODELS = {
+    "horowitz_fp32": "fp32",
+    "horowitz_int8": "int8",
+    "lemaire": "memory",
+    "bit_matched": "bit-matched",
+    "eflops": "EFLOPs",
+}
+NAMES = {"lenet": "LeNet", "vgg": "VGG"}
 
 
 def dnn(name: str, strength: float, options: argparse.Namespace) -> nn.Module:
@@ -61,7 +68,7 @@ def ratios(result: Report, name: str) -> str:
     """Write what the network spends over the zero-skipping and the dense DNN, by a model."""
     model = result.model(name)
     spent = model.steps[0].total
-    return " / ".join(f"{spent / costs[0].total:.2f}" if costs else "–" for costs in (model.sparse, model.dense))
+    return "/".join(f"{spent / costs[0].total:.2f}" if costs else "–" for costs in (model.sparse, model.dense))
 
 
 def main() -> None:
@@ -71,13 +78,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=sorted(NETWORKS), default=sorted(NETWORKS))
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.0, 5.0])
     parser.add_argument("--timesteps", type=int, nargs="+", default=[2, 4, 8])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--images", type=int, default=30_000, help="of an epoch")
-    parser.add_argument("--test-batches", type=int, default=79, help="of 128 images")
+    parser.add_argument("--test-batches", type=int, default=16, help="of 128 images")
     options = settled(parser)
     options.cache = Path(options.cache)
-    print(f"| network, penalty | T | DNN % | SNN % | kSOPs | {' | '.join(MODELS)} |")
-    print(f"| --- {'| ---: ' * (4 + len(MODELS))}|")
+    print(head("network, penalty", "T", "DNN", "SNN", "SOPs", *MODELS.values()))
     sentences = []
     for name in options.networks:
         for strength in options.strengths:
@@ -85,10 +91,10 @@ def main() -> None:
             for timesteps in options.timesteps:
                 result = measured(model, timesteps, options)
                 step, scored = result.at_timesteps(), result.dnn
-                told = f"{name}, {f'expected rate × {strength:g}' if strength else 'none'}"
-                cells = [told, timesteps, f"{100 * (scored.score if scored else 0):.2f}", f"{100 * step.score:.2f}",
-                         f"{step.sops / 1e3:.0f}", *(ratios(result, model) for model in MODELS)]  # fmt: skip
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+                told = f"{NAMES[name]}, {f'expected rate × {strength:g}' if strength else 'none'}"
+                scores = [f"{100 * one.score:.1f}" for one in (scored, step) if one]
+                spent = [ratios(result, model) for model in MODELS]
+                print(line(told, timesteps, *scores, f"{step.sops / 1e3:.0f}k", *spent), flush=True)
                 sentences.append(f"{told}: {' '.join(result.verdict())}")
     print("\n".join(["", *sentences]))
 

@@ -20,10 +20,11 @@ from torch import nn
 
 from snnreg_plugins import SpikeRate, SynapticOperations, TableSparsity
 from snnreg_plugins._files import atomic
+from snnreg_plugins._text import in_short
 from snnreg_plugins.data import OpticalChannel
 from snnreg_plugins.functional import bit_error_rate
 from snnreg_plugins.modules import SpikingEqualizer
-from tests.benchmarks.common import fit
+from tests.benchmarks.common import fit, head, line
 
 STRENGTHS = [0.0, 1e-2, 1e-1]
 PATTERNS = {"real": None, "8 bits": 8, "spikes": 1}
@@ -73,9 +74,9 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    print(f"A linear equalizer: {linear(OpticalChannel()):.2%} of symbols wrong.\n")
-    print("| pattern | strength | SER | BER | spike rate | kSOPs | kMACs | entries of a row |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"A linear equalizer: {100 * linear(OpticalChannel()):.2f} % of symbols wrong.\n")
+    columns = ("symbols wrong", "bits wrong", "spike rate", "SOPs", "MACs", "entries that are not 0")
+    print(head("pattern", "strength", *columns))
     for pattern, bits in PATTERNS.items():
         for strength in STRENGTHS:
             key = f"{pattern}, {strength:g}, {options.epochs} epochs, seed {options.seed}"
@@ -84,9 +85,10 @@ def main() -> None:
                 with atomic(options.output) as temporary:
                     temporary.write_text(json.dumps(results, indent=2))
             it = results[key]
+            wrong = (f"{100 * it[kind]:.2f} %" for kind in ("ser", "ber"))
+            spent = (in_short(it[kind]) for kind in ("sops", "macs"))
             print(
-                f"| {pattern} | {strength:g} | {it['ser']:.2%} | {it['ber']:.2%} | {it['spike_rate']:.3f} | "
-                f"{it['sops'] / 1e3:.1f} | {it['macs'] / 1e3:.1f} | {it['entries']:.0f} |",
+                line(pattern, f"{strength:g}", *wrong, f"{it['spike_rate']:.3f}", *spent, f"{it['entries']:.0f}"),
                 flush=True,
             )
 

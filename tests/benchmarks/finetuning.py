@@ -3,7 +3,7 @@
     python -m tests.benchmarks.finetuning --cache /tmp/trained
 
 trains a DNN (a), exports it at T = 4 (b), fine-tunes exports at T steps without a budget (c) and to shares of what (b)
-spends (d); ``--set`` leaves out ingredients (e). All networks are trained on 55,000 images, budgets are
+spends (d); ``--set`` changes ingredients (e). All networks are trained on 55,000 images, budgets are
 met by what 5,000 held-out ones spend, and all figures are those of the 10,000 test images. Runs that the folder already
 holds are not repeated. ``front.png`` is drawn there, and ``lenet.csv`` and ``vgg.csv`` are results for
 ``snnreg front``, which draws them together with those of sweeps.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import VGG, Classifier, LeNet, SpikingClassifier
 from snnreg_plugins.sweeps.results import COMPLETE, rows_of, write_csv
-from tests.benchmarks.common import kept, settled, timed, trained
+from tests.benchmarks.common import head, kept, line, settled, spread, timed, trained
 
 NETWORKS = {
     "lenet": LeNet,
@@ -156,12 +157,12 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    """Do the runs, and print a line for each."""
+    """Do the runs, and print a line of the table for each kind of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="data", help="folder of Fashion-MNIST")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="lenet")
-    parser.add_argument("--epochs", type=int, default=12, help="of DNNs")
-    parser.add_argument("--tuning", type=int, default=12, help="epochs of spiking networks")
+    parser.add_argument("--epochs", type=int, default=8, help="of DNNs")
+    parser.add_argument("--tuning", type=int, default=6, help="epochs of spiking networks")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--plan", type=point, nargs="+", help=point.__doc__,
@@ -183,8 +184,25 @@ def main() -> None:
                     run["row"] for key, run in found.items() if key.startswith(options.network) and "row" in run
                 )
                 write_csv(of_network, options.cache / f"{options.network}.csv")
-            print(f"{key:60s} {row(found[key])}", flush=True)
+            print(f"{key:60s} {row(found[key])}", file=sys.stderr, flush=True)
     draw(found, options.cache / "front.png")
+    of_kinds: dict[str, list[dict[str, Any]]] = {}
+    for key, run in found.items():
+        network, dnn_epochs, _, kind = key.split(" ", 3)
+        if (network, dnn_epochs) == (options.network, f"epochs={options.epochs}"):
+            of_kinds.setdefault(kind, []).append(run)
+    print(head("", "seeds", "accuracy / kSOPs", "missed by"))
+    for kind, them in of_kinds.items():
+        if kind.startswith("exported") or f" epochs={options.tuning}" in kind:
+            print(line(*summary(kind.replace(f" epochs={options.tuning}", ""), them)))
+
+
+def summary(kind: str, them: list[dict[str, Any]]) -> Iterator[str]:
+    """Write the cells of the runs of a kind, such as ``T=2 budget 0.25``, one a seed."""
+    yield kind.replace(" no budget", "").replace(" budget", ", budget").replace("exported ", "exported, ")
+    yield str(len(them))
+    yield f"{spread([run['accuracy'] for run in them])} / {spread([run['sops'] / 1e3 for run in them], 0)}"
+    yield ", ".join(f"{100 * (run['sops'] / run['budget'] - 1):+.1f} %" for run in them if run.get("budget"))
 
 
 def row(run: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from snnreg_plugins import ActivityRegularization, report, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import Digits, FashionMNIST
 from snnreg_plugins.modules import LeNet
-from tests.benchmarks.common import fit
+from tests.benchmarks.common import fit, head, line
 
 STEPS = (4, 8, 16, 32)
 GRID = {
@@ -36,6 +37,9 @@ GRID = {
     "hoyer_square": [3e-4, 1e-3],
     "expected_rate": [1.0, 1.4, 1.8, 3.0],
 }
+NAMES = {
+    "none": "none", "l1": "L1", "hoyer_square": "Hoyer-square", "expected_rate": "expected rate by fan-out"
+}  # fmt: skip
 STARTS = [
     ("none", 0.0),
     *(("expected_rate", strength) for strength in (0.3, None, 3.0, 10.0)),
@@ -95,7 +99,7 @@ def main() -> None:
                 print(start(name, penalty, strength, options.seed), flush=True)
         return
     runs = json.loads(options.output.read_text()) if options.output.exists() else {}
-    best: dict[str, tuple[str, dict]] = {}
+    best: dict[str, tuple[float, dict]] = {}
     for penalty, strengths in GRID.items():
         for strength in strengths:
             key = f"{penalty} {strength:g} epochs={options.epochs} seed={options.seed}"
@@ -104,14 +108,17 @@ def main() -> None:
                 with atomic(options.output) as temporary:
                     temporary.write_text(json.dumps(runs))
             for thresholds, measured in runs[key].items():
-                print(key, thresholds, row(measured), flush=True)
+                print(key, thresholds, row(measured), file=sys.stderr, flush=True)
             lost = accuracy(best["none"][1]) - accuracy(runs[key]) if best else 0.0
             if lost <= POINTS:
-                best[penalty] = key, runs[key]
-    print(f"\nThe largest strength that costs at most {POINTS:.1%} of DNN accuracy:")
-    for key, measured in best.values():
-        for thresholds in measured:
-            print(f"{key:45s} {thresholds:7s} {row(measured[thresholds])}")
+                best[penalty] = strength, runs[key]
+    print(f"\nThe largest strength that costs at most {POINTS:.1%} of DNN accuracy, thresholds per channel:\n")
+    print(head("penalty", "DNN", *(f"T = {t}" for t in STEPS)))
+    for penalty, (strength, measured) in best.items():
+        it = measured["channel"]
+        cells = (f"{100 * step['accuracy']:.1f} / {step['sops'] / 1e3:.0f}" for step in it["steps"])
+        named = f"{NAMES[penalty]}, {strength:g}" if strength else NAMES[penalty]
+        print(line(named, f"{100 * it['dnn']['accuracy']:.1f}", *cells))
 
 
 def accuracy(measured: dict) -> float:

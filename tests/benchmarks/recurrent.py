@@ -4,29 +4,30 @@
 
 Japanese vowels, or digits row by row (--data digits), on one hidden layer of 64 neurons: plain (LIF) or adaptive
 (ALIF), with recurrent weights or without, with time constants that begin alike or drawn from a distribution of that
-mean; each neuron learns its own. Adam with cosine decay from 0.01; test accuracy after the last epoch, spikes and
-operations per sample, mean and standard deviation over the seeds. There is no penalty.
+mean; each neuron learns its own. Adam with cosine decay from 0.01; test accuracy after the last epoch, mean and
+standard deviation over the seeds, and SOPs per sample. There is no penalty.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 from torch.nn import functional as F
 
-from snnreg_plugins import SpikeRate, SynapticOperations
+from snnreg_plugins import SynapticOperations
+from snnreg_plugins._text import in_short
 from snnreg_plugins.data import DigitRows, JapaneseVowels
 from snnreg_plugins.modules import RecurrentNetwork
 from snnreg_plugins.neurons import Drawn
+from tests.benchmarks.common import head, line, spread
 
 TAU_M, TAU_ADP = 3.0, 20.0
 SPREADS = {
-    "alike": (TAU_M, TAU_ADP),
+    "time constants alike": (TAU_M, TAU_ADP),
     "normal": (Drawn("normal", TAU_M, 1.5), Drawn("normal", TAU_ADP, 10.0)),
     "gamma": (Drawn("gamma", TAU_M, 1.5), Drawn("gamma", TAU_ADP, 10.0)),
 }
@@ -48,17 +49,12 @@ def trained(data, seed, epochs, **settings):
 
 
 def measured(network, data):
-    """Accuracy in percent, spikes per neuron and step, and SOPs per sample, on the test data."""
+    """Accuracy in percent, and SOPs per sample, on the test data."""
     correct = samples = 0
-    with torch.no_grad(), SynapticOperations(network) as sops, SpikeRate(network) as rate:
+    with torch.no_grad(), SynapticOperations(network) as sops:
         for x, y in data.test_dataloader():
             correct, samples = correct + int((network(x).argmax(1) == y).sum()), samples + len(y)
-    return 100 * correct / samples, float(rate.compute()), float(sops.compute())
-
-
-def spread(values, digits):
-    """Mean and standard deviation, as text."""
-    return f"{mean(values):,.{digits}f} ± {stdev(values) if len(values) > 1 else 0.0:,.{digits}f}"
+    return 100 * correct / samples, float(sops.compute())
 
 
 def main() -> None:
@@ -74,18 +70,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     vowels = options.data == "vowels"
     data = JapaneseVowels(root=options.root) if vowels else DigitRows()
-    print("| weights | neurons | time constants | accuracy | spike rate | SOPs | s / epoch |\n" + "| --- " * 7 + "|")
-    for recurrent, adaptation, (name, (tau_m, tau_adp)) in product((False, True), (0.0, 1.0), SPREADS.items()):
-        begin, found = time.perf_counter(), []
-        for seed in range(options.seeds):
+    print(head("", *SPREADS))
+    for recurrent, adaptation in product((False, True), (0.0, 1.0)):
+        cells = []
+        for tau_m, tau_adp in SPREADS.values():
             settings = dict(recurrent=recurrent, adaptation=adaptation, tau_m=tau_m, tau_adp=tau_adp)
-            network = trained(data, seed, options.epochs, readout="mean" if vowels else "last", **settings)
-            found.append(measured(network, data))
-        seconds = (time.perf_counter() - begin) / options.seeds / options.epochs
-        accuracy, rate, sops = zip(*found, strict=True)
+            settings["readout"] = "mean" if vowels else "last"
+            found = [measured(trained(data, seed, options.epochs, **settings), data) for seed in range(options.seeds)]
+            accuracy, sops = zip(*found, strict=True)
+            cells.append(f"{spread(accuracy)} %, {in_short(mean(sops))}")
         print(
-            f"| {'recurrent' if recurrent else 'feed-forward'} | {'ALIF' if adaptation else 'LIF'} | {name} "
-            f"| {spread(accuracy, 1)} % | {mean(rate):.3f} | {spread(sops, 0)} | {seconds:.2f} |",
+            line(f"{'recurrent' if recurrent else 'feed-forward'}, {'ALIF' if adaptation else 'LIF'}", *cells),
             flush=True,
         )
 

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.speed --cache speed --output speed.json
 
-prints one table. All times are ratios: in every repeat each contestant runs once, on the same input, and is divided by
-what the DNN takes for running T times (and training through all of them) in that repeat; printed are the median and
-range of these ratios. The DNN's own row has the milliseconds a sample, to convert them. Forward passes are further
-divided by the peer whose median is lowest, and one sample and the training step by the plain loop of snnTorch. One
-sample has five times the repeats.
+prints one table, and our rows in brief. All times are ratios: in every repeat each contestant runs once, on the same
+input, and is divided by what the DNN takes for running T times (and training through all of them) in that repeat;
+printed are the median and range of these ratios. The DNN's own row has the milliseconds a sample, to convert them.
+Forward passes are further divided by the peer whose median is lowest, and one sample and the training step by the plain
+loop of snnTorch. One sample has five times the repeats.
 
 Contestants. Ours is to_snntorch with its defaults, and numba where it is installed; "exact" takes one step at a time,
 "checkpointing" sets ``network.checkpointing``, "in 1 bit" and "in 8 bits" train within ``compressed_activations``;
@@ -65,7 +65,7 @@ from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.spiking.layers import InitialState, SpikeMaxPool
 from snnreg_plugins.watching.layers import synaptic_layers
 from tests.benchmarks import conversion
-from tests.benchmarks.common import fit, kept, timed
+from tests.benchmarks.common import fit, head, kept, line, timed
 
 REFERENCE, LOOP = "T × DNN", "snnTorch loop"
 SPARSE = 0.03  # spikes per neuron and step that a regularized network may have
@@ -583,9 +583,11 @@ def row(results: Results, name: str, batch: int) -> list[str]:
     return cells
 
 
-def line(cells: list[str]) -> None:
-    """Print a line of the table."""
-    print(f"| {' | '.join(cells + [''] * (len(COLUMNS) - len(cells)))} |", flush=True)
+def in_brief(results: Results) -> list[str]:
+    """Write the medians of our row, as in the table of the docs."""
+    beside = (("forward", REFERENCE), ("forward", results.fastest_peer()), ("latency", LOOP), ("training", LOOP))
+    found = [results.ratios(measure, "ours", to) for measure, to in beside]
+    return [f"{statistics.median(ratios):.2f}" if ratios else "" for ratios in found]
 
 
 def compare(
@@ -656,8 +658,8 @@ def main() -> None:
     # All of them before the table, which training would interrupt.
     tasks = {(name, weights): known[name].task(weights) for name in options.networks for weights in options.weights}
     blocks: list[dict[str, Any]] = []
-    line(COLUMNS)
-    line(["---"] * len(COLUMNS))
+    brief: list[str] = []
+    print(head(*COLUMNS), flush=True)
     for (name, weights), task in tasks.items():
         task, batch = task.to(options.device), options.batch or known[name].batch
         trained = weights if task.accuracy is None else f"{weights} ({task.accuracy:.1%} correct)"
@@ -667,11 +669,15 @@ def main() -> None:
             results = compare(Setting(task, exported, timesteps), makers, options.measures, batch, options.repeats)
             for contestant in makers:
                 spikes = f"{rate:.2%}" if contestant.startswith("ours") else ""
-                line([name, trained, str(timesteps), contestant, spikes, *row(results, contestant, batch)])
+                cells = [name, trained, timesteps, contestant, spikes, *row(results, contestant, batch)]
+                print(line(*cells, *[""] * (len(COLUMNS) - len(cells))), flush=True)
+            brief.append(line(f"{name}, {weights}", timesteps, *in_brief(results)))
             found = {"network": name, "weights": weights, "timesteps": timesteps, "batch": batch}
             blocks.append(found | {"accuracy": task.accuracy, "spike_rate": rate} | vars(results))
             if options.output is not None:
                 write_json(options.output, about | {"blocks": blocks})
+    columns = ("forward / T × DNN", "/ fastest peer", "one sample", "training step")
+    print("\nOurs, the last two / snnTorch loop\n", head("", "T", *columns), *brief, sep="\n")
 
 
 if __name__ == "__main__":

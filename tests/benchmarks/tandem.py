@@ -21,7 +21,7 @@ from torch import nn
 from snnreg_plugins import ProgressiveTandem, SynapticOperations, to_snntorch
 from snnreg_plugins.data import Digits
 from snnreg_plugins.modules import Classifier, LeNet, SpikingClassifier
-from tests.benchmarks.common import kept, settled, trained
+from tests.benchmarks.common import head, kept, line, settled, trained
 
 
 def adam(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
@@ -78,12 +78,10 @@ def main() -> None:
             for way, network in zip(ways, (exported, tandem.network, tuned.export()), strict=True):
                 found[way, t].append(measured(network, data))
                 print(f"seed {seed}: {way}, T = {t}, {epochs} epochs: {found[way, t][-1]}", flush=True)
-    print(
-        f"\n| | {' | '.join(f'T = {t}' for t in options.timesteps)} |\n" + "| --- " * (1 + len(options.timesteps)) + "|"
-    )
+    print("\n" + head("", *(f"T = {t}" for t in options.timesteps)))
     for way in ways:
         cells = [tuple(map(mean, zip(*found[way, t], strict=True))) for t in options.timesteps]
-        print(f"| {way} | {' | '.join(f'{accuracy:.1f} / {sops:.0f}' for accuracy, sops in cells)} |")
+        print(line(way, *(f"{accuracy:.1f} / {sops:.0f}" for accuracy, sops in cells)))
 
 
 if __name__ == "__main__":
