@@ -6,12 +6,12 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
 from snnreg_plugins._text import one_line, times
 from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role, Series, Stacks
+from snnreg_plugins.reports.labels import Place, labels
 from snnreg_plugins.reports.raster import Raster
 
 # Figures are as wide as a phone in CSS pixels, so that their text is readable there, and larger elsewhere.
@@ -20,7 +20,6 @@ WIDTH = 320
 
 _LEFT, _RIGHT, _TOP = 46, 4, 14
 _PLOT, _BELOW = 170, 36
-Place: TypeAlias = tuple[float, float]
 _CHAR = 6.2  # of a character of the usual size
 
 
@@ -124,9 +123,7 @@ def _clear(y: float, crossing: Sequence[float]) -> float:
 def plane(figure: Plane) -> Markup:
     """Draw scores over what is spent: a curve for each model with its T, and DNNs as points."""
     spent = [value for curve in figure.curves for value in curve.spent] + [point.spent for point in figure.points]
-    scores = [score for curve in figure.curves for score in curve.scores] + [point.score for point in figure.points]
-    if figure.floor is not None:
-        scores = [figure.floor, *(score for score in scores if score >= figure.floor)]
+    scores = [*([] if figure.floor is None else [figure.floor]), *figure.shown()]
     ticks, place = _even(scores)
     floor = ticks[0]
     marks, across = _wide(spent)
@@ -136,10 +133,9 @@ def plane(figure: Plane) -> Markup:
         parts.append(tag("line", x1=x, x2=x, y1=_TOP, y2=_TOP + _PLOT, class_="grid"))
         parts.append(_text(figure.write_spent(mark), x, _TOP + _PLOT + 15, "middle", "tick"))
     parts.append(_text(figure.unit, (_LEFT + WIDTH - _RIGHT) / 2, _TOP + _PLOT + 31, "middle", "tick"))
-    labels = []
     for curve in figure.curves:
         style = f"curve{curve.colour % _COLOURS}"
-        at = [(across(x), place(y), y, T) for x, y, T in zip(curve.spent, curve.scores, curve.steps, strict=True)]
+        at = [(across(x), place(y), y) for x, y in zip(curve.spent, curve.scores, strict=True)]
         seen = [
             _cut(before[:2], after[:2], place(floor))
             for before, after in pairwise(at)
@@ -148,15 +144,18 @@ def plane(figure: Plane) -> Markup:
         path = "".join(f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" for (x1, y1), (x2, y2) in seen)
         if path:
             parts.append(tag("path", d=path, class_=f"line {style}"))
-        for x, y, score, step in at:
+        for x, y, score in at:
             if score >= floor:
                 parts.append(_sign("circle", x, y, style))
-                style_of = "small halo strong" if step == figure.marked else "small halo"
-                labels.append(_text(str(step), x + 4, y + 13, "start", style_of))
     for point in figure.points:
         style = f"curve{point.colour % _COLOURS}{' open' if point.role == 'dense' else ''}"
         parts.append(_sign(_SIGNS[point.role], across(point.spent), place(point.score), style))
-    return _drawing(_TOP + _PLOT + _BELOW, figure.said, [*parts, *labels])
+    room = _LEFT, 0.0, WIDTH, place(floor) + 0.1
+    for one in labels(figure, lambda x, y: (across(x), place(y)), 9.5, room):
+        if one.at is not None:
+            style = f"small halo curve{one.curve.colour % _COLOURS}{' strong' if one.strong else ''}"
+            parts.append(_text(one.text, one.at[0], one.at[1] + 3.5, "middle", style))
+    return _drawing(_TOP + _PLOT + _BELOW, figure.said, parts)
 
 
 def _cut(before: Place, after: Place, bottom: float) -> tuple[Place, Place]:
@@ -193,10 +192,13 @@ def ratios(figure: Ratios) -> Markup:
             parts.append(_sign(_SIGNS[role], x, y, role + (" open" if role == "dense" else "")))
             written = times(value) if value >= 0.1 else f"{value:.2g}"
             close = max(ends) - min(ends) < 34 and len(ends) > 1
-            # Away from the other one, or else from the line at 1.
+            # Away from the other one, and beside the line at 1.
             anchor = "middle" if abs(x - one) > 16 else "end" if x < one else "start"
             anchor = ("end" if x == min(ends) else "start") if close else anchor
-            parts.append(_text(written, x + {"middle": 0, "end": 4, "start": -4}[anchor], y + 17, anchor, "small halo"))
+            start = x + {"middle": 0, "end": 4, "start": -4}[anchor]
+            if abs(x - one) <= 16:
+                start = min(start, one - 3) if anchor == "end" else max(start, one + 3)
+            parts.append(_text(written, start, y + 17, anchor, "small halo"))
     parts.append(_text("spends less", max(one - 4, 60.0), height + 18, "end", "tick"))
     parts.append(_text("more than the DNN", one + 4, height + 18, "start", "tick"))
     return _drawing(height + 24, figure.said, parts)

@@ -64,6 +64,7 @@ class Curve:
         scores: What it scores.
         steps: The T.
         colour: Which of the colours it has.
+        marked: The T of the exported network.
     """
 
     label: str
@@ -71,6 +72,7 @@ class Curve:
     scores: tuple[float, ...]
     steps: tuple[int, ...]
     colour: int
+    marked: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,6 @@ class Plane:
         curves: The spiking network, a curve for each model.
         points: DNNs.
         kinds: What their signs stand for.
-        marked: The T of the exported network.
         floor: The lowest score that is shown; None for all.
         below: What is not shown for it, in words.
         said: The same in words.
@@ -118,13 +119,17 @@ class Plane:
     curves: tuple[Curve, ...]
     points: tuple[Point, ...]
     kinds: tuple[Series, ...]
-    marked: int
     floor: float | None
     below: str
     said: str
     write: Callable[[float], str]
     write_spent: Callable[[float], str]
     most: float | None = None
+
+    def shown(self) -> list[float]:
+        """Give the scores that are shown."""
+        scores = [score for curve in self.curves for score in curve.scores] + [point.score for point in self.points]
+        return [score for score in scores if self.floor is None or score >= self.floor]
 
 
 @dataclass(frozen=True)

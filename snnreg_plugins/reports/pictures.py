@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from snnreg_plugins._pictures import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, legend_below, literal
 from snnreg_plugins._text import times
 from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role
+from snnreg_plugins.reports.labels import Place, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
 
 _LOOKS: dict[Role, dict[str, Any]] = {
     "snn": {"color": BLUE, "linewidth": 2, "marker": "o", "markersize": 5, "zorder": 3},
@@ -28,6 +30,8 @@ _SIGNS: dict[Role, dict[str, Any]] = {
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
 # Bars that a panel has room for at least, so that few are not thick.
 _ROOM = 4
+# Size of the letters at points, in points.
+_SMALL = 8
 
 
 def lines(axes: Axes, figure: Lines) -> None:
@@ -56,13 +60,6 @@ def plane(axes: Axes, figure: Plane) -> None:
     for curve in figure.curves:
         colour = _COLOURS[curve.colour % len(_COLOURS)]
         axes.plot(curve.spent, curve.scores, "o-", color=colour, markersize=5, label=f"SNN, {curve.label}", zorder=3)
-        for spent, score, step in zip(curve.spent, curve.scores, curve.steps, strict=True):
-            if figure.floor is None or score >= figure.floor:
-                weight = "bold" if step == figure.marked else "normal"
-                axes.annotate(
-                    str(step), (spent, score), (3, -3), textcoords="offset points", va="top", color=colour,
-                    fontsize=8, fontweight=weight, annotation_clip=True, path_effects=_halo(), zorder=5,
-                )  # fmt: skip
     for point in figure.points:
         sign, colour = _SIGNS[point.role], _COLOURS[point.colour % len(_COLOURS)]
         axes.plot(point.spent, point.score, color=colour, linestyle="none", zorder=4, **sign)
@@ -75,11 +72,48 @@ def plane(axes: Axes, figure: Plane) -> None:
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.1)
     if figure.floor is not None:
-        axes.set_ylim(bottom=figure.floor)
+        above = max(figure.shown())
+        axes.set_ylim(figure.floor, above + 0.1 * (above - figure.floor))
     if figure.most is not None:
         axes.set_ylim(top=min(axes.get_ylim()[1], figure.most + 0.02 * (figure.most - axes.get_ylim()[0])))
     axes.set(title=figure.title, xlabel=f"{figure.unit}; numbers are T", ylabel=figure.score)
+    _label_when_drawn(axes, figure)
     legend_below(axes)
+
+
+def _label_when_drawn(axes: Axes, figure: Plane) -> None:
+    """Label points where there is room, which is known when the panel is drawn: then it has its place and size."""
+    from matplotlib.artist import Artist
+
+    texts = {
+        (curve, index): axes.annotate(
+            str(step), at, (0, 0), textcoords="offset points", ha="center", va="center_baseline", fontsize=_SMALL,
+            color=_COLOURS[curve.colour % len(_COLOURS)], fontweight="bold" if step == curve.marked else "normal",
+            path_effects=_halo(), zorder=5, in_layout=False, visible=False,
+        )
+        for curve in figure.curves
+        for index, (at, step) in enumerate(zip(zip(curve.spent, curve.scores, strict=True), curve.steps, strict=True))
+    }  # fmt: skip
+
+    def place(spent: float, score: float) -> Place:
+        x, y = axes.transData.transform((spent, score))
+        return float(x), -float(y)
+
+    class Placing(Artist):
+        def draw(self, renderer: RendererBase) -> None:
+            room = axes.bbox
+            point: Any = renderer.points_to_pixels(1.0)
+            box = room.x0, -room.y1, room.x1, -room.y0
+            for one in labels(figure, place, _SMALL * point, box):
+                text = texts[one.curve, one.point]
+                text.set_visible(one.at is not None)
+                if one.at is not None:
+                    x, y = place(one.curve.spent[one.point], one.curve.scores[one.point])
+                    text.xyann = (one.at[0] - x) / point, (y - one.at[1]) / point
+
+    placing = Placing()
+    placing.set_in_layout(False)
+    axes.add_artist(placing)  # drawn before the texts, which stand above all
 
 
 def ratios(axes: Axes, figure: Ratios) -> None:
@@ -96,11 +130,12 @@ def ratios(axes: Axes, figure: Ratios) -> None:
         for above, (role, value) in zip((True, False), row.values, strict=False):
             colour = ORANGE if role == "dnn" else GREY
             axes.plot(value, place, color=colour, linestyle="none", zorder=3, **_SIGNS[role])
-            # Away from the line at 1, which would cross it.
+            # Beside the line at 1, which would cross it.
             side = "center" if not 0.7 < value < 1.4 else "right" if value < 1 else "left"
-            shift = ({"center": 0, "right": 4, "left": -4}[side], 7 if above else -7)
+            shift = ({"center": 0, "right": -3, "left": 3}[side], 7 if above else -7)
+            start = value if side == "center" else 1.0
             axes.annotate(
-                times(value) if value >= 0.1 else f"{value:.2g}", (value, place), shift, textcoords="offset points",
+                times(value) if value >= 0.1 else f"{value:.2g}", (start, place), shift, textcoords="offset points",
                 ha=side, va="bottom" if above else "top", color=colour, fontsize=9,
             )  # fmt: skip
     for one in figure.kinds:

@@ -67,7 +67,7 @@ def score_over_energy(report: Report) -> Plane:
         spent = tuple(model.steps[index].total for index in at)
         if at:
             told = tuple(scores[index] for index in at), tuple(steps[index] for index in at)
-            curves.append(Curve(model.name, spent, *told, colour))
+            curves.append(Curve(model.name, spent, *told, colour, report.timesteps))
         if report.dnn is not None:
             bits = model.bits(report.timesteps)
             few = "" if bits is None else f", {bits} bits"
@@ -91,7 +91,6 @@ def score_over_energy(report: Report) -> Plane:
         curves=tuple(curves),
         points=tuple(points),
         kinds=_kinds(report, {point.role for point in points}),
-        marked=report.timesteps,
         floor=floor,
         below=f"Below what is shown: {below}" if below else "",
         said=f"Chart of {report.score_title} over energy, with a logarithmic axis. By {models[0].title} the SNN goes "

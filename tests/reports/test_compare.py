@@ -77,8 +77,8 @@ def test_runs_stand_beside_each_other_at_each_t():
 
 
 def test_the_axis_of_energies_says_its_unit_once():
-    matplotlib = pytest.importorskip("matplotlib")
-    axes = matplotlib.figure.Figure().subplots()
+    figures = pytest.importorskip("matplotlib.figure")
+    axes = figures.Figure().subplots()
     compare(made(), made(0.25)).panels()[1][-1](axes)
     assert axes.get_ylabel() == "nJ / sample, estimated"
     assert axes.yaxis.get_major_formatter()(2.5e-9, 0) == "2.5"
