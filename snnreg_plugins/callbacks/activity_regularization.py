@@ -265,7 +265,7 @@ class ActivityRegularization(AddedLossCallback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._penalty is not None:  # else a backward pass in validation
-            self._penalty.start_backward(loss, self._scale(trainer, pl_module))
+            self._penalty.start_backward(loss, self._scale(trainer, pl_module), self._own_backward)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

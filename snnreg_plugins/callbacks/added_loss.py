@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from snnreg_plugins._checks import as_integer
-from snnreg_plugins._lightning import both, loss_scale
+from snnreg_plugins._lightning import both, loss_scale, overrides
 
 
 class AddedLossCallback(Callback):
@@ -28,11 +28,13 @@ class AddedLossCallback(Callback):
         self.start_epoch = as_integer("start_epoch", start_epoch, at_least=0)
         self.warmup_epochs = as_integer("warmup_epochs", warmup_epochs, at_least=0)
         self._told_of_past = False  # that a backward pass went past Lightning
+        self._own_backward = False  # whether the module's backward() may multiply a loss
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refuse(trainer.strategy)
         self._told_of_past = False
+        self._own_backward = overrides(pl_module, "backward")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -194,7 +194,7 @@ class Distillation(AddedLossCallback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._distilled is not None and self._distilled.active:  # else a backward pass in validation
-            self._distilled.start_backward(loss, self._scale(trainer, pl_module))
+            self._distilled.start_backward(loss, self._scale(trainer, pl_module), self._own_backward)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -76,6 +76,7 @@ class Carrier:
         self.samples: int | None = None  # of the batch, where the penalty is a sum per sample and no mean over calls
         # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean.
         self._scale = 0.0
+        self._gradients: list[Tensor] = []  # of the loss, if the user's code may multiply it once more
         self._amounts: dict[str, float] = {}
 
     def start_batch(self, samples: int | None = None) -> None:
@@ -83,9 +84,16 @@ class Carrier:
         self.compiled, self.samples = [], samples
         self.ran_without_scale = self.collected_without_scale = False
 
-    def start(self, loss: Tensor, scale: float) -> Graph:
-        """Find what the backward pass of a loss will reach, and let its penalty in times ``scale``."""
+    def start(self, loss: Tensor, scale: float, multiplied: bool = False) -> Graph:
+        """Find what the backward pass of a loss will reach, and let its penalty in times ``scale``.
+
+        Args:
+            loss: The loss.
+            scale: What it was multiplied by.
+            multiplied: Whether it may be multiplied once more on its way, as by a ``backward()`` of the user's.
+        """
         graph = Graph(loss)
+        self._gradients = _gradients_of(loss) if multiplied else []
         self.calls, self._amounts, self._scale = self._reached(graph), {}, scale
         for call in self.calls:
             call.due = True
@@ -156,7 +164,7 @@ class Carrier:
             self.collected_without_scale = self.collected_without_scale or _is_collected(below)
             call.differentiated |= torch.is_grad_enabled()
             return 0.0
-        return self._scale * self.slope(call)
+        return self._scale * (float(self._gradients[-1]) if self._gradients else 1.0) * self.slope(call)
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
@@ -272,6 +280,17 @@ class Carry(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         slope = ctx.call.gradient(ctx.carrier.carried_slope(ctx.call, ctx.next_functions[0][0]))
         return grads[0], slope, None, None, *grads[1:]
+
+
+def _gradients_of(loss: Tensor) -> list[Tensor]:
+    """Give a list that will hold the gradient that a loss gets, before the hooks of others change it."""
+    found: list[Tensor] | None = getattr(loss, "_snnreg_gradients", None)
+    if found is None:
+        found = loss._snnreg_gradients = []  # type: ignore[attr-defined]
+        if loss.requires_grad:
+            register: Any = loss.register_hook
+            register(found.append)
+    return found
 
 
 def _is_collected(node: Node | None) -> bool:

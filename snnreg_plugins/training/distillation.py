@@ -368,16 +368,17 @@ class Distilled:
 
     # A backward pass.
 
-    def start_backward(self, loss: Tensor, scale: float) -> None:
+    def start_backward(self, loss: Tensor, scale: float, multiplied: bool = False) -> None:
         """Let the lesson's gradient in, and lessen that of the user's loss.
 
         Args:
             loss: What goes into the backward pass.
             scale: What it was multiplied by, and the lesson is to be.
+            multiplied: Whether it may be multiplied once more on its way.
         """
         self.ran_backward = True
         self.found.passes += 1
-        graph = self._carrier.start(loss, self._factor * scale)
+        graph = self._carrier.start(loss, self._factor * scale, multiplied)
         self.found.reached |= bool(self._carrier.calls)
         if self._loss is not None and self._carrier.is_in(graph):
             rest = 1.0 - self._factor * self._aims.alpha

@@ -116,6 +116,9 @@ class ActivityPenalty:
         activity = args[0]
         if not self.active or not activity.is_floating_point():
             return None
+        if not activity.numel():  # such as of an expert that no token was sent to
+            self.sightings.without_samples(self._layers[layer][0])
+            return None
         differentiable = torch.is_grad_enabled() and activity.requires_grad
         if torch.compiler.is_compiling():
             if differentiable and not activity.is_leaf:
@@ -237,16 +240,17 @@ class ActivityPenalty:
         rounding = 1e-5 * value.detach().abs() if self._function in ON_SPIKES else 0.0
         return bool(gradient.abs().sum() * activity.detach().abs().amax() > rounding)
 
-    def start_backward(self, loss: Tensor, scale: float) -> None:
+    def start_backward(self, loss: Tensor, scale: float, multiplied: bool = False) -> None:
         """Let the penalty's gradient in.
 
         Args:
             loss: What goes into the backward pass; the penalty of compiled regions is added to it, in place.
             scale: What the loss was multiplied by, and the penalty is to be.
+            multiplied: Whether it may be multiplied once more on its way.
         """
         self.ran_backward = True
         self._loss = for_summing(loss.detach()).abs() / scale
-        graph = self._carrier.start(loss, self._factor * scale)
+        graph = self._carrier.start(loss, self._factor * scale, multiplied)
         if self.active and self.sightings.looking:
             self.sightings.reached(self._carrier, graph)
             for call in self._carrier.calls:

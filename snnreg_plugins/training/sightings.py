@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Sightings:
         }
         self._expected: set[str] = set()
         self._called: set[str] = set()  # in a forward pass; calls in compiled regions are not seen
+        self._empty: set[str] = set()  # called on no samples
         self._dependent: set[str] = set()  # called with what may depend on parameters
         self._fixed: set[str] = set()  # called with what does not
         self._reached: set[str] = set()  # by a backward pass
@@ -49,6 +51,11 @@ class Sightings:
     def called(self, name: str) -> None:
         """Note a call in a forward pass."""
         self._called.add(name)
+
+    def without_samples(self, name: str) -> None:
+        """Note a call on no samples, which has no activity to regularize."""
+        if not torch.compiler.is_compiling():
+            self._empty.add(name)
 
     def called_again(self, name: str) -> None:
         """Note a call in a backward pass that belongs to no call of :func:`torch.utils.checkpoint.checkpoint`.
@@ -140,7 +147,7 @@ class Sightings:
             for name, layer in self._layers.items()
             if not any(weight.requires_grad for weight in layer.parameters())
         }
-        unused = missing - bypassed - fixed
+        unused = missing - bypassed - fixed - (self._empty - self._called)
         if self._compiled:  # what reads the network's own input is not seen there
             unused &= by_name
         found = [
@@ -156,6 +163,7 @@ class Sightings:
                 "Such calls count as far as the graph of that gradient leads through them.",
             ),
             (unused & self._called, "what {} read(s) is in no loss."),
+            (missing & self._empty - self._called, "{} was (were) called on no samples yet."),
             (unused - self._called, "{} was (were) not called."),
             (
                 self._flat - self._acting if self._acting else set(),
@@ -168,7 +176,7 @@ class Sightings:
 
     def _bypassed(self) -> set[str]:
         """Layers whose weights are used without a call of theirs."""
-        return set() if self._compiled else (self._used & self._expected) - self._called
+        return set() if self._compiled else (self._used & self._expected) - self._called - self._empty
 
 
 def _used_uncalled(names: set[str]) -> str:

@@ -222,6 +222,23 @@ class Accumulating(Loop):
         optimizer.step()
 
 
+class Experts(Loop):
+    """A mixture of experts: each reads the samples that are sent to it, of which some batches have none."""
+
+    sizes: ClassVar = dict(trunk=(64, 12), left=(12, 12, 3), right=(12, 12, 3), idle=(12, 12, 3))
+
+    def step(self, x, y, *optimizers):
+        h, reads, scores = F.relu(self.trunk(x, [])), [], x.new_zeros(len(x), 3)
+        for label, expert in enumerate((self.left, self.right, self.idle)):
+            sent = (y == label).nonzero()[:, 0] if label < 2 else y[:0]
+            found = expert(h[sent], of_expert := [], own=False)
+            scores = scores.index_put((sent,), found)
+            reads += of_expert if len(sent) else []
+        self.back(F.cross_entropy(scores, y), reads)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 class Views(Loop):
     """Reentrant checkpoints whose layers read views of their input, two of them nested, one in two backward passes."""
 
@@ -254,4 +271,5 @@ LOOPS = [
     IgnoredHeads,
     Toggled,
     Accumulating,
+    Experts,
 ]

@@ -92,6 +92,22 @@ def test_gradient_equals_the_penalty_by_hand(row, weighting):
     torch.testing.assert_close(actual, expected, rtol=0, atol=row.get("tolerance", 1e-12))
 
 
+class Doubling(Module):
+    """Sends more backward than the loss that Lightning knows of."""
+
+    def backward(self, loss):
+        (2 * loss).backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"manual": True}], ids=["automatic", "manual"])
+def test_a_backward_of_the_users_own_multiplies_the_penalty_too(options):
+    expected, _ = fit(Doubling(start({}, torch.float64), STRENGTH, **options), dtype=torch.float64)
+    actual, _ = fit(
+        Doubling(start({}, torch.float64), **options), [ActivityRegularization("l1", STRENGTH)], torch.float64
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 PENALTY_FORMULAS = {
     "l1": lambda a: a.abs().mean(),
     "l2": lambda a: (a**2).mean(),

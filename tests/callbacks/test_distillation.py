@@ -84,6 +84,13 @@ class CallsChild(Loop):
         return {"loss": self.mixed(F.cross_entropy(z, y), [(x, z)]), "more": 1}
 
 
+class Doubles(Loop):
+    """Sends more backward than the loss that Lightning knows of."""
+
+    def backward(self, loss):
+        (2 * loss).backward()
+
+
 class TwoForwards(Loop):
     """Of unequal batches, in one loss."""
 
@@ -227,6 +234,7 @@ ROWS = {
     "forward": dict(),
     "child": dict(loop=CallsChild),
     "child by name": dict(loop=CallsChild, options=dict(student="net")),
+    "backward of one's own": dict(loop=Doubles),
     "two forwards": dict(loop=TwoForwards),
     "changed in place": dict(loop=InPlace),
     "attacks": dict(loop=Attacks),

@@ -46,6 +46,27 @@ def said(module, *callbacks, **trainer):
     return [text for text in found if text.startswith("ActivityRegularization")], trainer
 
 
+class Idle(Classifying):
+    """Has a layer that no sample is sent to, by name a part of the loss all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = nn.Linear(12, 3)
+
+    def forward(self, x):
+        h = self.net[1](self.net[0](x))
+        return self.net[2](h) + self.idle(h[:0]).sum()
+
+
+@pytest.mark.parametrize("penalty", ["hoyer", "expected_rate", "energy"])
+def test_a_layer_without_samples_is_said_and_takes_nothing_from_the_others(penalty):
+    options = {"layers": ["net.2", "idle"], **({"timesteps": 4} if penalty == "energy" else {})}
+    (text,), trainer = said(Idle(), ActivityRegularization(penalty, **options))
+    assert text.endswith("'idle' was (were) called on no samples yet.")
+    alone = fit(Classifying(), [ActivityRegularization(penalty, **(options | {"layers": "net.2"}))])[1]
+    assert trainer.callback_metrics["penalty/total"] == alone.callback_metrics["penalty/total"] > 0
+
+
 class Attending(Classifying):
     """Has layers whose weights are used without calling them."""
 
