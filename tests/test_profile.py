@@ -328,6 +328,14 @@ def test_weights_in_other_modules_are_named(capsys):
     assert profile(exported(), torch.rand(2, 6)).uncounted == ()
 
 
+def test_a_sample_without_a_batch_is_refused_and_the_remedy_works():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(-3), nn.Linear(100, 2))
+    image = torch.rand(3, 7, 7)
+    with pytest.raises(ValueError, match=r"reads \(3, 7, 7\) as one sample. Give `inputs.unsqueeze\(0\)`"):
+        profile(net, image)
+    assert profile(net, image.unsqueeze(0)).dense_macs == 3 * 4 * 9 * 25 + 200
+
+
 def test_time_first():
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
     result = profile(net, torch.ones(3, 4, 6), batch_dim=1)

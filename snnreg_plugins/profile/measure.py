@@ -100,6 +100,11 @@ def profile(
                 f"Expected argument `inputs` to be a batch that {type(model).__name__} takes, but for one of shape "
                 f"{tuple(inputs.shape)} it raised {type(error).__name__}: {reason}"
             ) from error
+    if tally.unbatched:
+        raise ValueError(
+            f"Expected argument `inputs` to hold a batch of samples along dimension {batch_dim}, but "
+            f"{type(model).__name__} reads {tuple(inputs.shape)} as one sample. Give `inputs.unsqueeze({batch_dim})`."
+        )
     if not tally.total("dense_macs") and not tally.missed:
         raise ValueError(
             f"Expected argument `model` to multiply activity by its weights, but {type(model).__name__} called none of "

@@ -27,7 +27,7 @@ from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carrie
 from snnreg_plugins.training.sightings import Sightings
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
-from snnreg_plugins.watching.layers import is_spiking_neuron
+from snnreg_plugins.watching.layers import is_spiking_neuron, is_unbatched
 from snnreg_plugins.watching.steps import steps_of_call
 
 
@@ -204,6 +204,7 @@ class ActivityPenalty:
             rates = neuron_rates(activity.reshape(-1, *sample_shape(layer, activity)))
             return rates, partial(out_of_bounds, weight=weight, low=low, high=high)
         arguments = {}
+        activity = activity.unsqueeze(0) if is_unbatched(layer, activity) else activity
         if self._thresholds is not None:
             with torch.no_grad():
                 arguments["threshold"] = self._thresholds.of(name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.frameworks.registry import framework_of
-from snnreg_plugins.functional.synapses import is_synaptic
+from snnreg_plugins.functional.synapses import CONVOLUTIONS, is_synaptic, sample_shape_of
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -107,6 +107,16 @@ def forget_states(model: nn.Module) -> None:
 def synaptic_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the layers that multiply activity by weights, by name; a shared layer has its first name."""
     return {name: module for name, module in model.named_modules() if is_synaptic(module)}
+
+
+def is_unbatched(layer: nn.Module, x: Tensor) -> bool:
+    """Tell whether a layer reads one sample without a batch, as torch allows of Linear and convolutions.
+
+    Example:
+        >>> is_unbatched(nn.Conv2d(3, 4, 3), torch.zeros(3, 8, 8)), is_unbatched(nn.Linear(3, 4), torch.zeros(8, 3))
+        (True, False)
+    """
+    return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and len(sample_shape_of(layer, tuple(x.shape))) == x.dim()
 
 
 def one_to_one_layers(model: nn.Module) -> dict[str, nn.Module]:

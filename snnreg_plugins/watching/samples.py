@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from snnreg_plugins import _torch
 from snnreg_plugins.watching.hooks import Hooks, uncompiled
-from snnreg_plugins.watching.layers import begins_anew, is_stateful
+from snnreg_plugins.watching.layers import begins_anew, is_stateful, is_unbatched
 from snnreg_plugins.watching.simulated import SimulatedNetwork
 
 #: A tensor's memory, and the number of writes to it.
@@ -24,7 +24,8 @@ Identity: TypeAlias = tuple[Any, int]
 class SampleCounter:
     """Counts the samples that go through a model, each once, however its time loop is written.
 
-    A pass is one call of a watched module from outside all others. If a neuron starts a pass with the state that
+    A pass is one call of a watched module from outside all others. It is one sample where a Linear or Conv layer reads
+    all that the pass is given without a batch, as ``(C, H, W)``. If a neuron starts a pass with the state that
     the last one left it with (kept inside the neuron, or handed back by the caller), the pass is a further time
     step of the same samples; else its batch is new. A network whose forward has the loop inside is one pass.
     Neurons of other packages than those in :func:`is_spiking_neuron` are followed where their state is handed
@@ -93,19 +94,27 @@ class SampleCounter:
     @property
     def size(self) -> int:
         """Samples of the pass under way."""
-        return self._size
+        return 1 if self.unbatched else self._size
 
     def called(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         """Tell that one of the layers was called: from outside, and if it is no neuron, that is a pass of its own."""
-        if self._depth:
-            self._require_one_thread(layer)
-        else:
+        alone = not self._depth
+        if alone:
             self._enter(layer, args, {})
+        else:
+            self._require_one_thread(layer)
+        x = args[0] if args else None
+        # All that the pass was given, without a batch. A part of it may be one of several samples.
+        if isinstance(x, Tensor) and x.numel() == self._values and is_unbatched(layer, x):
+            self.unbatched = True
+        if alone:
             self._leave(layer, args, {}, ())
 
     def _forget(self) -> None:
         """Forget the pass under way, and the states that the last one left."""
         self._depth = 0
+        #: Whether a layer read one sample without a batch in the pass under way, or the last one.
+        self.unbatched = False
         self._thread: dict[str, int] = {}  # whose pass is under way; set by who comes first, however close they are
         self._continues = False
         # Of the last pass of each neuron and outermost module: the tensors it returned, and kept in itself.
@@ -115,6 +124,8 @@ class SampleCounter:
 
     def _begin(self, tensors: list[Tensor], batch_dim: int) -> None:
         self._size = tensors[0].shape[batch_dim] if tensors and tensors[0].dim() > batch_dim else 1
+        self._values = tensors[0].numel() if tensors else 0
+        self.unbatched = False
         self._given = identities(tensors) if len(tensors) > 1 else set()  # one tensor comes without a state
         self._called: set[nn.Module] = set()
         # What each neuron holds and is handed when the pass reaches it, and what its last call in the pass returns.
@@ -196,7 +207,7 @@ class SampleCounter:
         before = self.samples()
         if not self._continues:
             for called in self._called:
-                seen = self._samples[called] = self._samples.get(called, 0) + self._size
+                seen = self._samples[called] = self._samples.get(called, 0) + self.size
                 kind = called in self._around_neurons
                 self._most[kind] = max(self._most[kind], seen)
         self.on_pass(self.samples() - before)

@@ -158,6 +158,11 @@ class Watch:
         """Whether the pass under way is a further time step, as far as it can be told by now."""
         return self._counter is not None and self._counter.continues
 
+    @property
+    def unbatched(self) -> bool:
+        """Whether the last pass was one sample without a batch."""
+        return self._counter is not None and self._counter.unbatched
+
     def call_in_pass(self, site: Any) -> int:
         """Count the calls at a place in the pass under way before this one."""
         call = self._calls[site] = self._calls.get(site, -1) + 1

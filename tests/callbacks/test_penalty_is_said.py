@@ -370,3 +370,22 @@ def test_several_callbacks_are_told_apart_and_logged_in_sum(tmp_path):
     fit(
         Module(start({}, torch.float64)), callbacks()[:2], torch.float64, max_epochs=2, ckpt_path=tmp_path / "some.ckpt"
     )
+
+
+class OneByOne(Classifying):
+    """Trains on the first sample of each batch alone."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x.flatten(1)[self.first]), y[self.first])
+
+
+@pytest.mark.parametrize("penalty", ["l1", "hoyer", "expected_rate"])
+def test_a_sample_without_a_batch_has_the_penalty_of_a_batch_of_one(penalty):
+    of_a_batch, _ = fit(OneByOne(slice(1)), [ActivityRegularization(penalty, 0.5)])
+    alone, _ = fit(OneByOne(0), [ActivityRegularization(penalty, 0.5)])
+    torch.testing.assert_close(alone, of_a_batch)

@@ -380,3 +380,43 @@ def test_an_observer_sees_calls_and_the_ends_of_passes():
         with pytest.raises(ValueError, match="input_shape"):
             model(torch.ones(2, 5))
     assert seen == [("layer", (3,), (12, 0, 12)), ("relu", (2, 2)), "", True, False]
+
+
+UNBATCHED = {
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), (6,)),
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), (3, 7, 7)),
+    "flattened": (lambda: nn.Sequential(nn.Flatten(-3), nn.Linear(24, 2)), (2, 3, 4)),
+    "a layer alone": (lambda: nn.ConvTranspose1d(3, 2, 3), (3, 8)),
+    "neurons": (lambda: nn.Sequential(nn.Linear(6, 4), snntorch.Leaky(0.9, init_hidden=True)), (6,)),
+}
+
+
+@pytest.mark.parametrize("case", UNBATCHED)
+def test_one_sample_without_a_batch(case):
+    make, shape = UNBATCHED[case]
+    x = torch.rand(shape)
+    counted = []
+    for given in (x, x[None]):
+        torch.manual_seed(0)
+        model = make()
+        with torch.no_grad(), Tally(model) as tally:
+            model(given)
+            model(given)
+        assert tally.samples == (1 if case == "neurons" else 2)  # there, a further time step
+        counted.append(tally.table())
+    assert counted[0] == counted[1]
+
+
+def test_samples_of_a_batch_one_after_the_other():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return torch.stack([self.layer(each) for each in x])
+
+    model = Loop()
+    with torch.no_grad(), Tally(model) as tally:
+        model(torch.rand(5, 3, 7, 7))
+    assert tally.samples == 5
