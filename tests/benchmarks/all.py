@@ -6,10 +6,10 @@
     python -m tests.benchmarks.all energy --update      # and put its table into its page
     python -m tests.benchmarks.all --output printed     # keep what each printed, as printed/NAME.md
 
-``docs/benchmarks.md`` says which command belongs to which page, and how noisy its figures are: ``0.5, 5 %`` is half a
-unit of the first number in a cell, and 5 % of all others. A table that is printed is compared with the table of that
-page that has the same columns, row by row; one that has none is left out. Commands run in the current folder, where
-what they train is kept.
+``docs/benchmarks.md`` says which command belongs to which page, and how noisy its figures are: ``0.5 points, 5 %`` is
+half a point for what is written in percent, and 5 % of all other numbers. A table that is printed is compared with the
+table of that page that has the same columns, row by row; one that has none is left out. Commands run in the current
+folder, where what they train is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from snnreg_plugins._console import show
 from snnreg_plugins._text import Column, Row, Table
@@ -31,8 +32,25 @@ DOCS = Path(__file__).parents[2] / "docs"
 HOME = "benchmarks.md"
 QUICK = 300  # seconds
 KEYS = ("T", "strength")  # columns that, with the first one, tell the rows of a table apart
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?[kM]?(?![\w])")
+_PLAIN = r"[-+]?\d[\d,]*(?:\.\d+)?[kM]?"
+_NUMBER = re.compile(rf"(?<![\w.])({_PLAIN})(?: ± ({_PLAIN}))?(?![\w.])( %)?")
 _FACTORS = {"k": 1e3, "M": 1e6}
+
+
+class Noise(NamedTuple):
+    """How far figures are from run to run: those in percent by so many points, all others by a share."""
+
+    points: float
+    share: float
+
+
+class Number(NamedTuple):
+    """A number of a cell, with half of what its last digit is worth; the spread behind ± is none of its own."""
+
+    value: float
+    half: float
+    spread: float
+    is_percent: bool
 
 
 @dataclass(frozen=True)
@@ -43,14 +61,13 @@ class Benchmark:
         name: Of its module; with a number from the second command of that on.
         command: Words behind ``python``.
         page: Name of the page; empty if none prints its figures.
-        noise: Of the numbers in a cell, in their order: how much, and whether that is a share; the last is of all
-            others.
+        noise: Of its figures.
     """
 
     name: str
     command: tuple[str, ...]
     page: str
-    noise: tuple[tuple[float, bool], ...]
+    noise: Noise
 
 
 @dataclass(frozen=True)
@@ -73,19 +90,19 @@ def benchmarks(text: str) -> dict[str, Benchmark]:
         before = sum(one.command[1] == words[2] for one in found.values())
         name = f"{module}-{before + 1}" if before else module
         page = row["table"].strip("[]()")
-        found[name] = Benchmark(name, tuple(words[1:]), HOME if page == "below" else page, noises(row["noise"]))
+        found[name] = Benchmark(name, tuple(words[1:]), HOME if page == "below" else page, noise_of(row["noise"]))
     return found
 
 
-def noises(text: str) -> tuple[tuple[float, bool], ...]:
+def noise_of(text: str) -> Noise:
     """Read how noisy figures are.
 
     Example:
-        >>> noises("0.5, 5 %")
-        ((0.5, False), (0.05, True))
+        >>> noise_of("0.5 points, 5 %")
+        Noise(points=0.5, share=0.05)
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    return tuple((float(part.rstrip(" %")) / (100 if part.endswith("%") else 1), part.endswith("%")) for part in parts)
+    points, share = re.fullmatch(r"(?:(\S+) points?, )?(\S+) %", text).groups(default="0")  # type: ignore[union-attr]
+    return Noise(float(points), float(share) / 100)
 
 
 def tables_of(text: str) -> Iterator[Figures]:
@@ -99,32 +116,34 @@ def tables_of(text: str) -> Iterator[Figures]:
             yield Figures("\n".join(own), tuple(header), named)
 
 
-def numbers(cell: str) -> list[float]:
+def numbers(cell: str) -> list[Number]:
     """Read the numbers of a cell.
 
     Example:
-        >>> numbers("88.2 / 1,493k ± 3 %")
-        [88.2, 1493000.0, 3.0]
+        >>> [(it.value, it.is_percent) for it in numbers("88.2 ± 0.3 % / 1,493k")]
+        [(88.2, True), (1493000.0, False)]
     """
-    found = [one.replace(",", "") for one in _NUMBER.findall(cell)]
-    return [float(one.rstrip("kM")) * _FACTORS.get(one[-1], 1.0) for one in found]
+    found = []
+    for value, spread, percent in _NUMBER.findall(cell):
+        places = len(value.rstrip("kM").partition(".")[2])
+        half = 0.5 * 10.0**-places * _FACTORS.get(value[-1], 1.0)
+        found.append(Number(_worth(value), half, _worth(spread or "0"), bool(percent)))
+    return found
 
 
-def step_of(cell: str) -> list[float]:
-    """Give the worth of half of the last digit of each number of a cell, by which rounding moves it."""
-    found = [one.replace(",", "") for one in _NUMBER.findall(cell)]
-    places = [len(one.rstrip("kM").partition(".")[2].partition("e")[0]) for one in found]
-    return [0.5 * 10.0**-place * _FACTORS.get(one[-1], 1.0) for one, place in zip(found, places, strict=True)]
+def _worth(text: str) -> float:
+    return float(text.replace(",", "").rstrip("kM")) * _FACTORS.get(text[-1], 1.0)
 
 
-def differ(told: str, found: str, noise: tuple[tuple[float, bool], ...]) -> bool:
+def differ(told: str, found: str, noise: Noise) -> bool:
     """Tell whether the numbers of two cells differ by more than their noise; where there are none, the words."""
     before, after = numbers(told), numbers(found)
     if len(before) != len(after) or not before:
         return len(before) != len(after) or told != found
-    for index, (one, other, half, own) in enumerate(zip(before, after, step_of(told), step_of(found), strict=True)):
-        much, is_share = noise[min(index, len(noise) - 1)] if noise else (0.0, False)
-        if abs(one - other) > (much * abs(one) if is_share else much) + half + own:
+    for one, other in zip(before, after, strict=True):
+        much = noise.points if one.is_percent else noise.share * abs(one.value)
+        far = max(abs(one.value - other.value), abs(one.spread - other.spread))
+        if far > much + one.half + other.half or one.is_percent != other.is_percent:
             return True
     return False
 
@@ -138,9 +157,7 @@ def pairs(page: str, printed: str) -> Iterator[tuple[Figures, Figures]]:
             yield told, found
 
 
-def compared(
-    page: str, printed: str, noise: tuple[tuple[float, bool], ...], whole: bool = True
-) -> tuple[int, list[tuple[str, ...]]]:
+def compared(page: str, printed: str, noise: Noise, whole: bool = True) -> tuple[int, list[tuple[str, ...]]]:
     """Compare the tables that were printed with those of a page.
 
     Args:

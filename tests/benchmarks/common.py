@@ -79,15 +79,15 @@ def line(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
     """Write the mean, and the standard deviation where there are several.
 
     Example:
-        >>> spread([1.0, 2.0]), spread([1.0])
-        ('1.5 ± 0.7', '1.0')
+        >>> spread([1.0, 2.0]), spread([3.0], 0, "k")
+        ('1.5 ± 0.7', '3k')
     """
-    beside = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{beside}"
+    beside = f" ± {statistics.stdev(values):.{digits}f}{unit}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{unit}{beside}"
 
 
 def timed(run: Callable[[], object], device: torch.device | None = None) -> float:

@@ -397,7 +397,7 @@ def in_brief(results: Results, network: str, runs: dict[str, dict[int, list[str]
     rows |= {f"`{told}`": measured[name] for name, told in IN_BRIEF.items() if name in measured}
     accuracy = 100 * results.mean(trained, "accuracy")
     return [
-        line(f"{network}, {name}", f"{accuracy:.1f}", *(f"{score:.1f} / {sops:.0f}" for score, sops in cells))
+        line(f"{network}, {name}", f"{accuracy:.1f} %", *(f"{score:.1f} % / {sops:.0f}k" for score, sops in cells))
         for name, cells in rows.items()
     ]
 

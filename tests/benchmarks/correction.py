@@ -3,8 +3,8 @@
     python -m tests.benchmarks.correction --cache trained
 
 LeNet, a small VGG and a small residual network are trained for three epochs on 10,000 images of Fashion-MNIST for each
-seed, and exported by default for each T, calibrated on 600 images; measured are the first 500 test images. Accuracy in
-% / thousand SOPs per sample, means over seeds. What the folder already holds is not measured again.
+seed, and exported by default for each T, calibrated on 600 images; measured are the first 500 test images. Accuracy
+/ SOPs per sample, means over seeds. What the folder already holds is not measured again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main() -> None:
             for t in options.timesteps:
                 of_seeds = [keys[seed, way, t] for seed in options.seeds]
                 score, sops = 100 * results.mean(of_seeds, "accuracy"), results.mean(of_seeds, "sops") / 1e3
-                cells.append(f"{score:.1f} / {sops:.0f}")
-            print(line(f"{network}, {way}", f"{accuracy:.1f}", *cells), flush=True)
+                cells.append(f"{score:.1f} % / {sops:.0f}k")
+            print(line(f"{network}, {way}", f"{accuracy:.1f} %", *cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
                 result = measured(model, timesteps, options)
                 step, scored = result.at_timesteps(), result.dnn
                 told = f"{NAMES[name]}, {f'expected rate × {strength:g}' if strength else 'none'}"
-                scores = [f"{100 * one.score:.1f}" for one in (scored, step) if one]
+                scores = [f"{100 * one.score:.1f} %" for one in (scored, step) if one]
                 spent = [ratios(result, model) for model in MODELS]
                 print(line(told, timesteps, *scores, f"{step.sops / 1e3:.0f}k", *spent), flush=True)
                 sentences.append(f"{told}: {' '.join(result.verdict())}")

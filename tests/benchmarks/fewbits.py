@@ -93,7 +93,7 @@ def main() -> None:
     print(head("weights", "DNN, rounded", "SNN, rounded", "SNN, trained", "SNN of a DNN, trained"))
     for name in options.formats:
         of_seeds = zip(*(row(FORMATS[name], seed, options) for seed in options.seeds), strict=True)
-        print(line(name, *map(spread, of_seeds)), flush=True)
+        print(line(name, *(f"{spread(of)} %" for of in of_seeds)), flush=True)
 
 
 if __name__ == "__main__":

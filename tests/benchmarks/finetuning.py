@@ -191,7 +191,7 @@ def main() -> None:
         network, dnn_epochs, _, kind = key.split(" ", 3)
         if (network, dnn_epochs) == (options.network, f"epochs={options.epochs}"):
             of_kinds.setdefault(kind, []).append(run)
-    print(head("", "seeds", "accuracy / kSOPs", "missed by"))
+    print(head("", "seeds", "accuracy / SOPs", "missed by"))
     for kind, them in of_kinds.items():
         if kind.startswith("exported") or f" epochs={options.tuning}" in kind:
             print(line(*summary(kind.replace(f" epochs={options.tuning}", ""), them)))
@@ -201,7 +201,7 @@ def summary(kind: str, them: list[dict[str, Any]]) -> Iterator[str]:
     """Write the cells of the runs of a kind, such as ``T=2 budget 0.25``, one a seed."""
     yield kind.replace(" no budget", "").replace(" budget", ", budget").replace("exported ", "exported, ")
     yield str(len(them))
-    yield f"{spread([run['accuracy'] for run in them])} / {spread([run['sops'] / 1e3 for run in them], 0)}"
+    yield f"{spread([run['accuracy'] for run in them])} % / {spread([run['sops'] / 1e3 for run in them], 0, 'k')}"
     yield ", ".join(f"{100 * (run['sops'] / run['budget'] - 1):+.1f} %" for run in them if run.get("budget"))
 
 

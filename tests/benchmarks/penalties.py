@@ -116,9 +116,9 @@ def main() -> None:
     print(head("penalty", "DNN", *(f"T = {t}" for t in STEPS)))
     for penalty, (strength, measured) in best.items():
         it = measured["channel"]
-        cells = (f"{100 * step['accuracy']:.1f} / {step['sops'] / 1e3:.0f}" for step in it["steps"])
+        cells = (f"{100 * step['accuracy']:.1f} % / {step['sops'] / 1e3:.0f}k" for step in it["steps"])
         named = f"{NAMES[penalty]}, {strength:g}" if strength else NAMES[penalty]
-        print(line(named, f"{100 * it['dnn']['accuracy']:.1f}", *cells))
+        print(line(named, f"{100 * it['dnn']['accuracy']:.1f} %", *cells))
 
 
 def accuracy(measured: dict) -> float:

@@ -81,7 +81,7 @@ def main() -> None:
     print("\n" + head("", *(f"T = {t}" for t in options.timesteps)))
     for way in ways:
         cells = [tuple(map(mean, zip(*found[way, t], strict=True))) for t in options.timesteps]
-        print(line(way, *(f"{accuracy:.1f} / {sops:.0f}" for accuracy, sops in cells)))
+        print(line(way, *(f"{accuracy:.1f} % / {sops:.0f}k" for accuracy, sops in cells)))
 
 
 if __name__ == "__main__":
