@@ -5,7 +5,7 @@
 - ``recipe``: the recipe as a trial runs it.
 - ``trial``: trains once, exports in all ways, measures at all T.
 - ``study``: which trials there are, kept by Optuna; ``look``: what they were at some moment; ``run``:
-  runs them, here or in several processes.
+  runs them, here or in several processes; ``workers``: these, which end with what started them.
 - ``results``: one row for each trial, seed, export and T, as CSV and Parquet.
 - ``points``: means over seeds; ``front``: what is best of them, tables and figures; ``page``: the same as
   HTML; ``scatter``: its figures.

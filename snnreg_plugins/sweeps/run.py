@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._checks import as_integer
@@ -19,6 +17,7 @@ from snnreg_plugins.sweeps.front import find_front
 from snnreg_plugins.sweeps.look import Look
 from snnreg_plugins.sweeps.study import Study
 from snnreg_plugins.sweeps.trial import Job
+from snnreg_plugins.sweeps.workers import Workers, stoppable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -41,12 +40,13 @@ def run_sweep(job: Job, workers: int = 1, console: Console | None = None) -> Stu
 
     Raises:
         ValueError: If a value is none for its option, or no trial ended well.
-        KeyboardInterrupt: If it is interrupted; what was begun is begun again next time.
+        ChildProcessError: If all workers were killed, or failed.
+        KeyboardInterrupt: If it is interrupted, or asked to end; what was begun is begun again next time.
     """
     workers = as_integer("workers", workers)
     job.check()
     study = Study(job)
-    with _shown(study, console) as progress:
+    with stoppable(), _shown(study, console) as progress:
         if workers == 1:
             study.work(progress.update)
         else:
@@ -54,46 +54,25 @@ def run_sweep(job: Job, workers: int = 1, console: Console | None = None) -> Stu
     return study
 
 
-def _work_in_processes(job: Job, workers: int, progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_work, args=(job, workers)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    try:
-        while any(process.is_alive() for process in processes):
+def _work_in_processes(job: Job, count: int, progress: Progress) -> None:
+    with Workers(partial(_work, job, count), count) as workers:
+        while workers.are_at_work():
             time.sleep(_LOOK)
+            progress.lost(len(workers.died), count)
             progress.update(progress.study.look())
-    except KeyboardInterrupt:
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
-        for process in processes:
-            process.join()
-        raise
-    if all(process.exitcode for process in processes):
-        codes = ", ".join(str(process.exitcode) for process in processes)
+    if len(workers.died) == count:
         raise ChildProcessError(
-            f"All {workers} workers ended before the sweep did, with exit codes {codes}. The same command goes on; "
-            "with fewer `workers` there is more memory for each."
+            f"All {count} workers ended before the sweep did, with exit codes {', '.join(map(str, workers.died))}. The "
+            "same command goes on; with fewer `workers` there is more memory for each."
         )
 
 
 def _work(job: Job, workers: int) -> None:
-    """Run trials in a process of its own."""
+    """Run trials in a process of its own, on its part of the cores."""
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    try:
-        Study(job).work(_require_parent)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _require_parent(_: Look) -> None:
-    """End this process where the one that started it is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise KeyboardInterrupt
+    Study(job).work(lambda _: None)
 
 
 class Progress:
@@ -109,6 +88,7 @@ class Progress:
         begun = study.look()
         self._told = {trial.number for trial in begun.finished}
         self._begun, self._done_before = time.monotonic(), len(begun.finished)
+        self._lost = ""
         self.draw: Any = None
         self.tell: Any = None
 
@@ -122,10 +102,15 @@ class Progress:
                     self._told.add(trial.number)
                     self.tell(f"{self.line(look)}; trial {trial.number} {trial.state.name.lower()}")
 
+    def lost(self, count: int, of: int) -> None:
+        """Show that workers have died, as where memory is short."""
+        self._lost = f"{count} of {of} workers died" if count else ""
+
     def line(self, look: Look) -> str:
         """Say how far it is."""
-        done, failed = len(look.finished), len(look.failures)
-        parts = [f"{done} of {look.wanted} trials", f"{failed} failed" if failed else "", self._left(done, look.wanted)]
+        done, running, failed = len(look.finished), look.count("RUNNING"), len(look.failures)
+        parts = [f"{done} of {look.wanted} trials", f"{running} running" if running else ""]
+        parts += [f"{failed} failed" if failed else "", self._lost, self._left(done, look.wanted)]
         return ", ".join(part for part in parts if part)
 
     def _left(self, done: int, wanted: int) -> str:

@@ -61,6 +61,7 @@ class Study:
             is_new = False
         self._begin(is_new)
         self._running: int | None = None
+        self._is_interrupted = False
 
     # Where it is kept.
 
@@ -181,6 +182,7 @@ class Study:
 
     def _run_one(self, number: int) -> None:
         self.study.sampler = self._sampler(number)
+        self._running, self._is_interrupted = None, False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -188,11 +190,21 @@ class Study:
         except KeyboardInterrupt:
             self._leave_to_others()
             raise
+        except Exception:
+            # A machine that sleeps, or whose clock is set, is taken for dead: its trial has been begun again.
+            if not any(trial.state.is_finished() for trial in self._mine()):
+                raise
+            if self._is_interrupted:
+                raise KeyboardInterrupt from None
+
+    def _mine(self) -> list[FrozenTrial]:
+        """Read the trial that runs here, if there is one."""
+        return [trial for trial in self.look().trials if trial.number == self._running]
 
     def _leave_to_others(self) -> None:
         """Have the trial that was interrupted begun again."""
-        for trial in self.look().trials:
-            if trial.number == self._running and trial.state.name in ("FAIL", "RUNNING"):
+        for trial in self._mine():
+            if trial.state.name in ("FAIL", "RUNNING"):
                 _again(self.study, trial, trial.user_attrs.get(TRY, 1))
 
     def _objective(self, trial: Trial) -> tuple[float, float]:
@@ -208,7 +220,8 @@ class Study:
         folder = self.output / "trials" / f"{trial.number:04d}"
         try:
             rows = self.job.run(point, seeds_of(point, sweep), folder)
-        except SystemExit as error:  # as Lightning ends a training that a SIGTERM has come to
+        except (KeyboardInterrupt, SystemExit) as error:  # the latter as Lightning ends a training
+            self._is_interrupted = True
             raise KeyboardInterrupt from error
         except Exception as error:
             trial.set_user_attr(ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
@@ -249,12 +262,26 @@ def _opened(url: str, how: Mapping[str, Any]) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # heartbeats are experimental there
         try:
-            return RDBStorage(url, **how)
+            storage = RDBStorage(url, **how)
         except Exception as error:
             if not any(told in str(error) for told in ("already exists", "duplicate key")):
                 raise
-        time.sleep(1)
-        return RDBStorage(url, **how)
+            time.sleep(1)
+            storage = RDBStorage(url, **how)
+    if storage.engine.dialect.name == "sqlite":
+        from sqlalchemy import event
+
+        event.listen(storage.engine, "begin", _lock)
+    return storage
+
+
+def _lock(connection: Any) -> None:
+    """Lock a file of SQLite when a transaction begins.
+
+    It has no locks of rows, and by itself locks at the first change: of two processes that read that a trial waits,
+    both would begin it.
+    """
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:
@@ -269,7 +296,9 @@ def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:
 
 
 def _again(study: optuna.Study, trial: FrozenTrial, tries: int) -> None:
-    """Have a trial begun again."""
+    """Have a trial begun again, unless it was already."""
+    if any(one.user_attrs.get(AGAIN) == trial.number for one in study.get_trials(deepcopy=False)):
+        return
     point = trial.user_attrs.get(POINT)
     attributes = {**({} if point is None else {POINT: point}), AGAIN: trial.number, TRY: tries}
     study.enqueue_trial(point or trial.params, user_attrs=attributes)
