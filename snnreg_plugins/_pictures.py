@@ -212,7 +212,9 @@ def literal(text: str) -> str:
 
 
 def legend_below(axes: Axes, columns: int = 2) -> None:
-    """Put the legend of a panel below it."""
+    """Put the legend of a panel below it, if there is something to tell of."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     legend = axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),

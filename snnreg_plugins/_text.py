@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -102,6 +103,21 @@ def one_line(text: object) -> str:
         'two words'
     """
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
+
+
+def cut_short(name: str, room: int) -> str:
+    """Leave out the middle of a name that has more letters than there is room for: its end tells it from others.
+
+    Example:
+        >>> cut_short("a_name_that_is_long_1", 12)
+        'a_na…_long_1'
+    """
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + 0.8 * sum(c in "mwMW@%" for c in name)
+    room = int(room * len(name) / (len(name) + wide)) if name else room
+    if len(name) <= room:
+        return name
+    head = room // 3
+    return f"{name[:head]}…{name[len(name) - (room - head - 1) :]}"
 
 
 def estimate(source: str, scope: str = "", prices: str = "") -> str:

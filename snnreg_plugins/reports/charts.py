@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-from snnreg_plugins._text import one_line, times
+from snnreg_plugins._text import cut_short, one_line, times
 from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role, Series, Stacks
 from snnreg_plugins.reports.labels import Place, labels
 from snnreg_plugins.reports.raster import Raster
@@ -122,10 +121,9 @@ def _clear(y: float, crossing: Sequence[float]) -> float:
 
 def plane(figure: Plane) -> Markup:
     """Draw scores over what is spent: a curve for each model with its T, and DNNs as points."""
-    spent = [value for curve in figure.curves for value in curve.spent] + [point.spent for point in figure.points]
-    scores = [*([] if figure.floor is None else [figure.floor]), *figure.shown()]
-    ticks, place = _even(scores)
-    floor = ticks[0]
+    spent, scores = figure.shown()
+    ticks, place = _even(scores if figure.floor is None else [figure.floor, *scores], figure.floor)
+    floor = ticks[0] if figure.floor is None else figure.floor
     marks, across = _wide(spent)
     parts = [*_grid(ticks, place, figure.write)]
     for mark in marks:
@@ -212,7 +210,7 @@ def bars(figure: Bars) -> Markup:
         y = 34 * index
         room = int((WIDTH - 16 - _CHAR * len(bar.written)) / _CHAR)
         drawn += [
-            _text(_shortened(one_line(bar.name), room), 0, y + 14, "start", "name"),
+            _text(cut_short(one_line(bar.name), room), 0, y + 14, "start", "name"),
             _text(bar.written, WIDTH, y + 14, "end", "value"),
             tag("rect", x=0, y=y + 19, width=WIDTH, height=9, class_="track"),
         ]
@@ -242,7 +240,7 @@ def spikes(raster: Raster, sample: int, *, label: str, marked: int) -> Markup:
             of = f"{len(layer.shown)} of {layer.active:,} that spike"
         room = int((WIDTH - 16 - _CHAR * len(of)) / _CHAR)
         parts += [
-            _text(_shortened(one_line(layer.name), room), 0, y + 12, "start", "name"),
+            _text(cut_short(one_line(layer.name), room), 0, y + 12, "start", "name"),
             _text(of, WIDTH, y + 12, "end", "muted"),
             tag("rect", x=0, y=y + 17, width=WIDTH, height=height, class_="track"),
         ]
@@ -315,16 +313,6 @@ def _text(text: str, x: float, y: float, anchor: str, style: str) -> Markup:
     return tag("text", text, x=float(x), y=float(y), text_anchor=anchor, class_=style)
 
 
-def _shortened(name: str, room: int) -> str:
-    """Leave out the middle of a long name: its end tells it from others."""
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + 0.8 * sum(c in "mwMW@%" for c in name)
-    room = int(room * len(name) / (len(name) + wide)) if name else room
-    if len(name) <= room:
-        return name
-    head = room // 3
-    return f"{name[:head]}…{name[len(name) - (room - head - 1) :]}"
-
-
 def _places(steps: Sequence[int]) -> list[float]:
     """Place time steps so that doubling them is the same way everywhere."""
     low, high = math.log2(steps[0]), math.log2(steps[-1])
@@ -362,16 +350,18 @@ def round_step(span: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
 
-def _even(numbers: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
-    """Choose about five round ticks, and where numbers are drawn."""
+def _even(numbers: Sequence[float], floor: float | None = None) -> tuple[list[float], Callable[[float], float]]:
+    """Choose about five round ticks, and where numbers are drawn; from the lowest tick on, or from ``floor``."""
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     span = high - low or abs(high) or 1.0
     step = round_step(span)
     first, last = math.floor(low / step + 1e-9), math.ceil((high if high > low else low + span) / step - 1e-9)
     ticks = [step * index for index in range(first, last + 1)]
+    bottom = ticks[0] if floor is None else floor
+    ticks = [tick for tick in ticks if tick >= bottom]
 
     def place(value: float) -> float:
-        return _TOP + _PLOT * (1 - (value - ticks[0]) / (ticks[-1] - ticks[0]))
+        return _TOP + _PLOT * (1 - (value - bottom) / (ticks[-1] - bottom))
 
     return ticks, place
 

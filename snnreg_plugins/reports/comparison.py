@@ -1,4 +1,4 @@
-"""What runs score and spend beside each other: numbers, tables, figures."""
+"""What runs score and spend beside each other: numbers and tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnreg_plugins._pictures import legend_below, literal
 from snnreg_plugins._text import (
     Column,
     Note,
@@ -19,12 +17,10 @@ from snnreg_plugins._text import (
     estimate,
     in_rate,
     in_short,
-    joules_of,
     over,
-    tick_count,
-    tick_percent,
     times,
 )
+from snnreg_plugins.reports import beside
 from snnreg_plugins.reports.differences import Differences, differences, shortened, told, without_module
 from snnreg_plugins.reports.folder import require_page, write_text
 from snnreg_plugins.reports.page import COMPARED, rendered
@@ -41,15 +37,6 @@ if TYPE_CHECKING:
 MOST = 6
 # Lines of settings that a terminal shows.
 _LINES = 12
-# Each run's colour, sign and line, told apart without colours too: Okabe and Ito 2008.
-_LOOKS = (
-    ("#555555", "s", "--"),
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "^", "-."),
-    ("#009E73", "D", ":"),
-    ("#CC79A7", "v", "-"),
-    ("#56B4E9", "P", "--"),
-)
 
 
 @dataclass(frozen=True)
@@ -238,7 +225,7 @@ class Comparison(Result):
                     if base is None
                     else _times(spent.get((label, layer.name)), spent.get((self.labels()[0], base.name))),
                 )
-                if not operations or layer.sops or layer.effective_macs:
+                if layer.sops or layer.effective_macs or (layer.spike_rate is not None and not operations):
                     rows.append(Row(cells, group=group))
         at = " and ".join(f"T = {step}" for step in steps)
         return Table(
@@ -337,46 +324,18 @@ class Comparison(Result):
         """
         require_page(Path(path))
         title = ", ".join(run.name for run in self.runs)
-        write_text(rendered("comparison.html.jinja", {"title": title, "heading": COMPARED, "comparison": self}), path)
+        content = {"title": title, "heading": COMPARED, "comparison": self, "figures": beside.figures(self)}
+        write_text(rendered("comparison.html.jinja", content), path)
 
     # What is drawn.
 
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
-        """Draw score, SOPs and energy over T."""
-        first = self.runs[0].report
-        unit = "Samples correct" if first.is_accuracy else self.score_title
-        score: Callable[[float], str] = tick_percent if first.is_accuracy else "{:.3g}".format
-        drawn: list[Callable[[Axes], None]] = [
-            partial(self._draw, self.score_title, unit, "score", score, False),
-            partial(self._draw, "SOPs", "SOPs / sample", "sops", tick_count, True),
-        ]
-        if (model := self.model()) is not None:
-            most = max(_spent(run.report, model, step) or 0.0 for run in self.runs for step in self.steps())
-            prefixed, write = joules_of(most) if model.unit == "J" else (model.unit, tick_count)
-            title, sure = ("Energy", ", estimated") if model.unit == "J" else (model.unit, "")
-            drawn.append(partial(self._draw, title, f"{prefixed} / sample{sure}", "energy", write, False))
-        return 4.0, drawn
+        """Draw the score over SOPs and over energy."""
+        return beside.panels(self)
 
-    def _draw(
-        self, title: str, unit: str, quantity: str, write: Callable[[float], str], logarithmic: bool, axes: Axes
-    ) -> None:
-        steps = self.steps()
-        for (colour, sign, line), label, run in zip(_LOOKS, self.labels(), self.runs, strict=False):
-            if quantity == "energy":
-                values = [_spent(run.report, self.model(), step) or 0.0 for step in steps]
-            else:
-                values = [getattr(_at(run.report, step), quantity) for step in steps]
-            axes.plot(steps, values, color=colour, marker=sign, linestyle=line, label=literal(label), linewidth=1.8)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(step) for step in steps])
-        axes.set(title=title, xlabel="Time steps T", ylabel=unit)
-        if logarithmic and any(_at(run.report, step).sops for run in self.runs for step in steps):
-            axes.set_yscale("log")
-        elif not logarithmic and quantity != "score":
-            axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(lambda value, _: write(value))
-        axes.minorticks_off()
-        legend_below(axes)
+    def below(self) -> float:
+        """Give the inches that the legends of the picture take below its panels."""
+        return beside.below(self)
 
 
 def _about(model: ModelReport) -> str:

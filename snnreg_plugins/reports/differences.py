@@ -19,22 +19,31 @@ _ARGUMENTS = 4
 
 
 def shortened(names: Sequence[str]) -> tuple[str, ...]:
-    """Leave out the words that all names begin or end with, if something is left of each.
+    """Leave out the folders and words that all names begin or end with, if something is left of each.
 
     Example:
         >>> shortened(["digits_lenet_none", "digits_lenet_expected_rate"])
         ('none', 'expected_rate')
         >>> shortened(["lenet", "lenet_l1"])
         ('lenet', 'lenet_l1')
+        >>> shortened(["trials/07/seed_0", "trials/12/seed_0"])
+        ('07', '12')
     """
-    words = [re.findall(_WORD, name) for name in names]
-    for place in (0, -1):
-        while min(map(len, words)) > 1 and len({one[place].strip(_BETWEEN) for one in words}) == 1:
-            for one in words:
-                one.pop(place)
+    folders = ["/".join(parts) for parts in _without_shared([name.split("/") for name in names])]
+    names = folders if all(name.strip(_BETWEEN) for name in folders) else names
+    words = _without_shared([re.findall(_WORD, name) for name in names])
     short = tuple("".join(one).strip(_BETWEEN) for one in words)
     tells = all(map(_LETTER.search, short)) and len(set(short)) == len(set(names))
     return short if tells else tuple(names)
+
+
+def _without_shared(names: list[list[str]]) -> list[list[str]]:
+    """Leave out the parts that all begin or end with, but one of each."""
+    for place in (0, -1):
+        while min(map(len, names)) > 1 and len({one[place].strip(_BETWEEN) for one in names}) == 1:
+            for one in names:
+                one.pop(place)
+    return names
 
 
 def without_module(names: list[str]) -> list[str]:

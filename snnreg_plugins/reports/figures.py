@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from snnreg_plugins._text import tick_count
@@ -59,7 +61,7 @@ class Curve:
     """What a network scores and spends over T.
 
     Args:
-        label: By which model.
+        label: Which network it is, and by which model.
         spent: What it spends, a number > 0 for each step.
         scores: What it scores.
         steps: The T.
@@ -102,7 +104,7 @@ class Plane:
         title: What it shows.
         unit: Of what is spent.
         score: What is scored.
-        curves: The spiking network, a curve for each model.
+        curves: A curve for each spiking network, or for each model.
         points: DNNs.
         kinds: What their signs stand for.
         floor: The lowest score that is shown; None for all.
@@ -126,10 +128,18 @@ class Plane:
     write_spent: Callable[[float], str]
     most: float | None = None
 
-    def shown(self) -> list[float]:
-        """Give the scores that are shown."""
-        scores = [score for curve in self.curves for score in curve.scores] + [point.score for point in self.points]
-        return [score for score in scores if self.floor is None or score >= self.floor]
+    def shown(self) -> tuple[list[float], list[float]]:
+        """Give what is spent and scored at all points that are shown, and where curves come from below."""
+        floor = -math.inf if self.floor is None else self.floor
+        ends = [(point.spent, point.score) for point in self.points]
+        for curve in self.curves:
+            own = list(zip(curve.spent, curve.scores, strict=True))
+            ends += own
+            for (x, y), (u, v) in pairwise(own):
+                if min(y, v) < floor < max(y, v):
+                    ends.append((x * (u / x) ** ((floor - y) / (v - y)), floor))
+        ends = [(x, y) for x, y in ends if y >= floor]
+        return [x for x, _ in ends], [y for _, y in ends]
 
 
 @dataclass(frozen=True)

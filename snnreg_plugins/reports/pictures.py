@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._pictures import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, legend_below, literal
-from snnreg_plugins._text import times
+from snnreg_plugins._text import cut_short, times
 from snnreg_plugins.reports.figures import Bars, Lines, Plane, Ratios, Role
 from snnreg_plugins.reports.labels import Place, labels
 
@@ -28,8 +28,11 @@ _SIGNS: dict[Role, dict[str, Any]] = {
     "dense": {"marker": "s", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.8},
 }
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+_DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 # Bars that a panel has room for at least, so that few are not thick.
 _ROOM = 4
+# Letters of a name in a legend, in the width of a panel.
+_ROOM_OF_NAMES = 40
 # Size of the letters at points, in points.
 _SMALL = 8
 
@@ -54,12 +57,14 @@ def lines(axes: Axes, figure: Lines) -> None:
 
 
 def plane(axes: Axes, figure: Plane) -> None:
-    """Draw scores over what is spent: a curve for each model, and DNNs as points."""
+    """Draw scores over what is spent: a curve for each model or run, and DNNs as points."""
     from matplotlib.ticker import LogLocator
 
     for curve in figure.curves:
         colour = _COLOURS[curve.colour % len(_COLOURS)]
-        axes.plot(curve.spent, curve.scores, "o-", color=colour, markersize=5, label=f"SNN, {curve.label}", zorder=3)
+        line = _DASHES[curve.colour % len(_DASHES)]
+        how = {"color": colour, "linestyle": line, "marker": "o", "markersize": 5, "zorder": 3}
+        axes.plot(curve.spent, curve.scores, label=literal(cut_short(curve.label, _ROOM_OF_NAMES)), **how)
     for point in figure.points:
         sign, colour = _SIGNS[point.role], _COLOURS[point.colour % len(_COLOURS)]
         axes.plot(point.spent, point.score, color=colour, linestyle="none", zorder=4, **sign)
@@ -71,14 +76,26 @@ def plane(axes: Axes, figure: Plane) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: figure.write(value))
     axes.minorticks_off()
     axes.margins(x=0.08, y=0.1)
-    if figure.floor is not None:
-        above = max(figure.shown())
-        axes.set_ylim(figure.floor, above + 0.1 * (above - figure.floor))
+    spent, scores = figure.shown()
+    if figure.floor is not None and spent:
+        beside = max(1.1, (max(spent) / min(spent)) ** 0.08)
+        axes.set_xlim(min(spent) / beside, max(spent) * beside)
+        axes.set_ylim(figure.floor, max(scores) + 0.1 * (max(scores) - figure.floor))
     if figure.most is not None:
         axes.set_ylim(top=min(axes.get_ylim()[1], figure.most + 0.02 * (figure.most - axes.get_ylim()[0])))
     axes.set(title=figure.title, xlabel=f"{figure.unit}; numbers are T", ylabel=figure.score)
     _label_when_drawn(axes, figure)
-    legend_below(axes)
+    legend_below(axes, _columns(figure))
+
+
+def below(figure: Plane) -> float:
+    """Give the inches that the legend of :func:`plane` takes."""
+    return 0.2 + 0.21 * -(-(len(figure.curves) + len(figure.kinds)) // _columns(figure))
+
+
+def _columns(figure: Plane) -> int:
+    """Choose the columns of a plane's legend: one where names are long."""
+    return 2 if all(len(one.label) <= _ROOM_OF_NAMES // 2 for one in figure.curves) else 1
 
 
 def _label_when_drawn(axes: Axes, figure: Plane) -> None:

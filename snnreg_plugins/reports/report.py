@@ -63,8 +63,6 @@ class Report(Result):
     chance: float | None = added_later(None)
     about: About | None = added_later(None)
 
-    _below = 0.8
-
     def __post_init__(self) -> None:
         """Make the one model of a report of earlier versions, which had prices of SOPs and MACs alone."""
         if not self.models and self.mac is not None and self.ac is not None:
@@ -201,6 +199,10 @@ class Report(Result):
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
         """Draw score over energy, what the network spends over the DNN by model, and energy by layer."""
         return views.panels(self)
+
+    def below(self) -> float:
+        """Give the inches that the legends of the picture take below its panels."""
+        return views.below(self)
 
     def heading(self) -> tuple[str, str]:
         """Give what stands above the picture: what was measured, and the verdict."""

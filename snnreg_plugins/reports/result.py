@@ -27,8 +27,6 @@ class Result:
     """
 
     _indent: ClassVar[int | None] = 2
-    # Inches that the legends of the picture take below its panels.
-    _below: ClassVar[float] = 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dicts and lists of plain numbers and strings, as JSON has them."""
@@ -72,7 +70,7 @@ class Result:
             ModuleNotFoundError: If matplotlib is missing.
         """
         height, panels = self.panels()
-        with drawn(path, height, len(panels), self.heading(), self._below) as axes:
+        with drawn(path, height, len(panels), self.heading(), self.below()) as axes:
             for draw, panel in zip(panels, axes, strict=True):
                 draw(panel)
 
@@ -83,6 +81,10 @@ class Result:
     def heading(self) -> tuple[str, str]:
         """Give a title and a sentence above the picture."""
         return "", ""
+
+    def below(self) -> float:
+        """Give the inches that the legends of the picture take below its panels."""
+        return 0.5
 
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
         """Give the height of the picture in inches, and what draws each of its panels."""

@@ -41,8 +41,8 @@ _DNNS: dict[str, tuple[Role, str]] = {
     "zero-skipping": ("dnn", "DNN, zero-skipping"),
     "dense": ("dense", "DNN, dense"),
 }
-# Accuracies this far below the best one are not shown where what matters is above.
-_SHOWN = 0.12
+#: Accuracies this far below the best one are not shown where what matters is above.
+SHOWN = 0.12
 
 
 def panels(report: Report) -> tuple[float, Sequence[Callable[[Axes], None]]]:
@@ -53,6 +53,11 @@ def panels(report: Report) -> tuple[float, Sequence[Callable[[Axes], None]]]:
         second = partial(pictures.bars, figure=rates(report))
     drawn = (partial(pictures.plane, figure=plane), second, partial(pictures.bars, figure=layers))
     return max(4.4, 2.2 + 0.24 * len(layers.bars)), drawn
+
+
+def below(report: Report) -> float:
+    """Give the inches that the legends of :func:`panels` take; that of the second one has two lines."""
+    return max(pictures.below(score_over_energy(report)), 0.62)
 
 
 def score_over_energy(report: Report) -> Plane:
@@ -67,7 +72,7 @@ def score_over_energy(report: Report) -> Plane:
         spent = tuple(model.steps[index].total for index in at)
         if at:
             told = tuple(scores[index] for index in at), tuple(steps[index] for index in at)
-            curves.append(Curve(model.name, spent, *told, colour, report.timesteps))
+            curves.append(Curve(f"SNN, {model.name}", spent, *told, colour, report.timesteps))
         if report.dnn is not None:
             bits = model.bits(report.timesteps)
             few = "" if bits is None else f", {bits} bits"
@@ -75,19 +80,19 @@ def score_over_energy(report: Report) -> Plane:
                 role, name = _DNNS[how]
                 points.append(Point(f"{name}{few}", cost.total, report.dnn.score, role, colour))
     best = max((*scores, *(point.score for point in points)))
-    floor, hidden = None, [step for step in report.steps if step.score < best - _SHOWN]
+    floor, hidden = None, [step for step in report.steps if step.score < best - SHOWN]
     if report.is_accuracy and 0 < len(hidden) < len(report.steps) - 1:
-        floor = best - _SHOWN
+        floor = best - SHOWN
     else:
         hidden = []
     below = ", ".join(f"T = {step.timesteps} ({tick_percent(round(step.score, 3))})" for step in hidden)
     first, last = report.steps[0], report.steps[-1]
     costs = [cost for curve in curves for cost in curve.spent] + [point.spent for point in points]
-    unit, write = joules_of(max(costs, default=0.0))
+    unit, write = axis_of("J", costs)
     return Plane(
         title=f"{report.score_title} over energy",
         unit=f"{unit} / sample",
-        score=_score_unit(report),
+        score=score_unit(report),
         curves=tuple(curves),
         points=tuple(points),
         kinds=_kinds(report, {point.role for point in points}),
@@ -96,7 +101,7 @@ def score_over_energy(report: Report) -> Plane:
         said=f"Chart of {report.score_title} over energy, with a logarithmic axis. By {models[0].title} the SNN goes "
         f"from {report.write_score(first.score)} at {in_joules(models[0].steps[0].total)} and T = {first.timesteps} to "
         f"{report.write_score(last.score)} at {in_joules(models[0].steps[-1].total)} and T = {last.timesteps}.",
-        write=_score_tick(report),
+        write=score_tick(report),
         write_spent=write,
         most=1.0 if report.is_accuracy else None,
     )
@@ -137,8 +142,7 @@ def energy_by_layer(report: Report, model: ModelReport) -> Bars:
     bars = tuple(Bar(layer.name, _parts(layer.spent), written(layer.spent.total, model.unit)) for layer in layers)
     roles = {role for bar in bars for role, _ in bar.parts}
     most = max(layers, key=lambda layer: layer.spent.total, default=None)
-    in_joule = joules_of(max((bar.value for bar in bars), default=0.0))
-    unit, write = in_joule if model.unit == "J" else (model.unit, tick_count)
+    unit, write = axis_of(model.unit, [bar.value for bar in bars])
     what = "Energy" if model.unit == "J" else "Cost"
     return Bars(
         title=f"{what} by layer at T = {report.timesteps}",
@@ -161,7 +165,7 @@ def score(report: Report) -> Lines:
     name = "accuracy" if report.is_accuracy else report.score_title
     return Lines(
         title=f"{report.score_title} over time steps",
-        unit=_score_unit(report),
+        unit=score_unit(report),
         steps=_steps(report),
         series=(Series("SNN", tuple(step.score for step in report.steps), "snn"),),
         levels=() if dnn is None else (Series("DNN", (dnn.score,), "dnn"),),
@@ -169,17 +173,24 @@ def score(report: Report) -> Lines:
         said=f"Line chart. The SNN's {name} goes from {report.write_score(first.score)} at T = {first.timesteps} to "
         f"{report.write_score(last.score)} at T = {last.timesteps}"
         + ("." if dnn is None else f"; the DNN has {report.write_score(dnn.score)}."),
-        write=_score_tick(report),
+        write=score_tick(report),
     )
 
 
-def _score_unit(report: Report) -> str:
+def axis_of(unit: str, costs: Sequence[float]) -> tuple[str, Callable[[float], str]]:
+    """Choose the unit of an axis of costs, of energies with a prefix, and what writes its numbers in it."""
+    return joules_of(max(costs, default=0.0)) if unit == "J" else (unit, tick_count)
+
+
+def score_unit(report: Report) -> str:
+    """Say what a score is the number of, and whether more of it is better."""
     better = {True: " (higher is better)", False: " (lower is better)", None: ""}[report.higher_is_better]
     correct = f"{'Labels' if report.decided is None else 'Samples'} correct"
     return correct if report.is_accuracy else f"{report.score_title}{better}"
 
 
-def _score_tick(report: Report) -> Callable[[float], str]:
+def score_tick(report: Report) -> Callable[[float], str]:
+    """Give what writes a score at an axis."""
     return tick_percent if report.is_accuracy else "{:.3g}".format
 
 
@@ -226,7 +237,7 @@ def energy(report: Report) -> Stacks:
         Series(_DNNS[how][1], (cost.total,), _DNNS[how][0])
         for how, cost in ({} if dnn is None else model.baselines(report.index)).items()
     ]
-    unit, write = joules_of(max(*(cost.total for cost in model.steps), *(level.values[0] for level in levels), 0.0))
+    unit, write = axis_of("J", [*(cost.total for cost in model.steps), *(level.values[0] for level in levels)])
     beside = "; ".join(f"{level.label} {in_joules(level.values[0])}" for level in levels)
     return Stacks(
         title=f"Energy over time steps, {model.phrase}",

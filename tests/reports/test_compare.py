@@ -14,8 +14,10 @@ from rich.console import Console
 
 from snnreg_plugins import compare
 from snnreg_plugins.cli.compare import main
+from snnreg_plugins.reports import beside
 from snnreg_plugins.reports.comparison import Comparison
 from snnreg_plugins.reports.differences import shortened
+from snnreg_plugins.reports.figures import Curve
 from snnreg_plugins.reports.parts import DNNReport, LayerReport, StepReport
 from snnreg_plugins.reports.report import Report
 from tests.reports.test_page import HOSTILE, Reader
@@ -80,8 +82,47 @@ def test_the_axis_of_energies_says_its_unit_once():
     figures = pytest.importorskip("matplotlib.figure")
     axes = figures.Figure().subplots()
     compare(made(), made(0.25)).panels()[1][-1](axes)
-    assert axes.get_ylabel() == "nJ / sample, estimated"
-    assert axes.yaxis.get_major_formatter()(2.5e-9, 0) == "2.5"
+    assert axes.get_xlabel() == "nJ / sample; numbers are T"
+    assert axes.xaxis.get_major_formatter()(2.5e-9, 0) == "2.5"
+
+
+def test_score_over_cost_has_each_run_at_each_of_its_t():
+    more = made(0.25, 0.88, steps=(2, 4, 8))
+    more = dataclasses.replace(more, steps=(step(1, 0.1, 0.0, macs=0.0), *more.steps), models=(), chosen=())
+    found = compare(made(), more, names=["net_none", "net_l1"])
+    sops, energy = beside.figures(found)
+    assert sops.curves == (
+        Curve("none", (2000.0, 4000.0), (0.9, 0.9), (2, 4), 0, 4),
+        # What is 0 is on no logarithmic axis; a T that the other has not is on it.
+        Curve("l1", (500.0, 1000.0, 2000.0), (0.88, 0.88, 0.88), (2, 4, 8), 1, 4),
+    )
+    assert (sops.points, sops.unit, sops.title) == ((), "SOPs / sample", "Accuracy over SOPs")
+    assert energy.curves[1].spent == pytest.approx([1e-12 * (0.9 * n + 460) for n in (500, 1000, 2000)])
+    assert [(point.score, point.spent, point.role, point.colour) for point in energy.points] == [
+        (0.95, pytest.approx(1.38e-9), "dnn", 0), (0.95, pytest.approx(1.38e-9), "dnn", 1)
+    ]  # fmt: skip
+    assert (energy.unit, energy.write_spent(2.5e-9)) == ("nJ / sample", "2.5")
+    assert "none 90.00 % at 4.06 nJ and T = 4; l1 88.00 % at 1.36 nJ and T = 4" in energy.said
+    assert sops.floor == pytest.approx(0.78)
+    assert sops.below == "Below what is shown: l1 at T = 1 (10 %)"
+
+
+def test_each_run_is_seen_where_it_was_exported():
+    found = compare(made(), made(score=0.5), names=["a", "b"])
+    assert [one.floor for one in beside.figures(found)] == [None, None]  # nothing is below 0.47
+    low = dataclasses.replace(made(score=0.5), steps=(step(2, 0.1, 2000), step(4, 0.5, 4000)))
+    floor = beside.score_over_sops(compare(made(), low)).floor
+    assert 0.1 < floor < 0.5
+    loss = made(score=0.5, score_name="mse", higher_is_better=False)
+    assert beside.score_over_sops(compare(loss, dataclasses.replace(loss))).floor is None
+
+
+def test_a_picture_of_runs_without_spikes_is_drawn(tmp_path):
+    silent = dataclasses.replace(made(), steps=(step(2, 0.1, 0.0, 0.0), step(4, 0.9, 0.0, 0.0)), dnn=None)
+    found = compare(silent, dataclasses.replace(silent))
+    assert beside.score_over_sops(found).curves == ()
+    found.save_plot(tmp_path / "found.png")
+    found.save_page(tmp_path / "found.html")
 
 
 def test_energies_by_two_models_never_stand_in_one_column():
@@ -90,7 +131,7 @@ def test_energies_by_two_models_never_stand_in_one_column():
     for table in (found.over_steps(), found.by_layer()):
         assert {cell for row in table.select(("Energy", "× energy"), "").written() for cell in row[1:]} == {""}
     assert "J" not in found.verdict()[0]
-    assert len(found.panels()[1]) == 2
+    assert len(found.panels()[1]) == 1
     said = " ".join(found.apart())
     assert "a by 'horowitz_fp32' (a table), b by 'horowitz_int8' (another one)" in said
     assert "ExportReport(table=...)" in said
@@ -232,6 +273,9 @@ def test_folders_of_one_name_are_told_apart_by_those_above(tmp_path):
         (["lenet", "lenet_l1"], ("lenet", "lenet_l1")),
         (["aa", "ab"], ("aa", "ab")),
         (["run 1", "run 2"], ("run 1", "run 2")),
+        (["0000/seed_0/by_channel", "0045/seed_0/by_channel"], ("0000", "0045")),
+        (["a/b_1", "a/b_2"], ("b_1", "b_2")),
+        (["a/", "a//"], ("a/", "a//")),
         (["_", "__"], ("_", "__")),
         (["a_", "a"], ("a_", "a")),
     ],
@@ -250,6 +294,8 @@ def test_results_are_kept_drawn_and_written(tmp_path):
     found.save_page(tmp_path / "found.html")  # once more, over the first
     page = Reader((tmp_path / "found.html").read_text(encoding="utf-8"))
     assert not {"script", "img", "link"} & {name for name, _ in page.elements}
+    assert len(page.charts["Chart of Accuracy"]) > 20
+    assert page.text.count("Numbers beside points are T.") == 1
     assert page.tables[0][-1][:2] == ["T = 4, [/b] $x$", "90.00 %"]
     (tmp_path / "mine.html").write_text("<html>mine</html>")
     for path, message in ((tmp_path / "mine.html", "neither"), (tmp_path / "found.txt", "name a page")):

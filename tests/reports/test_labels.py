@@ -77,6 +77,14 @@ def test_what_stands_out_chooses_first_and_what_is_not_seen_has_no_label():
     assert found[0].at[0] > 10
 
 
+def test_what_is_shown_are_points_above_the_floor_and_where_curves_come_from_below():
+    low = Curve("a", (1.0, 100.0, 1000.0), (0.2, 0.6, 0.8), (1, 2, 4), 0, 4)
+    plane = Plane("", "", "", (low,), (Point("DNN", 5.0, 0.3, "dnn", 0),), (), 0.4, "", "", str, str)
+    spent, scores = plane.shown()
+    # Half the way from 1 to 100, which is 10 on a logarithmic axis.
+    assert sorted(zip(spent, scores, strict=True)) == [(pytest.approx(10), 0.4), (100, 0.6), (1000, 0.8)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("floor", [None, 0.83])
 def test_labels_of_the_page_cover_nothing(seed, floor):
@@ -93,6 +101,7 @@ def test_labels_of_the_page_cover_nothing(seed, floor):
     ]
     assert len(boxes) > 6
     assert len(lines) > 6
+    assert all(46 <= x <= charts.WIDTH and y <= 185 for line in lines for x, y in line)  # none leaves the axes
     assert "16" in [T for _, _, T in texts]
     assert not any(share_area(one, other) for one, other in combinations(boxes, 2))
     assert not any(share_area(box, box_of(sign, (8, 8))) for box in boxes for sign in signs)
