@@ -27,7 +27,7 @@ from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carrie
 from snnreg_plugins.training.sightings import Sightings
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
-from snnreg_plugins.watching.layers import is_spiking_neuron, is_unbatched
+from snnreg_plugins.watching.layers import as_called, is_spiking_neuron, is_unbatched
 from snnreg_plugins.watching.steps import steps_of_call
 
 
@@ -84,7 +84,7 @@ class ActivityPenalty:
         self._function, self._layers, self._by_fan_out = function, dict(layers), by_fan_out
         self._on_spikes = ON_SPIKES.get(function) if spikes else None
         self._thresholds, self._bounds = thresholds, bounds
-        self._fan_outs: dict[tuple[str, tuple[int, ...]], tuple[Tensor, int]] = {}
+        self._fan_outs: dict[tuple[str, tuple[int, ...], Any], tuple[Tensor, int]] = {}
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
         self._loss: Tensor | None = None  # of the backward pass under way, without the penalty
@@ -122,7 +122,7 @@ class ActivityPenalty:
         differentiable = torch.is_grad_enabled() and activity.requires_grad
         if torch.compiler.is_compiling():
             if differentiable and not activity.is_leaf:
-                self._carrier.compiled.append(self._call(layer, activity)[0])
+                self._carrier.compiled.append(self._call(layer, args)[0])
             return None
         if differentiable and is_transformed():
             raise MisconfigurationException(
@@ -140,9 +140,9 @@ class ActivityPenalty:
         region = None if differentiable else checkpoint_in_forward()
         if not differentiable and region is None:
             return None
-        call, value = self._call(layer, activity)
+        call, value = self._call(layer, args)
         self._require_spikes(name, activity)
-        self.sightings.depends(name, activity, partial(self._acts, layer, activity))
+        self.sightings.depends(name, activity, partial(self._acts, layer, args))
         if region is None:
             return (Carry.apply(activity, value, self._carrier, call), *args[1:])
         carry_in(region, self._carrier, call)
@@ -157,19 +157,20 @@ class ActivityPenalty:
             if args[0].is_leaf:
                 return None
             self.sightings.called_again(name)
-            call, value = self._call(layer, args[0], again=True)
+            call, value = self._call(layer, args, again=True)
         else:
             calls = [call for carrier, call in carried_in(region) if carrier is self._carrier and call.name == name]
             if not calls:
                 return None  # the network's own input
-            call, value = self._call(layer, args[0], again=True)
+            call, value = self._call(layer, args, again=True)
             call.due, call.by_mean = calls[0].due, calls[0].by_mean
         return (Carry.apply(args[0], value, self._carrier, call), *args[1:])
 
-    def _call(self, layer: SynapticLayer, activity: Tensor, again: bool = False) -> tuple[Call, Tensor]:
+    def _call(self, layer: SynapticLayer, args: tuple[Any, ...], again: bool = False) -> tuple[Call, Tensor]:
         """Describe a call, and give its penalty in the graph."""
         name, strength = self._layers[layer]
-        weight, amount = self._weight(name, layer, activity)
+        activity: Tensor = args[0]
+        weight, amount = self._weight(name, layer, args)
         level = None
         if self._thresholds is not None and not again:
             held = steps_of_call()
@@ -181,18 +182,21 @@ class ActivityPenalty:
             return Call(name, group, amount, strength, value, level, activity, of_mean), value
         return Call(name, group, amount, strength, value.detach(), level, of_mean=of_mean), value
 
-    def _weight(self, name: str, layer: SynapticLayer, activity: Tensor) -> tuple[Tensor | None, float]:
+    def _weight(self, name: str, layer: SynapticLayer, args: tuple[Any, ...]) -> tuple[Tensor | None, float]:
         """Weights of the positions, and how much the call counts against others: B, or B·F."""
+        activity: Tensor = args[0]
         shape = sample_shape(layer, activity)
         samples = activity.numel() // max(1, torch.Size(shape).numel())
         if not self._by_fan_out:
             return None, float(samples)
-        if (name, shape) not in self._fan_outs:
-            self._fan_outs[name, shape] = _fan_out(layer, shape)
-        weight, total = self._fan_outs[name, shape]
+        layer = as_called(layer, args)
+        key = name, shape, getattr(layer, "output_padding", None)  # which a call may change
+        if key not in self._fan_outs:
+            self._fan_outs[key] = _fan_out(layer, shape)
+        weight, total = self._fan_outs[key]
         if weight.device != activity.device:
             weight = weight.to(activity.device)
-            self._fan_outs[name, shape] = weight, total
+            self._fan_outs[key] = weight, total
         return weight, float(samples * total)
 
     def _value(
@@ -222,12 +226,13 @@ class ActivityPenalty:
                 "counts of them or constant multiples. Leave it out by the argument `layers`."
             )
 
-    def _acts(self, layer: SynapticLayer, activity: Tensor) -> bool:
+    def _acts(self, layer: SynapticLayer, args: tuple[Any, ...]) -> bool:
         """Tell whether the penalty has a gradient by an activity, or will have one."""
         if self._bounds is not None:  # within them it has none, as it should
             return True
         name, _ = self._layers[layer]
-        weight, _ = self._weight(name, layer, activity)
+        activity: Tensor = args[0]
+        weight, _ = self._weight(name, layer, args)
         # Hooks that do nothing, on top of those of a checkpoint around, which must not see these tensors.
         with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             activity = activity.detach().requires_grad_()

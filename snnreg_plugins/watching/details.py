@@ -53,7 +53,7 @@ class Details:
         self.needs = frozenset(one_of("counting", need, QUANTITIES) for need in counting)
         self.quantities = tuple(name for need in QUANTITIES if need in self.needs for name in QUANTITIES[need])
         self._networks = [it for it in model.modules() if isinstance(it, SimulatedNetwork)]
-        self._zeros: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+        self._zeros: dict[tuple[int, tuple[int, ...], Any], tuple[Tensor, Tensor]] = {}
         self._got: dict[nn.Module, Tensor] = {}  # where neurons got something, in the call under way
         self._had: dict[nn.Module, Tensor] = {}  # where they have a state
 
@@ -119,10 +119,11 @@ class Details:
         zeros = weight == 0
         if not bool(zeros.any()):
             return None
-        known = self._zeros.get((row, shape))
+        key = row, shape, getattr(layer, "output_padding", None)  # which a call may change
+        known = self._zeros.get(key)
         if known is None or known[0].shape != zeros.shape or not torch.equal(known[0], zeros):
             reached = of_zeros(layer, zeros, shape) if is_synaptic(layer) else zeros.double().expand(shape)
-            known = self._zeros[row, shape] = zeros, reached
+            known = self._zeros[key] = zeros, reached
         return known[1]
 
     @property

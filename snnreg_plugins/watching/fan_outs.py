@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,18 +22,19 @@ class SynapsesByShape:
 
     def __init__(self, rows: int) -> None:
         self._most = _SHAPES * rows
-        self._found: dict[tuple[int, tuple[int, ...]], Synapses] = {}
+        self._found: dict[tuple[int, tuple[int, ...], Any], Synapses] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
     def of(self, row: int, layer: SynapticLayer, shape: tuple[int, ...]) -> Synapses:
         """Give the synapses of a layer, which has a number, for inputs of a shape."""
-        found = self._found.get((row, shape))
+        key = row, shape, getattr(layer, "output_padding", None)  # which a call may change
+        found = self._found.get(key)
         if found is None:
             if len(self._found) >= self._most:  # inputs of ever new sizes
                 self._found.clear()
-            found = self._found[row, shape] = Synapses(layer, fan_out_of(layer, shape))
+            found = self._found[key] = Synapses(layer, fan_out_of(layer, shape))
         return found
 
 

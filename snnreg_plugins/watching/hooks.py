@@ -136,7 +136,10 @@ class Hooks:
             self.after(module, hook)
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args)`` before every forward of ``module``, args also where they are given by keyword."""
+        """Call ``hook(module, args)`` before every forward of ``module``.
+
+        Args that were given by keyword come after the others.
+        """
         self._install(module.register_forward_pre_hook, partial(_before, hook))
 
     def around(self, module: nn.Module, enter: Callable[..., Any], leave: Callable[..., Any]) -> None:
@@ -194,11 +197,13 @@ class Hooks:
 def _before(
     hook: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    replaced = hook(module, args or tuple(kwargs.values()))
+    replaced = hook(module, (*args, *kwargs.values()) if kwargs else args)
     if replaced is None:
         return None
     replaced = replaced if isinstance(replaced, tuple) else (replaced,)
-    return (replaced, kwargs) if args else ((), dict(zip(kwargs, replaced, strict=True)))
+    number = len(args)
+    # Who replaces the first arguments alone leaves the others.
+    return replaced[:number], kwargs | dict(zip(kwargs, replaced[number:], strict=False))
 
 
 def _after(

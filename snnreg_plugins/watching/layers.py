@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.frameworks.registry import framework_of
-from snnreg_plugins.functional.synapses import CONVOLUTIONS, is_synaptic, sample_shape_of
+from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic, sample_shape_of
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -117,6 +120,35 @@ def is_unbatched(layer: nn.Module, x: Tensor) -> bool:
         (True, False)
     """
     return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) and len(sample_shape_of(layer, tuple(x.shape))) == x.dim()
+
+
+def as_called(layer: Any, args: tuple[Any, ...]) -> Any:
+    """Give a layer as a call of it has it: with the output padding that ``output_size`` sets of a transposed one.
+
+    Args:
+        layer: A synaptic layer.
+        args: All arguments of the call.
+
+    Example:
+        >>> layer = nn.ConvTranspose1d(2, 3, kernel_size=3, stride=2)
+        >>> as_called(layer, (torch.zeros(1, 2, 4), [10])).output_padding
+        (1,)
+    """
+    if len(args) < 2 or args[1] is None or not isinstance(layer, TRANSPOSED_CONVOLUTIONS):
+        return layer
+    dims = len(layer.kernel_size)
+    given, wanted = args[0].shape[-dims:], tuple(args[1])[-dims:]
+    if len(wanted) != dims:  # which torch refuses
+        return layer
+    padding = tuple(
+        int(outputs) - ((size - 1) * stride - 2 * around + dilation * (kernel - 1) + 1)
+        for outputs, size, stride, around, dilation, kernel in zip(
+            wanted, given, layer.stride, layer.padding, layer.dilation, layer.kernel_size, strict=True
+        )
+    )
+    called = copy(layer)
+    called.output_padding = padding
+    return called
 
 
 def one_to_one_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -29,6 +29,7 @@ from snnreg_plugins.watching.held import Held
 from snnreg_plugins.watching.hooks import uncompiled, unwatched
 from snnreg_plugins.watching.inputs import InputEvents
 from snnreg_plugins.watching.layers import (
+    as_called,
     is_own_decay,
     is_spiking_neuron,
     neuron_layers,
@@ -242,16 +243,15 @@ class Tally(Watch):
     @uncompiled
     def _arrive(self, layer: SynapticLayer, args: tuple[Tensor, ...]) -> None:
         products = None if self._looks is None else self._looks.products
-        if products is None:
-            self._count_arrival(layer, args[0])
-        else:
+        if products is not None:
             products.counted_by_hook += isinstance(layer, (nn.Linear, *CONVOLUTIONS))
-            with _torch.without_modes():
-                self._count_arrival(layer, args[0])
+        with nullcontext() if products is None else _torch.without_modes():
+            self._count_arrival(layer, args)
         self._called(layer, args)
 
-    def _count_arrival(self, layer: SynapticLayer, x: Tensor) -> None:
-        row, steps = self.index[layer], steps_of_call()
+    def _count_arrival(self, layer: SynapticLayer, args: tuple[Any, ...]) -> None:
+        row, steps, x = self.index[layer], steps_of_call(), args[0]
+        layer = as_called(layer, args)
         self.wiring.arrived(self.names[row], steps, tuple(x.shape))
         known = self._reads_events[row] and not self._thorough
         if known and self._holds and steps is not None and self._held.add(row, steps, x):
@@ -309,7 +309,7 @@ class Tally(Watch):
                 self._looks.always = True
         products = None if self._looks is None else self._looks.products
         if products is not None and products.origins.is_given(given) and not self._is_analog[row]:
-            self._is_analog[row] = self._input_events.are_multiplied(layer, x)
+            self._is_analog[row] = self._input_events.are_multiplied(self.modules[self.names[row]], x)
         shape = sample_shape(layer, x) if is_synaptic(layer) else tuple(x.shape[1:])
         synapses = self._synapses.of(row, layer, shape)
         steps = 1 if call is None else call.steps
@@ -323,7 +323,7 @@ class Tally(Watch):
         if self._real[row] and self._thorough:
             doubt = self._multiples.doubt(x, how, bool(self._spiking))
             if doubt:
-                self._miss(layer, doubt)
+                self._miss(self.modules[self.names[row]], doubt)
         first, told = (self.call_in_pass(row), False) if call is None else (call.first_step, True)
         self._add(row, first, costs, told)
         if self.details.quantities:

@@ -108,6 +108,31 @@ def test_a_backward_of_the_users_own_multiplies_the_penalty_too(options):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+class Mirrored(torch.nn.Module):
+    """Goes back to the size of the input by the ``output_size`` of a call, or the padding of the layer."""
+
+    def __init__(self, by_padding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.up = torch.nn.Conv2d(1, 2, 3, 2, 1), torch.nn.ConvTranspose2d(2, 3, 3, 2, 1)
+        self.fc, self.by_padding = torch.nn.Linear(192, 3), by_padding
+        if by_padding:
+            self.up.output_padding = (1, 1)
+
+    def forward(self, x, activities=None):
+        h = self.down(x).relu()
+        h = self.up(h) if self.by_padding else self.up(h, output_size=x.shape[2:])
+        return self.fc(h.relu().flatten(1))
+
+
+def test_fan_out_of_a_transposed_convolution_with_an_output_size():
+    by_padding, by_size = (
+        fit(Module(Mirrored(by_padding).double()), [ActivityRegularization("l1", 1.0, "fan_out")], torch.float64)[0]
+        for by_padding in (True, False)
+    )
+    torch.testing.assert_close(by_size, by_padding, rtol=0, atol=1e-12)
+
+
 PENALTY_FORMULAS = {
     "l1": lambda a: a.abs().mean(),
     "l2": lambda a: (a**2).mean(),

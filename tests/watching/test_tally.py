@@ -420,3 +420,31 @@ def test_samples_of_a_batch_one_after_the_other():
     with torch.no_grad(), Tally(model) as tally:
         model(torch.rand(5, 3, 7, 7))
     assert tally.samples == 5
+
+
+class Mirrored(nn.Module):
+    """Goes back to the size of the input, which the stride leaves open, by the ``output_size`` of the last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(1, 2, 3, 2, 1), nn.ConvTranspose2d(2, 1, 3, 2, 1)
+
+    def forward(self, x):
+        return self.up(self.down(x).relu(), output_size=x.shape[2:])
+
+
+@pytest.mark.parametrize("count_zero_weights", [True, False])
+def test_output_size_of_a_transposed_convolution(count_zero_weights):
+    model = Mirrored()
+    with torch.no_grad():
+        model.up.weight[0, 0, 2] = 0.0
+    for size in (7, 8, 7):  # both to 4 x 4, and from there back
+        x = torch.rand(2, 1, size, size)
+        by_padding = copy.deepcopy(model.up)
+        by_padding.output_padding = (size - 7, size - 7)
+        with torch.no_grad(), Energy(model, count_zero_weights=count_zero_weights) as energy:
+            model(x)
+        with torch.no_grad(), Energy(by_padding, count_zero_weights=count_zero_weights) as expected:
+            by_padding(model.down(x).relu())
+        found = energy.by_layer()["up"]
+        assert found == pytest.approx(float(expected.compute()), rel=1e-12), size
