@@ -14,6 +14,8 @@ from snnreg_plugins._files import read_tensors
 # What torch.compile puts into the names of a module.
 _COMPILED = "_orig_mod."
 _NAMED = 3
+# How the two end that torch's pruning has in place of a weight.
+_PRUNED, _MASK = "_orig", "_mask"
 # How names of weights end that are trained behind few bits.
 _BEHIND = ".parametrizations.weight.original"
 
@@ -48,7 +50,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
     Args:
         network: The network.
         weights: By name, as in ``state_dict()``. ``net.conv.weight`` fits a ``conv.weight`` if ``net.`` has all that
-            the network has, in the same shapes, and nothing more.
+            the network has, in the same shapes, and nothing more. Masks of torch's pruning are applied where the
+            network is not pruned itself.
         source: Where the weights are from, for the error.
 
     Raises:
@@ -63,6 +66,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
     own = network.state_dict()
     if not any(_COMPILED in name for name in own):
         weights = {name.replace(_COMPILED, ""): value for name, value in weights.items()}
+    if not any(name.endswith(_PRUNED) for name in own):
+        weights = dict(_masked(weights))
     parts = list(_parts(own, weights))
     lacking = [(before, taken, _differences(own, taken)) for before, taken in parts]
     # One that holds more may be meant just as well: the network and a copy of it, or a longer one.
@@ -81,6 +86,17 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str 
             "trained, such as your LightningModule, as the network."
         )
     network.load_state_dict(fitting[0])
+
+
+def _masked(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Give weights that were written pruned, and not for good, as the network computes with them."""
+    pruned = {name.removesuffix(_PRUNED) for name in weights if name.endswith(_PRUNED)}
+    pruned = {name for name in pruned if name + _MASK in weights}
+    for name, value in weights.items():
+        if name.endswith(_PRUNED) and (plain := name.removesuffix(_PRUNED)) in pruned:
+            yield plain, value * weights[plain + _MASK].to(value.dtype)
+        elif not (name.endswith(_MASK) and name.removesuffix(_MASK) in pruned):
+            yield name, value
 
 
 def _hint(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:

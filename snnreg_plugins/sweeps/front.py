@@ -359,7 +359,7 @@ def find_front(rows: Iterable[results.Row], count_zero_weights: bool | None = No
         rows: As :func:`~snnreg_plugins.sweeps.read_results` reads them. Of two rows of the same settings and seed the
             later one counts.
         count_zero_weights: Whether a weight of exactly zero is a synapse in operations and costs; if None it is, unless
-            a sweep has pruned, and no row is of an earlier version, which did not tell.
+            there are such, as of a sweep that prunes, and no row is of an earlier version, which did not tell.
 
     Raises:
         ValueError: If no trial was measured, several scores were, or ``count_zero_weights`` is False for rows of an
@@ -395,8 +395,8 @@ def find_front(rows: Iterable[results.Row], count_zero_weights: bool | None = No
 
 def _counts_zero_weights(rows: Sequence[results.Row], asked: bool | None) -> bool:
     lacking = next((row for row in rows if row.get(f"{NONZERO}sops") is None), None)
-    if asked is None:
-        return lacking is not None or not any(row.get("pruning") for row in rows)
+    if asked is None:  # by what was spent: a recipe may prune with a callback of its own
+        return lacking is not None or not any(row["sops"] > row[f"{NONZERO}sops"] * (1 + 1e-9) for row in rows)
     if not as_flag("count_zero_weights", asked) and lacking is not None:
         raise ValueError(
             f"Expected argument `count_zero_weights` not to be False for results of an earlier version, but trial "

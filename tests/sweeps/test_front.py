@@ -168,6 +168,10 @@ def test_pruned_networks_are_compared_by_what_is_spent_at_weights_that_are_not_z
     counted = find_front(rows, count_zero_weights=True)
     assert [point.sops.value for point in counted.points] == [400, 390]
     assert "are synapses" in " ".join(counted.notes())
+    # A recipe may prune by a callback of its own.
+    own = [{name: value for name, value in one.items() if name != "pruning"} for one in rows]
+    assert [point.sops.value for point in find_front(own[1:]).points] == [90]
+    assert find_front(own[:1]).counts_zero_weights
     # Rows of earlier versions do not tell.
     old = [row("none", None, 0, 0.9, 400.0, pruning=share) for share in (0, 0.5)]
     assert find_front([*rows, *old]).counts_zero_weights
