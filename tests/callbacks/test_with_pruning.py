@@ -1,4 +1,4 @@
-"""Lightning's pruning beside a penalty: what is trained, exported, counted and written is that of the pruned network."""
+"""Lightning's pruning beside a penalty: what is trained, exported, counted and read is that of the pruned network."""
 
 from __future__ import annotations
 
