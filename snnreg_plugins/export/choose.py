@@ -24,10 +24,12 @@ CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     for per_channel, low in ((True, "local"), (False, "mmse"))
     for threshold, percent in ((low, 99.9), ("percentile", 99.0), ("percentile", 99.9), ("max", 99.9))
 )
-#: Samples to run at once; the first of them tell what is hopeless.
-_BATCH = 128
-# Samples that tell close ones apart, and that are enough of many: as for corrections, not all pay for themselves.
-_LEAST_LAST, _SHARE = 512, 1 / 8
+#: Samples to run at once.
+BATCH = 128
+_FIRST = 64  # samples that tell what is hopeless
+# Samples that tell close ones apart: so many, but no more than a share of few, which is of all that there are in time,
+# and no less than a share of many: as for corrections, not all pay for themselves.
+_LAST, _OF_FEW, _OF_MANY = 512, 1 / 4, 1 / 8
 _LEAST_ADJUSTED, _ADJUSTED = 32, 1 / 8  # samples that thresholds are compared on, of those that a correction takes
 _FINALISTS = 3
 _DOUBT = 2.0  # standard errors that a candidate may be behind on few samples
@@ -123,7 +125,8 @@ class Halves:
         self.convert, self.dnn, self.adjusted = convert, dnn, samples[:half]
         self.held = None if options.time_dim is None else 1  # dimension of time in the samples
         others = samples[half:] if len(samples) > 1 else samples
-        self.parts = torch.split(others[:held_out], _BATCH)
+        others = others[:held_out]
+        self.parts = (others[:_FIRST], *torch.split(others[_FIRST:], BATCH)) if len(others) > _FIRST else (others,)
         self.scores = self.scores_of(self.parts)
 
     def scores_of(self, parts: Iterable[Tensor]) -> Tensor:
@@ -174,7 +177,7 @@ def choose(
         dnn,
         samples,
         max(_LEAST_ADJUSTED, int(_ADJUSTED * enough)),
-        max(_LEAST_LAST, int(_SHARE * seen)),
+        held_out_of(seen),
     )
     found: list[Tried] = []
     last: list[Tried] = []
@@ -205,6 +208,11 @@ def choose(
             told += [one for one in last if one.is_behind(best, options.auto_tolerance)]
             last = [one for one in last if not one.is_behind(best, options.auto_tolerance)]
     return Choice(cheapest(last, options.auto_tolerance).options, [one.told() for one in told + last])
+
+
+def held_out_of(seen: int) -> int:
+    """Tell how many samples the finalists are judged by at most, of so many that calibrate."""
+    return max(_FIRST, min(_LAST, int(_OF_FEW * seen)), int(_OF_MANY * seen))
 
 
 def is_decided(found: list[Tried], tolerance: float) -> bool:

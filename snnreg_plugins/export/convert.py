@@ -37,6 +37,7 @@ from snnreg_plugins.spiking.network import SpikingNetwork
 # over all steps that they hold at once.
 _SAMPLES, _OF_CHANNELS = 1024, 256
 _ELEMENTS = 2**26
+_KEPT_EXACT = 128  # samples of which all activations of the DNN are kept, as a step of its training does
 
 
 def convert(model: nn.Module, calibration: Calibration | Sharded, target: Target, options: Options) -> SpikingNetwork:
@@ -143,6 +144,8 @@ class _Converter:
         self.like = samples
         self.time = time
         self._levels: dict[tuple[Any, ...], dict[str, Tensor]] = {}  # of each method, found once
+        self._few: Tensor | None = None
+        self._exact: dict[fx.Node, Any] = {}
         self.dims = {
             str(node.target): len(node.meta["tensor_meta"].shape)
             for node in traced.graph.nodes
@@ -151,13 +154,14 @@ class _Converter:
 
     def convert(self, options: Options, samples: Tensor | None = None) -> SpikingNetwork:
         """Convert; adjust balances on ``samples``, those that are kept if None."""
+        exact = None if samples is None else self._exact_on(samples)
         samples = self.statistics.samples if samples is None else samples
         samples = None if samples is None else samples[: _needed(options)]
         code = code_for(options.coding, self.statistics.inputs, code_settings(options, self.traced, self.like))
         balances = self._balances(options) | code.balances
         adjustments = _adjustments(options)
         if adjustments and samples is not None:
-            simulation = Simulation(self.traced, options.timesteps, options.beta, options.settled.per_channel)
+            simulation = Simulation(self.traced, options.timesteps, options.beta, options.settled.per_channel, exact)
             currents = code.currents if self.time.time_dim is None else lambda _: self.time.frames(samples)
             with progress("Adjusting", len(self.statistics.layers)) as step:
                 balances = simulation.adjust(self.time.seen(samples), balances, adjustments, currents, step)
@@ -180,6 +184,14 @@ class _Converter:
             self.statistics.require_one_size("a network that depends on it")
         bring_to_few_bits(network)
         return network
+
+    def _exact_on(self, samples: Tensor) -> dict[fx.Node, Any] | None:
+        """Give what the DNN's nodes give on a few samples, which all that is tried is adjusted on."""
+        if len(samples) > _KEPT_EXACT:
+            return None  # all layers at once are much memory
+        if samples is not self._few:
+            self._few, self._exact = samples, {}
+        return self._exact
 
     def _balances(self, options: Options) -> dict[str, Balance]:
         settled = options.settled

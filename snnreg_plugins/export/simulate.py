@@ -72,11 +72,16 @@ class Neurons:
         threshold, constant = balance.threshold.to(first.dtype), balance.current.to(first.dtype)
         potential = torch.zeros_like(first) + balance.potential.to(first.dtype)
         spikes = (potential > threshold).to(potential.dtype)
+        leaks, flows = self.beta != 1, bool(constant.any())
         for current in self.currents:
-            # In place: nearly all time is spent on memory here.
-            potential.mul_(self.beta).add_(current[part]).add_(constant)
+            # In place, and nothing that changes nothing: nearly all time is spent on memory here.
+            if leaks:
+                potential.mul_(self.beta)
+            potential.add_(current[part])
+            if flows:
+                potential.add_(constant)
             potential.addcmul_(spikes, threshold, value=-1)
-            spikes = (potential > threshold).to(potential.dtype)
+            spikes = torch.gt(potential, threshold, out=torch.empty_like(potential))
             yield spikes
 
 
@@ -106,13 +111,22 @@ class Simulation(fx.Interpreter):
         timesteps: T.
         beta: Decay of the potential per step.
         per_channel: Whether channels may differ.
+        exact: What nodes give in the DNN, of the same inputs; those that are missing are added, None for nothing.
     """
 
-    def __init__(self, traced: fx.GraphModule, timesteps: int, beta: float, per_channel: bool) -> None:
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        timesteps: int,
+        beta: float,
+        per_channel: bool,
+        exact: dict[fx.Node, Any] | None = None,
+    ) -> None:
         super().__init__(traced)
         self.timesteps = timesteps
         self.beta = beta
         self.per_channel = per_channel
+        self.exact = exact
         self.balances: dict[str, Balance] = {}
         self.adjustments: list[Adjustment] = []
         self.code: Callable[[Tensor], list[Tensor] | None] = lambda inputs: None
@@ -150,7 +164,7 @@ class Simulation(fx.Interpreter):
             return _Value(inputs, self.code(inputs))
         given = [self.env[source] for source in n.all_input_nodes]
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        exact = self._compute(n, attrgetter("exact"))
+        exact = self._exactly(n)
         if isinstance(module, RECTIFIERS):
             return _Value(exact, self._fire(n.meta["populations"], given[0]))
         if all(value.steps is None for value in given):
@@ -158,6 +172,14 @@ class Simulation(fx.Interpreter):
         if isinstance(module, (*MAX_POOLS, *ADAPTIVE_MAX_POOLS)):
             return _Value(exact, _growth(module, given[0].steps))
         return _Value(exact, [self._compute(n, methodcaller("at", t)) for t in range(self.timesteps)])
+
+    def _exactly(self, node: fx.Node) -> Any:
+        """Compute what a node gives in the DNN, or take what is known of it."""
+        if self.exact is None:
+            return self._compute(node, attrgetter("exact"))
+        if node not in self.exact:
+            self.exact[node] = self._compute(node, attrgetter("exact"))
+        return self.exact[node]
 
     def _compute(self, node: fx.Node, pick: Callable[[_Value], Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: pick(self.env[source]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snnreg_plugins._checks import shown
 from snnreg_plugins._console import progress
 from snnreg_plugins._models import eval_and_back
-from snnreg_plugins.export.choose import Halves, Tried, candidates, cheapest, has_classes
+from snnreg_plugins.export.choose import BATCH, Halves, Tried, candidates, cheapest, has_classes
 from snnreg_plugins.export.counted import run_and_count
 from snnreg_plugins.export.margins import exit_margins
 from snnreg_plugins.export.options import Options
@@ -144,7 +144,7 @@ class _Search:
     def _made(self, way: Way) -> SpikingNetwork | None:
         """Make the network of a way, adjusted on all samples; None if it spends too much there."""
         network = self.halves.convert(way.tried.options, self.samples)
-        parts = list(torch.split(self.samples, len(self.halves.parts[0])))
+        parts = list(torch.split(self.samples, BATCH))
         with eval_and_back(network):
             if not self._brought(network, parts, way.leaves_early):
                 return None

@@ -12,6 +12,8 @@ from snnreg_plugins._checks import as_flag, as_integer, as_number
 BINS = 8192
 # Bins that a search over many candidates looks at; at least half of them lie below the largest activation.
 _COARSE = 2048
+# Activations to count at once, so that what is made of them stays in a cache.
+_IN_CACHE = 2**17
 # The smallest range: a scale for smaller ones is no single-precision number.
 _SMALLEST = 2.0**-100
 
@@ -55,18 +57,24 @@ class ActivationHistogram:
             )
         if activations.numel() == 0:
             return
-        values = activations.detach() if channels == 1 else activations.detach().movedim(1, 0)
-        values = values.reshape(channels, -1).float().clamp_min(0)
-        self.largest = torch.maximum(self.largest, values.amax(1))
+        values = activations.detach().float()
+        values = values.flatten() if channels == 1 else values
+        others = [dim for dim in range(values.dim()) if channels == 1 or dim != 1]
+        self.largest = torch.maximum(self.largest, values.amax(others).clamp_min(0))
         peak = float(self.largest.max())
         if not peak < float("inf"):
             raise ValueError("Expected finite activations on the calibration data, but got NaN or infinity.")
         self.widen(peak)
         # The product is exact, as both factors of the scale are powers of two. A bin has its upper edge, not its lower
         # one, as the range has; 0 is in the first bin.
-        index = (values * (bins / self.range if self.range else 0.0)).ceil_().long().sub_(1).clamp_min_(0)
-        index += torch.arange(channels, device=index.device).unsqueeze(1) * bins
-        self.counts += torch.bincount(index.flatten(), minlength=channels * bins).reshape(channels, bins)
+        scale = bins / self.range if self.range else 0.0
+        dtype = torch.int32 if channels * bins < 2**31 else torch.int64
+        before = torch.arange(-1, channels * bins - 1, bins, dtype=dtype, device=values.device)
+        before = before.reshape(-1, *[1] * (values.dim() - 2))
+        for part in torch.split(values, max(1, _IN_CACHE // values[0].numel())):
+            index = (part * scale).ceil_().clamp_min_(1).to(dtype).add_(before).flatten()
+            # Of few activations, far quicker than a histogram of their own, which has all bins of all channels.
+            self.counts.view(-1).index_add_(0, index, self.counts.new_ones(len(index)))
 
     def widen(self, peak: float) -> None:
         """Merge bins until the range holds ``peak``."""
@@ -178,11 +186,13 @@ def mmse(
     values, counts = _coarse(histogram, as_flag("per_channel", per_channel))
     largest = maximum(histogram, per_channel).double().reshape(-1, 1)
     best, least = largest.clone(), torch.full_like(largest, torch.inf)
-    for candidate in range(1, candidates + 1):
-        level = largest * (candidate / candidates)
-        spikes = (values * (timesteps / level.clamp_min(1e-30)) + initial_potential).floor_().clamp_(0, timesteps)
-        error = (spikes.mul_(level / timesteps) - values).square_().mul_(counts).sum(1, keepdim=True)
-        best = torch.where(error < least, level, best)
+    shares = torch.arange(1, candidates + 1, dtype=torch.float64, device=values.device) / candidates
+    for part in torch.split(shares, max(1, _IN_CACHE // counts.numel())):
+        levels = largest.unsqueeze(2) * part.reshape(1, -1, 1)  # (C, candidates, bins)
+        spikes = (values * (timesteps / levels.clamp_min(1e-30)) + initial_potential).floor_().clamp_(0, timesteps)
+        errors = (spikes.mul_(levels / timesteps) - values).square_().mul_(counts.unsqueeze(1)).sum(2)
+        error, index = errors.min(1, keepdim=True)
+        best = torch.where(error < least, levels.squeeze(2).gather(1, index), best)
         least = torch.minimum(error, least)
     return (best.flatten() if per_channel else best[0, 0]).to(histogram.largest.dtype)
 
@@ -214,11 +224,18 @@ def local(histogram: ActivationHistogram, per_channel: bool = False, *, iteratio
     iterations = as_integer("iterations", iterations)
     values, counts = _coarse(histogram, as_flag("per_channel", per_channel))
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    share_above, sum_above = _from_each_on(shares), _from_each_on(shares * values)
     level = torch.zeros_like(counts[:, :1])
     for _ in range(iterations):
-        level = level + 2 * ((values - level).clamp_min_(0) * shares).sum(1, keepdim=True)
+        first = torch.searchsorted(values[0], level, right=True)
+        level = level + 2 * (sum_above.gather(1, first) - level * share_above.gather(1, first))
     levels = torch.minimum(level.flatten().to(histogram.largest.dtype), maximum(histogram, per_channel).reshape(-1))
     return levels if per_channel else levels[0]
+
+
+def _from_each_on(values: Tensor) -> Tensor:
+    """Give the sums of ``(C, bins)`` from each bin to the last one, and then of none, ``(C, bins + 1)``."""
+    return torch.cat([values.flip(1).cumsum(1).flip(1), torch.zeros_like(values[:, :1])], dim=1)
 
 
 def _coarse(histogram: ActivationHistogram, per_channel: bool) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -18,11 +20,13 @@ from snnreg_plugins.export.choose import (
     cheapest,
     choose,
     finalists,
+    held_out_of,
     is_decided,
     kept,
 )
 from snnreg_plugins.export.counted import Counted
 from snnreg_plugins.export.options import CHOSEN, Options
+from snnreg_plugins.export.simulate import Simulation
 from tests import nets
 
 T = 4
@@ -88,13 +92,13 @@ def test_candidates_are_judged_on_samples_that_they_were_not_adjusted_on(monkeyp
     monkeypatch.setattr("snnreg_plugins.export.choose.run_and_count", judge)
     monkeypatch.setattr("snnreg_plugins.export.choose.is_decided", lambda *_: False)
     model.register_forward_pre_hook(lambda module, args: scored.append(len(args[0])))
-    for seen, enough, few, last in [(1024, 256, 32, 512), (6400, 256, 32, 800), (100_000, 1024, 128, 896)]:
+    for seen, enough, few, last in [(1024, 256, 32, 256), (6400, 256, 32, 800), (100_000, 1024, 128, 896)]:
         choose(Options(timesteps=T, threshold="auto"), convert, model, samples, enough, seen)
         assert len(adjusted) == len(CANDIDATES)  # the finalists are not adjusted again
         assert all(torch.equal(given, samples[:few]) for given in adjusted)
-        ends = [*range(128, last, 128), last]
+        ends = [*range(64, last, 128), last]  # few tell what is hopeless
         begins = [0] * len(CANDIDATES) + [begin for begin in ends[:-1] for _ in range(3)]  # each sample once
-        assert [len(each) for each in judged] == [min(128, last - begin) for begin in begins]
+        assert [len(each) for each in judged] == [min(128 if begin else 64, last - begin) for begin in begins]
         assert all(
             torch.equal(each, samples[few + begin :][: len(each)]) for begin, each in zip(begins, judged, strict=True)
         )
@@ -115,7 +119,7 @@ def test_the_finalists_are_judged_by_more_and_what_spikes_less_than_the_hopeless
     monkeypatch.setattr(Halves, "judge", judged)
     made = []
     options = Options(timesteps=T, threshold="auto", auto_tolerance=1.5)
-    chosen = choose(options, lambda options, given: made.append(options) or model, model, samples, 256, 600)
+    chosen = choose(options, lambda options, given: made.append(options) or model, model, samples, 256, 2048)
     assert [(one.threshold, one.percent, one.per_channel) for one in made] == [
         *(("local", 99.9, True), ("percentile", 99.0, True), ("percentile", 99.9, True), ("max", 99.9, True)),
         *(("mmse", 99.9, False), ("percentile", 99.0, False)),  # whose higher percentiles are as hopeless
@@ -123,7 +127,7 @@ def test_the_finalists_are_judged_by_more_and_what_spikes_less_than_the_hopeless
     assert chosen.options == replace(options, threshold="percentile", percent=99.9, per_channel=True, correction=None)
     samples_of = [(one["threshold"], one["percent"], one["samples"]) for one in chosen.tried]
     assert samples_of == [
-        *(("percentile", 99.0, 128), ("mmse", 99.9, 128), ("percentile", 99.0, 128)),
+        *(("percentile", 99.0, 64), ("mmse", 99.9, 64), ("percentile", 99.0, 64)),
         *(("max", 99.9, 512), ("percentile", 99.9, 512), ("local", 99.9, 512)),
     ]
 
@@ -135,6 +139,25 @@ def test_no_more_samples_are_run_than_decide():
     assert is_decided([best, same, behind], 16.1)  # 10 and two standard errors of 3
     assert not is_decided([best, same, behind], 15.9)
     assert is_decided([tried(1, 90), behind], 0.0)
+
+
+def test_finalists_are_judged_by_a_share_of_all_that_calibrate():
+    assert [held_out_of(seen) for seen in (10, 400, 600, 2000, 3000, 10_000)] == [64, 100, 150, 500, 512, 1250]
+
+
+def test_what_the_dnn_gives_is_computed_once_for_all_that_is_tried(monkeypatch):
+    model, _, _ = nets.make("mlp", torch.float32)
+    x = torch.rand(100, 6)
+    given, compute = [], Simulation._compute
+
+    def counted(self, node, pick):
+        given.extend([node.name] if isinstance(pick, attrgetter) else [])
+        return compute(self, node, pick)
+
+    monkeypatch.setattr(Simulation, "_compute", counted)
+    network = to_snntorch(model, x, timesteps=T, threshold="auto")
+    assert len(network.conversion["tried"]) > 2
+    assert set(Counter(given).values()) == {2}  # on the few samples, and on all of them for what is taken
 
 
 def test_what_samples_tell_is_added_up():
