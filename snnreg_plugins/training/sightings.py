@@ -31,6 +31,12 @@ class Sightings:
             for weight in layer.parameters()
             if owners[id(weight)] == 1  # else using it is no sign of using the layer
         }
+        self._scripted = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule)
+            and any(weight.requires_grad for weight in module.parameters())
+        }
         self._expected: set[str] = set()
         self._called: set[str] = set()  # in a forward pass; calls in compiled regions are not seen
         self._empty: set[str] = set()  # called on no samples
@@ -150,7 +156,13 @@ class Sightings:
         unused = missing - bypassed - fixed - (self._empty - self._called)
         if self._compiled:  # what reads the network's own input is not seen there
             unused &= by_name
+        outermost = {name for name in self._scripted if name.rpartition(".")[0] not in self._scripted}
         found = [
+            (
+                outermost if not by_name else set(),
+                "{} is (are) compiled by torch.jit, so what the layers within read(s) is not seen. Use the module that "
+                "was compiled.",
+            ),
             (bypassed, _used_uncalled(bypassed)),
             (
                 missing & fixed & (by_name | frozen),

@@ -69,6 +69,8 @@ class SampleCounter:
         self._around_neurons = {module for module, parts in modules.items() if parts & (self._neurons | simulated)}
         leaves, alone = set(layers.values()) - self._neurons, set(others)
         for module, parts in modules.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # which takes no hooks: what is around it is watched, and its operations are seen
             if module in simulated or parts & self._neurons or parts & leaves - {module} or parts & alone:
                 self.hooks.around(module, self._enter, self._leave)
         self.reset()

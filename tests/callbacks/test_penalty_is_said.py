@@ -67,6 +67,23 @@ def test_a_layer_without_samples_is_said_and_takes_nothing_from_the_others(penal
     assert trainer.callback_metrics["penalty/total"] == alone.callback_metrics["penalty/total"] > 0
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_parts_that_torch_compiled_are_said(trained):
+    inner = nn.Sequential(nn.Linear(12, 12), nn.ReLU()).requires_grad_(trained)
+    net = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), torch.jit.script(inner), nn.Linear(12, 3))
+    texts, trainer = said(Classifying(net), ActivityRegularization("l1"))
+    assert (
+        texts
+        == [
+            "ActivityRegularization: 'net.2' is (are) compiled by torch.jit, so what the layers within "
+            "read(s) is not seen. Use the module that was compiled."
+        ]
+        * trained
+    )
+    assert "penalty/net.3" in trainer.callback_metrics
+
+
 class Attending(Classifying):
     """Has layers whose weights are used without calling them."""
 

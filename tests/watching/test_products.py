@@ -48,6 +48,23 @@ def of_pairs(first, second):
     return 0, sum(a != 0 and b != 0 for a, b in pairs), len(pairs)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_part_that_torch_compiled_counts_as_what_it_was_made_of():
+    inner = nn.Sequential(nn.Conv1d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv1d(2, 1, 3)).eval()
+    before, behind = nn.Sequential(nn.Unflatten(1, (1, 8)), nn.ReLU()), nn.Sequential(nn.ReLU(), nn.Linear(6, 3))
+    for part in (torch.jit.script(inner), torch.jit.freeze(torch.jit.script(inner))):
+        with (
+            torch.no_grad(),
+            SynapticOperations(nn.Sequential(before, inner, behind)) as expected,
+            SynapticOperations(compiled := nn.Sequential(before, part, behind)) as sops,
+        ):
+            for x in torch.randn(6, 4, 8):
+                expected.watch.model(x)
+                compiled(x)
+        for quantity in QUANTITIES:
+            assert sops.total(quantity) == expected.total(quantity), quantity
+
+
 def events(*shape):
     return torch.randint(0, 3, shape).float()
 
