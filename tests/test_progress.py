@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from snnreg_plugins import diagnose, exit_margins, report, savings, to_snntorch
+from snnreg_plugins.reports import save
 
 X = torch.rand(40, 4)
 
@@ -32,11 +35,11 @@ def work(model):
     yield "Within the budget: T = 2, percentile 99.9, per layer", "1/4"
     data = [(x, model(x).argmax(1)) for x in X.split(10)]
     diagnose(model, network, data)
-    yield "Comparing layers, batches", "3/?"
+    yield "Comparing layers, batches", "3/4"
     report(model, network, data, steps=(1, 4))
     yield "Measuring, batches", "3/4"
     savings(network, data, X)
-    yield "Trying to save: thresholds × 1.5", "2/?"
+    yield "Trying to save: thresholds × 1.5", "2/11"
     exit_margins(network, X.split(10))
     yield "Finding margins, batches", "3/4"
 
@@ -59,3 +62,44 @@ def test_a_report_has_no_bar_where_none_is_wanted(terminal, model):
     begun = terminal.tell()
     report(model, network, [(X, model(X).argmax(1))], steps=(1,), progress=False)
     assert terminal.tell() == begun
+
+
+@pytest.mark.parametrize(
+    ("hidden", "calibrated", "timesteps"),
+    [(1, False, 2), (2, True, 1), (2, True, 2), pytest.param(6, True, 2, marks=pytest.mark.slow)],
+)
+def test_the_number_of_what_is_tried_is_known_before(monkeypatch, hidden, calibrated, timesteps):
+    torch.manual_seed(0)
+    layers = [part for _ in range(hidden - 1) for part in (nn.Linear(5, 5), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), *layers, nn.Linear(5, 3)).eval()
+    network = to_snntorch(model, X, timesteps=timesteps, correction="none")
+    told = []
+
+    @contextmanager
+    def counting(what, total):
+        told.append(total)
+        yield lambda text: told.append(text)
+
+    monkeypatch.setattr(save, "progress", counting)
+    savings(network, [(X[:4], model(X[:4]).argmax(1))], X if calibrated else None)
+    total, *steps = told
+    assert len(steps) == total
+
+
+def test_the_number_of_batches_that_are_compared_is_known_before(monkeypatch, model):
+    told = []
+
+    @contextmanager
+    def counting(what, total=None):
+        told.append(total)
+        yield told.append
+
+    network = to_snntorch(model, X, timesteps=2, correction="none")
+    monkeypatch.setattr(sys.modules[diagnose.__module__], "progress", counting)
+    for limit, total in ((None, 4), (30, 3), (11, 2), (7, 1), (999, 4)):
+        told.clear()
+        diagnose(model, network, X.split(10), limit_samples=limit)
+        assert told == [total] + [""] * total
+    told.clear()
+    diagnose(model, network, iter(X.split(10)))
+    assert told[0] is None

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame
+from snnreg_plugins._batches import Calibration, begun, inputs_of, mean_frame, number_of_batches
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._console import following, progress
 from snnreg_plugins._models import as_module, device_of, dtype_of, eval_and_back
@@ -94,6 +94,9 @@ def diagnose(
     see = partial(mean_frame, time_dim=time, dtype=dtype_of(dnn))
     traced = traced_faithfully(dnn, see(first), network.conversion.get("until"))
     timesteps, samples = network.timesteps, 0
+    total = number_of_batches(batches)
+    if total is not None and limit_samples is not None:
+        total = min(total, -(-limit_samples // first.shape[batch_dim]))
     compared = comparisons(traced, network)
     with (
         torch.no_grad(),
@@ -101,7 +104,7 @@ def diagnose(
         Hooks() as hooks,
         run_as(network, timesteps),
         eval_and_back(network),
-        progress("Comparing layers, batches") as step,
+        progress("Comparing layers, batches", total) as step,
     ):
         for comparison in compared.values():
             comparison.watch(hooks)

@@ -108,10 +108,11 @@ def savings(
     if not pairs:
         raise ValueError("Expected argument `data` to hold at least one sample, but it is empty.")
     devices = [device_of(network)] if device_of(network).type == "cuda" else []
-    with torch.random.fork_rng(devices), progress("Trying to save") as step:
-        step("nothing, to compare with")
-        trial = _Trial(network, pairs, table, metric, loss, step)
-        tried = tuple(trial.ways(calibration))
+    with torch.random.fork_rng(devices):
+        trial = _Trial(network, pairs, table, metric, loss)
+        with progress("Trying to save", trial.number_of_tries(calibration is not None)) as step:
+            trial.measure(step)
+            tried = tuple(trial.ways(calibration))
     dearest = max(trial.base.layers, key=lambda layer: layer.energy or 0.0)
     plain, energy = trial.plain, trial.base.at_timesteps().energy
     return Savings(
@@ -166,16 +167,27 @@ class _Trial:
         table: Model | Sequence[Model] | None,
         metric: Metric | Task | Score | None,
         loss: Loss | None,
-        step: Callable[[str], None],
     ) -> None:
-        self.network, self.pairs, self.table, self.step = network, pairs, table, step
+        self.network, self.pairs, self.table = network, pairs, table
         loss = loss or loss_of_modules(network)
         with torch.no_grad(), eval_and_back(network):
             outputs = network(pairs[0][0].to(device_of(network))).cpu()
         self.score = choose_score(outputs, pairs[0][1], loss, metric)
         steps = [] if network.time_dim is not None else [step for step in _STEPS if step < network.timesteps]
         self.steps = [*steps, network.timesteps]
-        self.base, self.measured = self._run(network, self.steps)
+        self.layers = Rebalance(deepcopy(network)).layers if self._may_scale() else []
+
+    def number_of_tries(self, calibrated: bool) -> int:
+        """Tell how often something is run: by :meth:`measure`, and by :meth:`ways`, with a calibration or without."""
+        scaled = len(_FACTORS) if self.layers else 0
+        of_a_layer = len(_OF_A_LAYER) * min(len(self.layers), _LAYERS) if len(self.layers) > 1 else 0
+        return 1 + scaled + of_a_layer + (len(_AGREEMENTS) if calibrated and self._may_leave() else 0)
+
+    def measure(self, step: Callable[[str], None]) -> None:
+        """Run the network as it is, which all else is compared with; ``step`` is called before all that is run."""
+        self.step = step
+        self.step("nothing, to compare with")
+        self.base, self.measured = self._run(self.network, self.steps)
         self.plain = self.measured[max(self.measured)]
 
     def ways(self, calibration: Calibration | None) -> Iterator[Saving]:
@@ -184,13 +196,12 @@ class _Trial:
         for steps, found in self.measured.items():
             if steps != last:
                 yield self._saving("timesteps", steps, found)
-        layers = Rebalance(deepcopy(self.network)).layers if self._may_scale() else []
-        for factor in _FACTORS if layers else ():
+        for factor in _FACTORS if self.layers else ():
             self.step(f"thresholds × {factor:g}")
-            factors = dict.fromkeys(layers, factor)
+            factors = dict.fromkeys(self.layers, factor)
             for steps, found in self._scaled(factors, self.steps).items():
                 yield self._saving("thresholds" if steps == last else "both", steps, found, factors)
-        for layer in self._costly(layers) if len(layers) > 1 else ():
+        for layer in self._costly(self.layers) if len(self.layers) > 1 else ():
             for factor in _OF_A_LAYER:
                 self.step(f"thresholds of {layer} × {factor:g}")
                 factors = {layer: factor}

@@ -260,7 +260,7 @@ class Front(Result):
             yield estimate("; ".join(sources.values()) or self.tables[0])
         elif self.tables:
             yield f"Energies are of several tables, {', '.join(self.tables)}: compare none across them."
-        if any(point.costs for point in self.points):
+        if self.is_accuracy and self.by_model().rows:
             yield (
                 "Models never add up. / none: over the least of the networks without a penalty at that loss. "
                 f"{SPARSE}, {DENSE}: over the DNN that the network was exported from, zeros skipped or not; that of "
@@ -274,6 +274,10 @@ class Front(Result):
             yield f"{self.failed} trial{'s' * (self.failed > 1)} failed; the column `error` of the results tells why."
 
     # What is drawn.
+
+    def below(self) -> float:
+        """Give the inches that are kept free below the panels: none, as the layout finds room for the one legend."""
+        return 0.0
 
     def panels(self) -> tuple[float, Sequence[Callable[[Axes], None]]]:
         """Draw the score against SOPs, effective MACs of the DNN, and energy."""

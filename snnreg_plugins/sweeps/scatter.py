@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from snnreg_plugins._pictures import BLUE, GREY, ORANGE, SKY, literal
+from snnreg_plugins._pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, literal
 from snnreg_plugins.reports import charts
 from snnreg_plugins.reports.charts import tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of Okabe and Ito 2008 (see `_pictures`), without yellow, which is too light for lines; signs tell apart too.
-COLORS = (GREY, BLUE, ORANGE, "#009E73", "#CC79A7", SKY, "#E69F00")
+# Of Okabe and Ito 2008 (see `_pictures`), with brown for yellow, which is too light for lines; signs tell apart too.
+COLORS = (GREY, BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00", "#8B5A2B")
 _MARKERS = "os^Dv*PX"
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 2)))
 

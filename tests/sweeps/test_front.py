@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 import pytest
 
 from snnreg_plugins import cli
+from snnreg_plugins._pictures import drawn
 from snnreg_plugins.sweeps import find_front, read_results, write_front
 from snnreg_plugins.sweeps.results import write_csv, write_parquet
 
@@ -75,6 +76,19 @@ def test_without_an_unpenalised_network_losses_are_to_the_best_and_lower_scores_
     energy = alone.figures()[1]
     assert energy.x_unit in ("pJ / sample", "nJ / sample", "µJ / sample")
     assert "J" not in energy.write_x(energy.front[0][0])
+
+
+def test_the_legend_of_the_picture_stands_right_below_its_panels(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = find_front(ROWS)
+    height, panels = found.panels()
+    with drawn(tmp_path / "front.png", height, len(panels), found.heading(), found.below()) as axes:
+        for draw, panel in zip(panels, axes, strict=True):
+            draw(panel)
+    figure = axes[0].figure
+    (legend,) = figure.legends
+    lowest = min(panel.get_tightbbox().y0 for panel in axes)
+    assert 0 <= lowest - legend.get_window_extent().y1 < 0.3 * figure.dpi
 
 
 def test_weightings_and_shares_pruned_are_ways_of_their_own_and_later_rows_count():
