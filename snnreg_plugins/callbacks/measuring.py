@@ -14,7 +14,7 @@ from snnreg_plugins._batches import mean_frame
 from snnreg_plugins._checks import as_name
 from snnreg_plugins._models import device_of, part_of
 from snnreg_plugins.callbacks.measurement import Calls, Randomness
-from snnreg_plugins.export import Sharded
+from snnreg_plugins.export import ConversionError, Sharded
 from snnreg_plugins.export.faithful import traced_faithfully
 from snnreg_plugins.export.processes import Processes
 from snnreg_plugins.metrics.scores import Task, require_metric
@@ -65,8 +65,9 @@ class MeasuringCallback(Callback):
             return batch[0], batch[1]
         name = type(self).__name__
         raise TypeError(
-            f"{name} expects batches of (input, label), but got {type(batch).__name__}. Override {name}.unpack(batch) "
-            "to return both."
+            f"{name} expects batches of (input, label), but got {type(batch).__name__}"
+            f"{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}. Override {name}.unpack(batch) to "
+            "return both."
         )
 
     def readout(self, outputs: Any) -> Any:
@@ -98,7 +99,7 @@ class MeasuringCallback(Callback):
         """Trace the DNN that is exported.
 
         Raises:
-            ValueError: If the input has other time steps than the spiking network is to take.
+            ValueError: If the input has other time steps than the spiking network is to take, or the network fails.
         """
         steps = self.options["timesteps"]
         if self._time_dim is not None and x.shape[self._time_dim] != steps:
@@ -106,7 +107,18 @@ class MeasuringCallback(Callback):
                 f"Expected argument `timesteps` to be {x.shape[self._time_dim]}, the time steps of the data along "
                 f"dimension {self._time_dim}, but got {steps}."
             )
-        return traced_faithfully(self._network(pl_module), self._frames(x), self.options.get("until"))
+        network = self._network(pl_module)
+        try:
+            return traced_faithfully(network, self._frames(x), self.options.get("until"))
+        except ConversionError:
+            raise
+        except ValueError as error:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} cannot run {type(network).__name__} on the inputs of a batch: {error} Name the network that "
+                f"takes them by the argument `network`, or override {name}.unpack(batch) to return what it is called "
+                "with."
+            ) from error
 
     def _frames(self, x: Tensor) -> Tensor:
         """Give what the DNN sees of an input."""

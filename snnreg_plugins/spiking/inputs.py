@@ -82,6 +82,8 @@ def require_fitting(x: Tensor, time_dim: int | None, timesteps: int, conversion:
         remedy = "If it has a dimension of time, pass `time_dim` (0 or 1)."
     elif time_dim is not None and len(shape) == len(made_for):
         remedy = "For an input without a dimension of time, set `time_dim` of the network to None."
+    elif time_dim is None and tuple(shape) == tuple(made_for):
+        remedy = "Give one sample as a batch of one: x[None]."
     raise ValueError(
         f"Expected inputs of shape ({', '.join(map(str, axes + made_for))}), as the calibration data had, but got "
         f"{tuple(x.shape)}. {remedy}"

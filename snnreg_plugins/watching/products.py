@@ -296,6 +296,8 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
 
     def _is_unknown(self, func: Any, inputs: list[Tensor]) -> bool:
         name = func.overloadpacket.__name__
+        if func.namespace == "quantized":  # its weights are packed into what is no tensor
+            return _MULTIPLIES.search(name) is not None
         if func.namespace == "aten":
             return bool(_MULTIPLIES.search(name)) and not name.startswith(_HARMLESS) and len(inputs) > 1
         kinds = {self._kind(x) for x in inputs if x.is_floating_point()}

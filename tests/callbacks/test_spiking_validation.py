@@ -213,6 +213,8 @@ def test_other_batches_need_unpack():
     assert "snn/sops" in run(Unpacking())
     with pytest.raises(TypeError, match="Override SpikingValidation.unpack"):
         run(SpikingValidation())
+    with pytest.raises(TypeError, match="but got list of 3. Override"):
+        SpikingValidation().unpack([1, 2, 3])
 
 
 @pytest.mark.parametrize(

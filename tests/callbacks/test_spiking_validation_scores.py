@@ -316,6 +316,23 @@ def test_a_network_within_the_module_and_a_part_of_it():
     with pytest.raises(ValueError, match=r"`network` to name a module within Other, such as one of \['net'\], but got"):
         fit(SpikingValidation(network="nets"), Other(), CLASSES)
 
+    class Generator(Without):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(9, 3)
+
+        def forward(self, noise):
+            return self.other(noise)
+
+        def validation_step(self, batch, batch_idx):
+            self.net(batch[0])
+
+    with pytest.raises(
+        ValueError, match=r"cannot run Generator on the inputs of a batch: .* by the argument `network`"
+    ):
+        fit(SpikingValidation(timesteps=4), Generator(), CLASSES)
+    fit(SpikingValidation(timesteps=4, network="net"), Generator(), CLASSES)
+
 
 def test_events_are_validated_step_by_step():
     events = (torch.rand(6, 40, 5, generator=torch.Generator().manual_seed(5)) < 0.4).float()

@@ -313,6 +313,13 @@ def test_neurons_that_are_corrected_one_by_one_fit_one_size():
         network(torch.rand(5, 1, 10, 10))
 
 
+def test_one_sample_without_a_batch_is_refused_and_the_remedy_works():
+    network, x = to_snntorch(Fully(), torch.rand(20, 1, 12, 12), timesteps=4), torch.rand(1, 12, 12)
+    with pytest.raises(ValueError, match=r"but got \(1, 12, 12\)\. Give one sample as a batch of one: x\[None\]\."):
+        network(x)
+    assert len(network(x[None])) == 1
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_two_populations_may_come_last(per_channel):
     torch.manual_seed(0)

@@ -65,6 +65,15 @@ def test_a_part_that_torch_compiled_counts_as_what_it_was_made_of():
             assert sops.total(quantity) == expected.total(quantity), quantity
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao", "ignore:torch.quantize")
+def test_weights_that_are_packed_are_named():
+    inner = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear}, dtype=torch.qint8)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), inner, nn.ReLU(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match="does not count all: '2.0' .linear_dynamic"), SynapticOperations(net) as sops:
+        net(torch.rand(4, 6))
+    assert sops.total("dense_macs") == 6 * 8 + 8 * 3
+
+
 def events(*shape):
     return torch.randint(0, 3, shape).float()
 
