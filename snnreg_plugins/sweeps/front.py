@@ -241,9 +241,11 @@ class Front(Result):
     @property
     def reference_title(self) -> str:
         """What losses are told from."""
-        dnn = any(point.dnn_score is not None for point in self.points)
-        if not dnn:
+        of_dnn = [point for point in self.points if point.dnn_score is not None]
+        if not of_dnn:
             return "the best SNN"
+        if all(point.is_of_snn for point in of_dnn):
+            return "the DNN that trainings began from"
         return "the DNN without a penalty" if self.reference_is_none else "the best DNN"
 
     def notes(self) -> Iterator[str]:
@@ -413,7 +415,8 @@ def _counts_zero_weights(rows: Sequence[results.Row], asked: bool | None) -> boo
 def _reference(points: Sequence[FrontPoint], higher: bool) -> tuple[float, bool]:
     """Give the score that losses are told from, and whether it is that of a DNN without a penalty."""
     choose = max if higher else min
-    of_none = [point.dnn_score.value for point in points if point.label == NONE and point.dnn_score is not None]
+    none = [point for point in points if point.label == NONE and not point.is_of_snn]
+    of_none = [point.dnn_score.value for point in none if point.dnn_score is not None]
     if of_none:
         return choose(of_none), True
     of_dnn = [point.dnn_score.value for point in points if point.dnn_score is not None]

@@ -72,6 +72,7 @@ class FrontPoint:
         dnn_score: Of the DNN; None without one.
         dnn_effective_macs: MACs/sample of the DNN, zeros skipped; None without one.
         costs: What it costs by each model that can price it.
+        is_of_snn: Whether it was trained as a spiking network, so that its DNN is the one that it began from.
     """
 
     label: str
@@ -85,6 +86,7 @@ class FrontPoint:
     dnn_score: Mean | None
     dnn_effective_macs: Mean | None
     costs: tuple[PointCost, ...] = added_later(())
+    is_of_snn: bool = added_later(False)
 
     def cost(self, model: str) -> PointCost | None:
         """Find what it costs by a model; None where that was not priced."""
@@ -126,6 +128,7 @@ def points_of(rows: Sequence[results.Row], count_zero_weights: bool) -> Iterator
             score=Mean.of([row["score"] for row in several]),
             dnn_score=_mean("dnn_score", several),
             costs=tuple(cost for cost in costs if cost is not None),
+            is_of_snn=first.get("trained_as") == results.SNN,
             **spent,  # type: ignore[arg-type]
         )
 

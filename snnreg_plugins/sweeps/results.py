@@ -31,6 +31,7 @@ Row = dict[str, Any]
 BEFORE = ("study", "trial", "state", "seed", "penalty")
 MEASURED = (
     "export",
+    "trained_as",
     "timesteps",
     "score_name",
     "higher_is_better",
@@ -56,12 +57,15 @@ _PRICED = (NONZERO, COST, DNN_COST, DENSE_COST)
 AFTER = ("seconds", "device", "snnreg_plugins", "torch", "lightning", "snntorch", "python", "error")
 _PACKAGES = ("snnreg_plugins", "torch", "lightning", "snntorch")
 COMPLETE, FAILED = "complete", "failed"
+#: What was trained: a DNN that was then exported, or a spiking network that began from a DNN.
+DNN, SNN = "dnn", "snn"
 #: What is no penalty.
 NONE = "none"
 # What a front is made of.
 _NEEDED = ("penalty", "seed", "export", "timesteps", "score", "sops", "energy", "dnn_score", "dnn_effective_macs")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
-_WORDS = ("study", "state", "penalty", "export", "score_name", "energy_table", "device", *_PACKAGES, "python", "error")
+_WORDS = {"study", "state", "penalty", "export", "trained_as", "score_name", "energy_table", "device", *_PACKAGES}
+_WORDS |= {"python", "error"}
 
 
 def rows_of(report: Report, export: str, table: Model | Sequence[Model] | None = None) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._console import drawn_tables
-from snnreg_plugins._text import Note, one_line
+from snnreg_plugins._text import Note, Table, one_line
 from snnreg_plugins.sweeps.front import find_front
 from snnreg_plugins.sweeps.look import Look
 from snnreg_plugins.sweeps.study import Study
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Rows of the front that are shown while a sweep runs.
 _ROWS = 8
+_NARROW = 65  # columns of a terminal that settings are left out below
 _LOOK = 2.0  # seconds between looks at what workers do
 
 
@@ -113,6 +114,10 @@ class Progress:
         parts += [f"{failed} failed" if failed else "", self._lost, self._left(done, look.wanted)]
         return ", ".join(part for part in parts if part)
 
+    def headline(self, look: Look) -> str:
+        """Say which sweep it is, and how far."""
+        return f"Sweep {one_line(look.name)}: {self.line(look)}"
+
     def _left(self, done: int, wanted: int) -> str:
         """Say how long the rest takes, by how long trials took: those that ended since this began."""
         here = done - self._done_before
@@ -127,12 +132,19 @@ class Progress:
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        parts: list[Any] = [Text(f"Sweep {one_line(look.name)}: {self.line(look)}")]
+        parts: list[Any] = [Text(self.headline(look))]
         parts.append(ProgressBar(total=max(look.wanted, 1), completed=len(look.finished), width=50))
         if any(row.get("score") is not None for row in look.rows):
-            table = find_front(look.rows).short_table(_ROWS)
+            table = self._front(look)
             parts += [Text(f"\n{table.caption}", style="bold"), *drawn_tables(table, self._console)]
         return Group(*parts)
+
+    def _front(self, look: Look) -> Table:
+        """Give the front so far, as far as a terminal has room for it: what is too high for that is cut off."""
+        found = find_front(look.rows)
+        table = found.front_table(max(2, min(_ROWS, (self._console.height - 8) // 2)))
+        setting = ["Setting"] * (self._console.width >= _NARROW)
+        return table.select((*setting, "T", found.score_title, "SOPs"), found.front_title)
 
 
 @contextmanager
@@ -148,10 +160,11 @@ def _shown(study: Study, console: Console | None) -> Iterator[Progress]:
         yield progress
         progress.update(study.look())
         return
-    with Live(progress.rendered(study.look()), console=console, redirect_stdout=False, redirect_stderr=False) as live:
+    alone: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}  # trials print to files of their own
+    with Live(progress.rendered(study.look()), console=console, transient=True, **alone) as live:
         progress.draw = live.update
         yield progress
-        progress.update(study.look())
+    console.print(progress.headline(study.look()))  # what it found is told by who has run it
 
 
 def failures(look: Look) -> Note | None:

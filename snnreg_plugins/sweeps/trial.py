@@ -23,7 +23,7 @@ from snnreg_plugins.callbacks import ActivityBudget, ExportReport
 from snnreg_plugins.export import SpikingNetwork
 from snnreg_plugins.sweeps.axes import Value
 from snnreg_plugins.sweeps.recipe import for_trial
-from snnreg_plugins.sweeps.results import Row, rows_of, versions
+from snnreg_plugins.sweeps.results import DNN, SNN, Row, rows_of, versions
 from snnreg_plugins.sweeps.space import PENALTY, SEED, Sweep
 from snnreg_plugins.watching.layers import spikes_already
 
@@ -119,7 +119,9 @@ class Job:
             exporter = self._exporter(folder / _as_folder(OF_BUDGET), {}, exporters, network, [network.timesteps])
             report = exporter.run(network, made.datamodule, limit)
             rows += [{**row, **of_dnn} for row in rows_of(report, OF_BUDGET, exporter.table)]
-        more = {"seed": seed, "seconds": round(trained, 3), "device": _device(made.model), **versions()}
+        spiking = spikes_already(part_of(made.model, exporters[0].network_name if exporters else None))
+        here = {"seed": seed, "trained_as": SNN if spiking else DNN, "device": _device(made.model)}
+        more = {**here, "seconds": round(trained, 3), **versions()}
         gc.collect()  # networks and what watches them refer to each other
         return [{**row, **more} for row in rows]
 

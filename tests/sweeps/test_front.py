@@ -69,6 +69,12 @@ def test_without_an_unpenalised_network_losses_are_to_the_best_and_lower_scores_
     assert find_front([one for one in ROWS if one["penalty"] == "l1"]).reference_title == "the best DNN"
     errors = [{**one, "score_name": "mse", "higher_is_better": False} for one in ROWS[2:6]]
     assert [one.setting for one in find_front(errors).best()] == ["strength 0.3"]
+    # A spiking network that was trained on has the DNN that it began from, whatever that was trained with.
+    tuned = [{**one, "trained_as": "snn", "dnn_score": 0.95} for one in ROWS[:6]]
+    found = find_front(tuned)
+    assert (found.reference, found.reference_title) == (0.95, "the DNN that trainings began from")
+    both = find_front([*ROWS, *({**one, "export": "tuned"} for one in tuned)])
+    assert (both.reference, both.reference_title) == (pytest.approx(0.905), "the DNN without a penalty")
     alone = find_front([{**one, "dnn_score": None, "dnn_effective_macs": None} for one in ROWS])
     assert alone.reference_title == "the best SNN"
     assert alone.reference == pytest.approx(0.904)

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from snnreg_plugins.sweeps import find_front, read_results, run_sweep
+from snnreg_plugins.sweeps.run import Progress
 from tests.sweeps.jobs import Quick, quick
 
 pytest.importorskip("optuna")
@@ -199,3 +200,22 @@ def test_workers_share_a_study_in_postgresql_and_one_takes_over_from_another_tha
 def _lines(folder):
     file = folder / "begun.txt"
     return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(55, 24), (80, 24), (120, 50)])
+def test_what_is_shown_while_a_sweep_runs_has_room_in_a_terminal(columns, lines, tmp_path):
+    console = Console(file=io.StringIO(), width=columns, height=lines, force_terminal=True, color_system=None)
+    how = {"penalties": {"transformed_l1": {"strength": list(range(12))}}, "regularization": {"weighting": "fan_out"}}
+    study = run_sweep(quick(tmp_path / "out", **how), console=console)
+    assert "Sweep quick: 12 of 12 trials" in console.file.getvalue().splitlines()[-1]
+    progress = Progress(study, console)
+    progress.lost(1, 2)
+    drawn = Console(file=io.StringIO(), width=columns, height=lines, color_system=None)
+    drawn.print(progress.rendered(study.look()))
+    shown = drawn.file.getvalue().rstrip().splitlines()
+    assert len(shown) <= lines
+    assert max(map(len, shown)) <= columns
+    assert "1 of 2 workers died" in " ".join(" ".join(shown).split())
+    assert sum("transformed_l1" in line for line in shown) >= 5
+    assert ("strength" in "".join(shown)) == (columns > 55)
+    assert all(word in "".join(shown) for word in ("Accuracy", "SOPs"))
