@@ -38,6 +38,8 @@ _SUPPORTED = (
     "use Linear, Conv, ConvTranspose, ReLU, BatchNorm, average or max pooling, sums, concatenation, Flatten, Dropout "
     "and Identity, or "
 )
+_UNGATED = "train without this gate, such as a squeeze-and-excitation: spikes do not multiply each other"
+_RESHAPES = ("view", "reshape", "unsqueeze", "expand", "expand_as", "flatten", "permute", "transpose", "getitem")
 _BEHIND = "keep it as a DNN behind the spiking part, with `until`"
 _IN_FRONT = "take it out of the network and apply it to the inputs: it stands in front of all neurons"
 
@@ -50,8 +52,27 @@ def refusal(node: fx.Node, what: str, name: str | None = None, remedy: str | Non
     """Say what cannot be converted, where it stands in the user's code, and what to do."""
     layer = f"layer {name!r}: " if name else ""
     others = _SUPPORTED + (_BEHIND if node.meta.get("neural", True) else _IN_FRONT)
-    remedy = remedy or _REMEDIES.get(what, others)
+    gates = "sigmoid" in what.lower() and _gates(node)
+    remedy = remedy or (_UNGATED if gates else _REMEDIES.get(what, others))
     return ConversionError(f"Cannot convert {layer}{what}{where(node)}. To export this network, {remedy}.")
+
+
+def _gates(node: fx.Node) -> bool:
+    """Tell whether what a node gives is multiplied with another activation than its own input."""
+    own, ahead = {node, *node.all_input_nodes}, [node]
+    while ahead:
+        for user in ahead.pop().users:
+            if _called(user) in _RESHAPES:
+                own.add(user)
+                ahead.append(user)
+            elif _called(user) in ("mul", "mul_", "imul", "multiply"):
+                return any(factor not in own for factor in user.all_input_nodes)
+    return False
+
+
+def _called(node: fx.Node) -> str:
+    """Name the function or method that a node calls."""
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def where(node: fx.Node) -> str:

@@ -94,9 +94,12 @@ def _recorded(model: nn.Module, samples: Tensor, argument: str) -> fx.Graph:
     except Exception as error:
         if tracer.computing_failed:
             raise misfit(model, samples, argument, error) from error
+        remedy = "Move data-dependent control flow (if, for, len over tensors) out of forward()"
+        if "does not support item assignment" in str(error):
+            remedy = "Write what is assigned as a product with a mask of constants, or a concatenation"
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users(frame.filename)]
         where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
         raise ConversionError(
-            f"{name} cannot be traced by torch.fx{where}: {error}. Move data-dependent control flow (if, for, len over "
-            "tensors) out of forward(), or export the part of the network without it."
+            f"{name} cannot be traced by torch.fx{where}: {error}. {remedy}, or export the part of the network "
+            "without it."
         ) from error

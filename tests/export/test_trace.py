@@ -341,6 +341,13 @@ class GroupNormed(nn.Module):
         return self.c(F.relu(self.norm(self.a(x))))
 
 
+class Assigning(nn.Module):
+    def forward(self, x):
+        h = self.relu(self.a(x))
+        h[:, 3] = 0
+        return self.c(h)
+
+
 def conv(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers)
 
@@ -354,6 +361,12 @@ REFUSED = {
     "GELU": (lambda: nn.Sequential(nn.Linear(6, 8), nn.GELU()), "layer '1': GELU", TRAIN_WITH_RELU),
     "F.gelu": (lambda: small(lambda m, x: m.c(F.gelu(m.a(x)))), "convert gelu", "F.gelu(m.a(x))", TRAIN_WITH_RELU),
     "Sigmoid": (lambda: small(lambda m, x: m.c(torch.sigmoid(m.a(x)))), "convert sigmoid", TRAIN_WITH_RELU),
+    "squeeze and excitation": (
+        lambda: small(lambda m, x: m.c(m.relu(m.a(x)) * torch.sigmoid(m.b(m.a(x))).view(-1, 8))),
+        "convert sigmoid", "train without this gate",
+    ),
+    "swish": (lambda: small(lambda m, x: m.c((h := m.a(x)) * torch.sigmoid(h))), "convert sigmoid", TRAIN_WITH_RELU),
+    "assignment": (lambda: small(Assigning.forward), "item assignment", "as a product with a mask of constants"),
     "LayerNorm": (lambda: GroupNormed(nn.LayerNorm(8)), "layer 'norm': LayerNorm", "self.norm(self.a(x))", BATCH_NORM),
     "GroupNorm": (lambda: GroupNormed(nn.GroupNorm(2, 8)), "layer 'norm': GroupNorm", BATCH_NORM),
     "F.layer_norm": (lambda: small(lambda m, x: F.layer_norm(x, (6,))), "convert layer_norm", BATCH_NORM),
