@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from snnreg_plugins._checks import shown
+from snnreg_plugins._text import why_not
 
 Plain = TypeVar("Plain")
 
@@ -112,12 +113,12 @@ def as_path(argument: str, value: Any) -> Path:
     return Path(text)
 
 
-def require_file(path: str | os.PathLike[str], argument: str) -> None:
-    """Raise a FileNotFoundError unless there is a file at ``path``, which an argument named."""
+def require_file(path: str | os.PathLike[str], argument: str, remedy: str = "") -> None:
+    """Raise a FileNotFoundError, with a remedy, unless there is a file at ``path``, which an argument named."""
     place = as_path(argument, path)
     if not place.is_file():
         found = f"{os.fspath(path)!r} is none" if place.exists() else f"there is no {os.fspath(path)!r}"
-        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but {found}.")
+        raise FileNotFoundError(f"Expected argument `{argument}` to name a file, but {found}.{remedy and ' '}{remedy}")
 
 
 def read_tensors(path: str | os.PathLike[str], argument: str) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def read_yaml(path: str | os.PathLike[str], argument: str, most: int | None = 10
         if most is not None and _holds_more(content, most):
             raise ValueError(f"it holds more than {most:,} values.")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(why_not(error).split())
         raise ValueError(
             f"Expected argument `{argument}` to name a YAML file of plain data, but {os.fspath(path)!r} cannot be "
             f"read: {reason}"
@@ -329,7 +330,11 @@ def read_json(path: str | os.PathLike[str], kind: type[Plain]) -> Plain:
         plain = json.loads(Path(path).read_text(encoding="utf-8"))
         read: Plain = _typed(plain, kind, kind.__name__)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"Expected {os.fspath(path)!r} to hold a {kind.__name__}, but {error}") from error
+        reason = why_not(error)
+        raise ValueError(
+            f"Expected {os.fspath(path)!r} to hold a {kind.__name__}, but {reason}. Have it written once more, or name "
+            "another one."
+        ) from error
     return read
 
 

@@ -223,3 +223,19 @@ def tick_count(value: float) -> str:
 
 def _round(digits: str) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def why_not(error: Exception) -> str:
+    """Tell why a file cannot be read or written, and what to do where that is known.
+
+    Example:
+        >>> why_not(PermissionError(13, "Permission denied", "a.yaml"))
+        "this user may not use 'a.yaml'. Change who may (chmod), or name another place"
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"this user may not use {str(error.filename)!r}. Change who may (chmod), or name another place"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror[:1].lower()}{error.strerror[1:]}: {error.filename!r}"
+    return str(error).removesuffix(".")

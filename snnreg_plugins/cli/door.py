@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from snnreg_plugins import __version__
+from snnreg_plugins._text import why_not
 from snnreg_plugins.cli.sentences import meant
 from snnreg_plugins.cli.subcommands import OTHERS, TRAINING, listed
 
@@ -101,13 +102,13 @@ def _refusal(error: BaseException | None) -> str | None:
     while error is not None:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         ours = raised_in.is_relative_to(Path(__file__).parents[1])
+        if isinstance(error, OSError) and error.filename is not None:  # of the system: files are outside of any program
+            reason = why_not(error)
+            return f"{reason[:1].upper()}{reason[1:]}."
         if ours and isinstance(error, (ValueError, TypeError, OSError, ImportError)):
             return str(error)
         if _is_of_lightning(error, raised_in):
             return " ".join(str(error.args[0]).split())
-        # Files are outside of any program.
-        if isinstance(error, OSError) and error.filename is not None:
-            return str(error)
         if isinstance(error, RuntimeError) and str(error).startswith(_MISFIT):
             return f"The checkpoint does not fit the model of the recipe. {' '.join(str(error).split())}"
         error = error.__cause__ or error.__context__

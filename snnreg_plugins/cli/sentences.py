@@ -20,7 +20,15 @@ _TRIED = (
     "Given value: NestedArg(",
 )
 # How a class may be written; of no interest where it is known what is wrong with one.
-_FORMS = ("Not a valid subclass of ", "Subclass types expect one of:", "a class path (str)", "a dict with")
+_FORMS = (
+    "Not a valid subclass of ",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with",
+    "Import path ",
+)
+# That a value is no file either, where something else may be meant.
+_NO_FILE = "Expected a path but "
 _KNOWN = ("Problem with given class_path ", "Expected a dot import path string: ")
 # A list of callbacks may also be one, of any class; what that lacks is not what is wrong.
 _ONE_CALLBACK = re.compile(r"\n *- Problem with given class_path 'lightning\.Callback':\n[^\n]*")
@@ -40,9 +48,12 @@ _AS_IN = {
     "ckpt_path": "runs/digits_lenet_expected_rate/dnn.ckpt",
     "recipe": "recipes/digits_lenet_none.yaml (`snnreg recipes` lists them)",
 }
+# Classes that stand for any of their kind, with one to name in their place.
+_ANY = {"Optimizer": "optimizer=Adam", "LRScheduler": "lr_scheduler=StepLR"}
 # Names that go without their module in a recipe.
 _HOMES = (
-    "snnreg_plugins.callbacks", "snnreg_plugins.data", "snnreg_plugins.modules", "lightning.pytorch.callbacks"
+    "snnreg_plugins.callbacks", "snnreg_plugins.data", "snnreg_plugins.modules", "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers", "torch.optim", "torch.optim.lr_scheduler",
 )  # fmt: skip
 
 
@@ -64,6 +75,8 @@ def in_one_sentence(message: str, options: Iterable[str] = ()) -> str:
     plain = plain.replace("Expected a typing.Literal", "Expected one of ")
     lines = [line.strip().removeprefix("- ") for line in plain.splitlines()]
     tried = (*_TRIED, *_FORMS) if any(line.startswith(_KNOWN) for line in lines) else _TRIED
+    if any(line.startswith(("Expected a ", *_KNOWN)) and not line.startswith(_NO_FILE) for line in lines):
+        tried = (*tried, _NO_FILE)
     told = dict.fromkeys(line for line in lines if line and not line.startswith(tried))  # once each
     whole = "".join(line + (" " if line.endswith(":") else ". ") for line in told).strip().removesuffix(".")
     for known in (_of_an_option, _of_a_missing_one, _of_an_argument, _of_a_class, _of_a_value):
@@ -102,6 +115,8 @@ def _of_an_option(whole: str, options: Sequence[str]) -> str | None:
         if option is None:
             return f"There is one word too many: {words[0][:100]!r}. A value stands behind its option, as --name value"
         return f"There is no option `{option}`.{meant(option, options)}"
+    if found := re.match(r"ambiguous option: (--[\w.-]+)\S* could match (.*)", whole):
+        return f"There is no option `{found[1]}`. What begins like it: {found[2].removesuffix('.')}"
     if found := re.search(r"Subcommand '(\w+)' does not accept option '([\w.]+)'", whole):
         key = found[2]
         known = [option.removeprefix("--") for option in options]
@@ -137,24 +152,37 @@ def _of_an_argument(whole: str, options: Sequence[str]) -> str | None:
     if found is None:
         return None
     path, name = found.groups()
-    known = arguments_of(path)
+    known, kind = arguments_of(path), path.rpartition(".")[2]
+    if kind in _ANY:
+        option = _ANY[kind].partition("=")[0]
+        return (
+            f"{kind} stands for any class of its kind, and takes no argument `{name}`. Name a class in front, as in "
+            f"--{_ANY[kind]} --{option}.{name}=VALUE; that of the model is --model.init_args.{option}.init_args.{name}"
+        )
     like = meant(name, known) or (f" It takes {', '.join(known)}." if known else "")
-    return f"{path.rpartition('.')[2]} takes no argument `{name}`.{like}"
+    return f"{kind} takes no argument `{name}`.{like}"
 
 
 def _of_a_class(whole: str, options: Sequence[str]) -> str | None:
     """Of a class that there is none of."""
+    if found := re.search(
+        r"Problem with given class_path '([\w.]+)': (module '([\w.]+)' has no attribute '(\w+)')", whole
+    ):
+        like = meant(found[4], dir(sys.modules.get(found[3]))) or " Name a class that it has."
+        return f"There is no class {found[1]!r} for `{_key(whole)}`: {found[2]}.{like}"
     if found := re.search(r"Problem with given class_path '([\w.]+)': (No module named '[\w.]+')", whole):
         return f"There is no class {found[1]!r} for `{_key(whole)}`: {found[2]}, here or among the installed packages"
     if "Expected one of [" in whole:  # a choice, which may also be a class
         return None
-    found = re.search(r"Expected a dot import path string: ([^\s.][^\s]*?)\.? ?(?:Given|$)", whole)
-    if found is None:
+    found = re.search(r"Expected a dot import path string: ([^\s.][^\s]*?)\.? ?(?:Given|Expected|$)", whole)
+    if found is None or (_kind(whole) not in (None, "list") and not found[1][0].isupper()):  # a plain value does, too
         return None
     modules = [sys.modules[home] for home in _HOMES if home in sys.modules]
     known = [name for module in modules for name in getattr(module, "__all__", ())]
     key = _key(whole)
     of_key = f" for `{key}`" if key else ""
+    if found[1] in known:
+        return f"`{key}` takes no {found[1]!r}, which is a class of another kind. Name one of the kind that it takes"
     like = meant(found[1], known) or " Write its module too, as in my_module.Net."
     return f"There is no class {found[1]!r}{of_key}.{like}"
 
@@ -162,23 +190,32 @@ def _of_a_class(whole: str, options: Sequence[str]) -> str | None:
 def _of_a_value(whole: str, options: Sequence[str]) -> str | None:
     """Of a value of another type, or of another choice."""
     key = _key(whole)
+    if found := re.search(r"Import path does not correspond to a subclass of (\w+)\. Given value: (.+)", whole):
+        network = " A plain network goes into one, as in --model=Classifier --model.network=my_module.Net."
+        remedy = network if found[1] == "LightningModule" else " Name a class that derives from it."
+        return f"Expected `{key}` to be a {found[1]}, but {found[2]} is none.{remedy}"
     got = re.findall(r"(?:Given|Got) value: (.+?)(?=\. (?:Given|Got) value: |$)", whole)
     if whole.endswith(("Given value:", "Got value:")):
         got = ["nothing"]
     if key is None or not got:
         return None
-    value = got[-1] if len(got[-1]) <= _LONGEST else f"{got[-1][:_LONGEST]}..."
+    value = next((one for one in reversed(got) if not one.startswith("Namespace(")), got[-1])
+    value = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
     if listed := re.findall(r"Expected one of \[([^]]*)\]", whole):
         choices = list(dict.fromkeys(choice.strip(" '") for each in listed for choice in each.split(",")))
         return f"Expected `{key}` to be one of {', '.join(choices)}, but got {value}.{meant(value, choices)}"
-    if found := re.search(r": Expected a (\w+)\b", whole):
-        kind = found[1]
-        if kind not in _TYPES:
-            return None
-        quoted = kind in _QUOTED and _QUOTED[kind].fullmatch(value) is not None
-        remedy = ", in quotes, which make it a text; leave them out" if quoted else ""
-        return f"Expected `{key}` to be {_TYPES[kind]}, but got {value}{remedy}"
-    return None
+    kind = _kind(whole)
+    if kind is None:
+        return None
+    quoted = kind in _QUOTED and _QUOTED[kind].fullmatch(value) is not None
+    remedy = ", in quotes, which make it a text; leave them out" if quoted else ""
+    return f"Expected `{key}` to be {_TYPES[kind]}, but got {value}{remedy}"
+
+
+def _kind(whole: str) -> str | None:
+    """Give the plain type that a value was expected to be of; the first that is named."""
+    found = re.findall(r"[:.] Expected a (\w+)\b(?!\.\w)", whole)
+    return next((kind for kind in found if kind in _TYPES), None)
 
 
 def _key(whole: str) -> str | None:

@@ -121,8 +121,9 @@ class Folder:
         """
         if not self.path(REPORT).is_file():
             raise FileNotFoundError(
-                f"Expected argument `run` to name a folder that ExportReport wrote to, but there is no report.json in "
-                f"{os.fspath(self.folder)!r}."
+                f"Expected argument `run` to name a folder that ExportReport wrote to, but there is no {REPORT} in "
+                f"{os.fspath(self.folder)!r}. Train with that callback, as recipes do, or run `snnreg export` with "
+                "output_dir there."
             )
         return Report.load_json(self.path(REPORT))
 

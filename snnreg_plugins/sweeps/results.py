@@ -21,6 +21,7 @@ from typing import Any
 from snnreg_plugins._checks import shown
 from snnreg_plugins._files import as_path, atomic, require_file
 from snnreg_plugins._imports import needed
+from snnreg_plugins._text import why_not
 from snnreg_plugins.functional.cost_models import Model
 from snnreg_plugins.reports.pricing import without_zero_weights
 from snnreg_plugins.reports.report import Report
@@ -172,6 +173,9 @@ def _column(values: Sequence[Any]) -> list[Any]:
     return [None if value is None else str(value) for value in values] if len(kinds) > 1 else list(values)
 
 
+_REMEDY = "Name the results.csv or results.parquet that `snnreg sweep` wrote."
+
+
 def read_results(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Row]:
     """Read the rows of one or more sweeps, CSV or Parquet by the suffix.
 
@@ -190,11 +194,14 @@ def read_results(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 
 def _read(path: Path) -> list[Row]:
-    require_file(path, "results")
+    require_file(path, "results", _REMEDY)
     try:
         rows = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"Expected argument `results` to name results of a sweep, but {error}") from error
+        raise ValueError(
+            f"Expected argument `results` to name results of a sweep, but {os.fspath(path)!r} cannot be read as "
+            f"such: {why_not(error)}. {_REMEDY}"
+        ) from error
     return rows
 
 
@@ -218,7 +225,7 @@ def _require_columns(path: Path, names: Iterable[str]) -> None:
     names = list(names)
     missing = [name for name in _NEEDED if name not in names]
     if missing:
-        raise ValueError(f"{os.fspath(path)!r} has no column {', '.join(missing)}.")
+        raise ValueError(f"it has no column {', '.join(missing)}")
 
 
 def _value(name: str, text: Any) -> Any:

@@ -27,6 +27,9 @@ FILES = {
     "list.yaml": "- a\n- b\n",
     "text.csv": "a,b\n1,2\n",
     "text.pt": "no tensor",
+    "older.yaml": "trainer:\n  callbacks:\n  - class_path: snnreg_plugins.callbacks.ActivityRegularizer\n",
+    "other.yaml": "model:\n  class_path: SpikingClassifier\n  init_args:\n    timestep: 3\n",
+    "ein Ordner/Zahlen \u00fc.csv": "a,b\n",
     "run/report.json": "{}",
     "broken/report.json": "{",
 }
@@ -85,18 +88,24 @@ QUICK = [
     ("report nowhere", "`run`", "'nowhere'", "ExportReport wrote"),
     ("report folder", "`run`", "'folder'"),
     ("report words.yaml", "`run`", "'words.yaml'"),
-    ("report run", "run/report.json", "lacks samples"),
-    ("report broken", "broken/report.json"),
+    ("report run", "run/report.json", "lacks samples", "written once more"),
+    ("report broken", "broken/report.json", "written once more"),
     ("report a b c", "'b'", "behind its option"),
     ("report run --outptu x.html", "`--outptu`", "Did you mean `--output`?"),
     ("compare", "`runs`", "snnreg compare --help"),
-    ("compare nowhere", "'nowhere'"),
-    ("compare folder folder", "'folder'"),
+    ("compare nowhere", "'nowhere'", "run `snnreg export`"),
+    ("compare folder folder", "'folder'", "run `snnreg export`"),
+    ("compare text.pt", "'text.pt'", "run `snnreg export`"),
     ("compare run --ouput page.html", "`--ouput`", "Did you mean `--output`?"),
     ("front", "`results`", "snnreg front --help"),
     ("front nowhere.csv", "`results`", "'nowhere.csv'"),
-    ("front folder", "`results`", "'folder'"),
-    ("front text.csv", "`results`", "'text.csv'", "no column penalty"),
+    ("front folder", "`results`", "'folder'", "that `snnreg sweep` wrote"),
+    ("front text.csv", "`results`", "'text.csv'", "no column penalty", "that `snnreg sweep` wrote"),
+    ("front empty.yaml", "`results`", "'empty.yaml'", "no column penalty", "that `snnreg sweep` wrote"),
+    ("front latin.yaml", "`results`", "'latin.yaml'", "no text in UTF-8", "that `snnreg sweep` wrote"),
+    ("front 'ein Ordner/Zahlen \u00fc.csv'", "`results`", "'ein Ordner/Zahlen \u00fc.csv'", "no column penalty"),
+    (f"{_HERE} --input-shape [4]", "`input_shape`", "an integer", "got [4]"),
+    (f"{_HERE} --table latin.yaml", "`table`", "'latin.yaml'", "no text in UTF-8"),
     ("front text.csv --outpt page.html", "`--outpt`", "Did you mean `--output`?"),
     ("recipes nothing", "`name`", "'nothing'", "lists them"),
     ("recipes digits_lenet_finetun", "`name`", "Did you mean `digits_lenet_finetune`?"),
@@ -126,6 +135,7 @@ QUICK = [
 ]
 _FIT = "fit --config recipes/digits_lenet_finetune.yaml"
 _EXPORT = "export --config recipes/digits_lenet_expected_rate.yaml"
+_OPTIMIZER = "--model.init_args.optimizer"
 _RATE, _REPORT = "--callback.ActivityRegularization", "--callback.ExportReport"
 OF_LIGHTNING = [
     ("fit", "a recipe, as in --config", "snnreg fit --help"),
@@ -147,6 +157,30 @@ OF_LIGHTNING = [
         (f"{_FIT} --model.init_args.{name}={value}", f"`{name}`", value)
         for name, value in (("timesteps", "2.5"), ("timesteps", "inf"), ("timesteps", "0"), ("beta", "2"))
     ),
+    (f"{_FIT} {_OPTIMIZER}.init_args.lr=fast", "`lr`", "a number", "got fast"),
+    (f"{_FIT} {_OPTIMIZER}.init_args.lr=[1,2]", "`lr`", "a number", "got [1, 2]"),
+    (f"{_FIT} {_OPTIMIZER}=Adm", "'Adm'", "`optimizer`", "Did you mean `Adam`?"),
+    (f"{_FIT} --optimizer.lr=fast", "`lr`", "Optimizer", "--optimizer=Adam --optimizer.lr=VALUE"),
+    (f"{_FIT} --optimizer=Adam --optimizer.lr=fast", "`lr`", "a number", "got fast"),
+    (f"{_FIT} --lr_scheduler.gamma=x", "`gamma`", "--lr_scheduler=StepLR --lr_scheduler.gamma=VALUE"),
+    (f"{_FIT} --lr_scheduler=StepLR --lr_scheduler.step_size=x", "`step_size`", "an integer", "got x.\n"),
+    (f"{_FIT} --lr=fast", "no option `--lr`", "--lr_scheduler"),
+    (f"{_FIT} --trainer.logger=maybe", "`trainer.logger`", "true or false", "got maybe"),
+    (f"{_FIT} --trainer.logger=CSVLoger", "'CSVLoger'", "Did you mean `CSVLogger`?"),
+    (
+        f"{_FIT} --trainer.callbacks+=ActivityRegularisation",
+        "`trainer.callbacks`",
+        "Did you mean `ActivityRegularization`",
+    ),
+    (f"{_FIT} --data=LeNet", "`data`", "'LeNet'", "of another kind"),
+    (f"{_FIT} --data=nets.Net", "`data`", "nets.Net", "LightningDataModule", "derives from it"),
+    (f"{_FIT} --model=nets.Net", "`model`", "nets.Net", "--model=Classifier --model.network=my_module.Net"),
+    (f"{_FIT} --model.init_args.network=nets.Nt", "`network`", "'nets.Nt'", "Did you mean `Net`?"),
+    (f"{_FIT} --model.network.init_args.chanels=3", "`chanels`", "It takes image_shape, "),
+    (f"{_FIT} --model.init_args.network.init_args.num_classes=[3]", "`num_classes`", "an integer", "got [3]"),
+    (f"{_FIT} --data.batch_size=[1,2]", "`batch_size`", "an integer", "got [1, 2]"),
+    (f"{_FIT} --config older.yaml", "'snnreg_plugins.callbacks.ActivityRegularizer'", "`ActivityRegularization`?"),
+    (f"{_FIT} --config other.yaml", "`timestep`", "Did you mean `timesteps`?"),
     (f"{_FIT} --model.init_args.threshold=maxx", "`threshold`", "Did you mean `max`?"),
     (f"{_FIT} --model.init_args.network.init_args.kernel=3", "`kernel`", "Did you mean `kernel_size`?"),
     (f"{_FIT} --model.init_args.checkpoint=folder", "`checkpoint`", "'folder'"),
@@ -205,6 +239,17 @@ def test_what_is_wrong_is_told(words, names, answer):
     check(answer(words), names)
     left = [path for path in Path().rglob("*") if path not in before and "__pycache__" not in path.parts]
     assert not left  # nothing was begun
+
+
+def test_what_the_system_forbids_is_told(answer, monkeypatch):
+    # Nothing is forbidden to the user that tests in a container run as.
+    def forbidden(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    check(answer("front text.csv"), ["`results`", "may not use 'text.csv'", "chmod"])
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    check(answer("report run"), ["may not use 'run/report.json'", "chmod"])
 
 
 @pytest.mark.slow
