@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from snnreg_plugins import cli
+from snnreg_plugins._files import read_yaml
+from snnreg_plugins.cli.trial import make
+from snnreg_plugins.data import CIFAR10, MNIST
 from snnreg_plugins.modules import Classifier
-from snnreg_plugins.sweeps import read_results
+from snnreg_plugins.sweeps import Job, Sweep, read_results, run_sweep
 from snnreg_plugins.sweeps.pruning import PrunedOnce
 from snnreg_plugins.sweeps.trial import OF_BUDGET
 
 RECIPE = "recipes/sweeps/digits_lenet.yaml"
+FOLDER = Path(__file__).parents[2] / "recipes"
+MOMENT = {f"trainer.limit_{part}_batches": 2 for part in ("train", "val", "test")} | {"trainer.max_epochs": 1}
 
 
 @pytest.fixture
@@ -91,3 +98,37 @@ def test_what_the_recipe_does_not_take_is_told_before_anything_is_trained(words,
 def test_an_unknown_key_of_the_file_is_told_with_what_was_meant(command, tmp_path):
     (tmp_path / "mine.yaml").write_text("recipe: r.yaml\npenaltys: {none: }\n")
     assert "Did you mean 'penalties'?" in command("sweep", "--config", "mine.yaml")
+
+
+def test_the_sweeps_that_are_given_have_no_wrong_name_and_a_recipe():
+    for path in (FOLDER / "sweeps").glob("*.yaml"):
+        sweep = Sweep(**read_yaml(path, "config"))
+        assert (FOLDER.parent / sweep.recipe).is_file()
+        assert sweep.variants[0].name == "none"  # which others are compared with
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10_vgg", "digits_lenet_finetune", "mnist_lenet"])
+def test_sweeps_that_need_what_is_not_here_run_with_random_images(name, command, monkeypatch, tmp_path):
+    pytest.importorskip("optuna")
+
+    def images(self, train):
+        generator = torch.Generator().manual_seed(int(train))
+        shape = (5600 if train else 300, *self.image_shape)
+        x = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        return x, torch.randint(0, 10, (len(x),), generator=generator)
+
+    for data in (MNIST, CIFAR10):
+        monkeypatch.setattr(data, "_load", images)
+        monkeypatch.setattr(data, "prepare_data", lambda self: None)
+    given = read_yaml(FOLDER / "sweeps" / f"{name}.yaml", "config")
+    if name == "digits_lenet_finetune":  # goes on from what another one trained
+        moment = [f"--{option}={value}" for option, value in MOMENT.items()]
+        assert command("fit", "--config", "recipes/digits_lenet_expected_rate.yaml", *moment) == ""
+    given |= {"settings": {**given.get("settings", {}), **MOMENT}, "trials": 2, "calibration_batches": 1, "steps": [2]}
+    sweep = Sweep(**given)
+    job = Job(sweep, read_yaml(FOLDER.parent / sweep.recipe, "recipe"), make)
+    look = run_sweep(job, console=Console(file=io.StringIO())).look()
+    assert look.failures == []
+    assert [row["penalty"] for row in look.rows if row["export"] == look.rows[0]["export"]] == ["none", "l1"]
+    assert all(row["sops"] > 0 for row in look.rows)
