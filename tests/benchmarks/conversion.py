@@ -391,8 +391,9 @@ def in_brief(results: Results, network: str, runs: dict[str, dict[int, list[str]
         name: [(100 * results.mean(keys, "accuracy"), results.mean(keys, "sops") / 1e3) for keys in of_steps.values()]
         for name, of_steps in runs.items()
     }
-    peers = [cells for name, cells in measured.items() if not name.startswith("ours ")]
-    best = [max((cell for cell in cells if cell[0] >= 0), default=cells[0]) for cells in zip(*peers, strict=True)]
+    peers = [cells for name, cells in measured.items() if not name.startswith("ours ") and cells[-1][0] >= 0]
+    # Of those that read alike the one that spends the least.
+    best = [max(cells, key=lambda cell: (round(cell[0], 1), -cell[1])) for cells in zip(*peers, strict=True)]
     rows = {"best of SpikingJelly and sinabs": best} if best else {}
     rows |= {f"`{told}`": measured[name] for name, told in IN_BRIEF.items() if name in measured}
     accuracy = 100 * results.mean(trained, "accuracy")
