@@ -121,7 +121,7 @@ class ActivityPenalty:
             return None
         differentiable = torch.is_grad_enabled() and activity.requires_grad
         if torch.compiler.is_compiling():
-            if differentiable and not activity.is_leaf:
+            if differentiable and (not activity.is_leaf or isinstance(activity, nn.Parameter)):
                 self._carrier.compiled.append(self._call(layer, args)[0])
             return None
         if differentiable and is_transformed():
@@ -135,7 +135,8 @@ class ActivityPenalty:
         name, _ = self._layers[layer]
         self.sightings.called(name)
         # Without gradients, a view of a leaf is one too, and so is a view of what is none.
-        if activity.requires_grad and activity.is_leaf and view_base(activity).is_leaf:
+        source = view_base(activity) if activity.is_leaf else activity
+        if activity.requires_grad and source.is_leaf and not isinstance(source, nn.Parameter):
             return None  # the network's own input, which a user differentiates by
         region = None if differentiable else checkpoint_in_forward()
         if not differentiable and region is None:

@@ -239,6 +239,24 @@ class Experts(Loop):
             optimizer.step()
 
 
+class Queries(Loop):
+    """Learned vectors that a layer reads as they are."""
+
+    sizes: ClassVar = dict(mlp=(64, 12, 12), key=(12, 12, 12))
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.net.queries = nn.Parameter(torch.rand(3, 12, dtype=torch.float64))
+
+    def step(self, x, y, optimizer):
+        keys = self.key(self.net.queries, reads := [], own=False)
+        self.back(F.cross_entropy(self.mlp(x, reads) @ keys.T, y), reads)
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 0.1)
+
+
 class Views(Loop):
     """Reentrant checkpoints whose layers read views of their input, two of them nested, one in two backward passes."""
 
@@ -272,4 +290,5 @@ LOOPS = [
     Toggled,
     Accumulating,
     Experts,
+    Queries,
 ]
