@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
@@ -59,6 +61,19 @@ def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+# A cell of numbers, with their signs and units, and no words.
+_NUMBERS = re.compile(r"[\d.,%±×/–−+kMGnµmJ -]+")
+
+
+def _hold_numbers(_: Sphinx, doctree: nodes.document) -> None:
+    """Keep each number of a table on one line; what is wider than a phone then scrolls."""
+    for cell in doctree.findall(nodes.entry):
+        if _NUMBERS.fullmatch(cell.astext()):
+            for text in list(cell.findall(nodes.Text)):
+                text.parent.replace(text, nodes.Text(re.sub("(?<!/) ", "\u00a0", text)))
+
+
 def setup(app: Sphinx) -> None:
     """Write formulas as MathML, which browsers draw by themselves; MathJax would be loaded from elsewhere."""
+    app.connect("doctree-read", _hold_numbers)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))

@@ -39,7 +39,7 @@ class Reader(HTMLParser):
     def __init__(self, content):
         super().__init__()
         self.open, self.elements, self.words, self.tables, self.charts = [], [], [], [], {}
-        self.feed(content)
+        self.feed(content.replace("<wbr>", ""))
         self.close()
         assert self.open == []
 
