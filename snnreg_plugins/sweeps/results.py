@@ -206,58 +206,84 @@ def _read(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before UTF-8
         reader = csv.DictReader(file, strict=True)
-        _require_columns(path, reader.fieldnames or ())
-        rows = [{name: _value(name, text) for name, text in row.items()} for row in reader]
-    return [_checked(path, number, row) for number, row in enumerate(rows, start=2)]
+        _require_columns(reader.fieldnames or ())
+        return [
+            _checked(number, {name: _value(f"row {number}", name, text) for name, text in row.items()})
+            for number, row in enumerate(reader, start=2)
+            if any(row.values())
+        ]
 
 
 def _read_parquet(path: Path) -> list[Row]:
     with needed("Parquet", "pyarrow", "snnreg_plugins[parquet]"):
         from pyarrow import parquet
     table = parquet.read_table(path)
-    _require_columns(path, table.column_names)
-    return [_checked(path, number, row) for number, row in enumerate(table.to_pylist(), start=1)]
+    _require_columns(table.column_names)
+    return [_checked(number, row) for number, row in enumerate(table.to_pylist(), start=1)]
 
 
-def _require_columns(path: Path, names: Iterable[str]) -> None:
+def _require_columns(names: Iterable[str]) -> None:
     names = list(names)
+    if len(names) == 1 and (mark := next((mark for mark in ";\t" if mark in names[0]), None)) is not None:
+        raise ValueError(
+            f"its values stand between {mark!r}, as a spreadsheet may save them; that has commas between values, and "
+            "points in numbers"
+        )
     missing = [name for name in _NEEDED if name not in names]
     if missing:
         raise ValueError(f"it has no column {', '.join(missing)}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"it has the column {twice[0]!r} twice")
 
 
-def _value(name: str, text: Any) -> Any:
+def _value(where: str, name: str, text: Any) -> Any:
     """Read what :func:`write_csv` wrote."""
     if not isinstance(text, str):
-        raise ValueError(f"a row has more or fewer values than the header: {shown(text)}.")
+        raise ValueError(f"{where} has {'fewer' if text is None else 'more'} values than the header")
     if text == "":
         return None
     if name in _WORDS:
         return text
-    if text in ("True", "False"):
-        return text == "True"
+    if text.lower() in ("true", "false"):  # spreadsheets shout
+        return text.lower() == "true"
     try:
         return int(text) if _WHOLE.fullmatch(text) else float(text)
     except ValueError:
         return text
 
 
-def _checked(path: Path, number: int, row: Row) -> Row:
+def _checked(number: int, row: Row) -> Row:
     """Check what a front is made of, in a row of a trial that did not fail."""
     if row.get("state", COMPLETE) == FAILED:
         return row
     priced = [name for name in row if name.startswith(_PRICED)]
-    for name in (*_NEEDED, *priced):
-        value = row[name]
-        if name in ("penalty", "export"):
-            continue
-        if value is None and (name in priced or name.startswith("dnn_")):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"row {number} of {os.fspath(path)!r} has {name} {shown(value)}, which is no number.")
+    found = {**{name: row[name] for name in (*_NEEDED, *priced)}, "higher_is_better": row.get("higher_is_better")}
+    of_accuracy = row.get("score_name") in (None, "accuracy")
+    for name, value in found.items():
+        expected = _lacks(name, value, of_accuracy, may_be_missing=name in priced or name.startswith("dnn_"))
+        if expected is not None:
+            raise ValueError(f"row {number} has {name} {shown(value)}, which is no {expected}")
     return row
+
+
+def _lacks(name: str, value: Any, of_accuracy: bool, may_be_missing: bool) -> str | None:
+    """Say what a value of a row is not; None if it is what it should be."""
+    if name in ("penalty", "export"):
+        return None if isinstance(value, str) and value else "name"
+    if name == "higher_is_better":  # which files of earlier versions lack
+        return None if value is None or isinstance(value, bool) else "True or False"
+    if value is None and may_be_missing:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "number"
+    if name in ("seed", "timesteps"):
+        return None if value == int(value) and value >= (name == "timesteps") else "such number"
+    if name in ("score", "dnn_score"):
+        return None if not of_accuracy or 0 <= value <= 1 else "share of samples"
+    return None if value >= 0 else "cost"
 
 
 def varied_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

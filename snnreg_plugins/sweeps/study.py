@@ -51,6 +51,7 @@ class Study:
         self.job = job
         self.output = Path(job.sweep.output)
         self.name = job.sweep.name or "sweep"
+        self._claim()
         storage = self._storage()
         how = {"study_name": self.name, "storage": storage, "sampler": self._sampler(0)}
         try:
@@ -65,13 +66,31 @@ class Study:
 
     # Where it is kept.
 
+    def _claim(self) -> None:
+        """Make the folder of the results, and raise a ValueError if another sweep has its own there."""
+        got = os.fspath(self.output)
+        make_folder(self.output, f"Expected argument `output` to name a folder, but got {got!r}, and there is a file.")
+        place = self.output / "study.txt"
+        try:
+            with place.open("x", encoding="utf-8") as file:
+                file.write(self.name)
+        except FileExistsError:
+            other = place.read_text(encoding="utf-8")
+            if other not in ("", self.name):  # empty where another process writes it just now
+                raise ValueError(
+                    f"Expected argument `output` to name a folder of this sweep, {self.name!r}, but {got!r} has the "
+                    f"results of {other!r}, which would be overwritten. Give another `output`, and draw both: snnreg "
+                    "front a/results.csv b/results.csv"
+                ) from None
+        except OSError as error:
+            raise ValueError(
+                f"Expected argument `output` to name a folder that can be written to, but got {got!r}: "
+                f"{error.strerror}."
+            ) from error
+
     def _storage(self) -> RDBStorage:
         url = self.job.sweep.storage
         if url is None:
-            got = os.fspath(self.output)
-            make_folder(
-                self.output, f"Expected argument `output` to name a folder, but got {got!r}, and there is a file."
-            )
             url = f"sqlite:///{(self.output / 'study.db').resolve()}"
         waiting = {"timeout": 60} if url.startswith("sqlite") else {}
         if url.startswith("postgresql"):
@@ -220,6 +239,7 @@ class Study:
         folder = self.output / "trials" / f"{trial.number:04d}"
         try:
             rows = self.job.run(point, seeds_of(point, sweep), folder)
+            values = values_of(rows, sweep)
         except (KeyboardInterrupt, SystemExit) as error:  # the latter as Lightning ends a training
             self._is_interrupted = True
             raise KeyboardInterrupt from error
@@ -227,7 +247,7 @@ class Study:
             trial.set_user_attr(ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}")
             raise
         trial.set_user_attr(ROWS, rows)
-        return values_of(rows, sweep)
+        return values
 
     def _is_to_run(self, trial: Trial) -> bool:
         """Tell whether a trial is one of the grid, and nobody runs it or has run it.

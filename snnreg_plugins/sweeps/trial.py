@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import re
 import time
 import traceback
@@ -177,10 +178,21 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def values_of(rows: list[Row], sweep: Sweep) -> tuple[float, float]:
-    """Give what a search goes by: the score, the larger the better, and the cost, as means over the seeds."""
+    """Give what a search goes by: the score, the larger the better, and the cost, as means over the seeds.
+
+    Raises:
+        ValueError: If a score is no number.
+    """
     judged = [row for row in rows if row["export"] == sweep.judged_export and row["timesteps"] == sweep.judged_at]
     if not judged:  # a network with a time loop of its own has its own T
         judged = rows
+    for row in rows:
+        if row["score"] is None or not math.isfinite(row["score"]):
+            raise ValueError(
+                f"Expected a score that is a number, but it is {row['score']} at T = {row['timesteps']} of the export "
+                f"{row['export']!r}, seed {row['seed']}. See the log of the trial: the training, or the metric of "
+                "ExportReport, gives none."
+            )
     sign = -1.0 if judged[0]["higher_is_better"] is False else 1.0
     score = sum(row["score"] for row in judged) / len(judged)
     return sign * score, sum(row[sweep.cost] or 0.0 for row in judged) / len(judged)

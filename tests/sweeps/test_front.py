@@ -117,6 +117,9 @@ def test_csv_and_parquet_hold_the_same_and_are_read_back(tmp_path):
     with (tmp_path / "r.csv").open(newline="") as file:
         assert len(list(csv.reader(file))) == 1 + len(ROWS)
     assert find_front(read_results(tmp_path / "r.csv")) == find_front(ROWS)
+    text = (tmp_path / "r.csv").read_text().replace("True", "TRUE").replace("\n", "\r\n")
+    (tmp_path / "of_a_spreadsheet.csv").write_text("\ufeff" + text + "," * text.splitlines()[0].count(","))
+    assert read_results(tmp_path / "of_a_spreadsheet.csv") == read_results(tmp_path / "r.csv")
     both = read_results([tmp_path / "r.csv", tmp_path / "r.csv"])
     assert find_front(both).points == find_front(ROWS).points
     pytest.importorskip("pyarrow")
@@ -133,8 +136,16 @@ def test_csv_and_parquet_hold_the_same_and_are_read_back(tmp_path):
             HEADER + "l1,0,a,4,nan,1,1,1,1\n",
             "score nan",
         ),
-        (HEADER + "l1,0,a\n", "more or fewer"),
+        (HEADER + "l1,0,a\n", "row 2 has fewer"),
         (HEADER, "none; 0 failed"),
+        (HEADER.replace(",", ";") + "l1;0;a;4;0,9;1;1;1;1\n", "';', as a spreadsheet"),
+        (HEADER.replace("sops", "score") + "l1,0,a,4,0.9,1,1,1,1\n", "no column sops"),
+        (HEADER.replace("\n", ",score\n") + "l1,0,a,4,0.9,1,1,1,1,1\n", "'score' twice"),
+        (HEADER + ",0,a,4,0.9,1,1,1,1\n", "row 2 has penalty None, which is no name"),
+        (HEADER + "l1,0,a,2.5,0.9,1,1,1,1\n", "timesteps 2.5"),
+        (HEADER + "l1,0,a,4,89.5,1,1,1,1\n", "score 89.5, which is no share"),
+        (HEADER + "l1,0,a,4,0.9,-1,1,1,1\n", "sops -1"),
+        (HEADER.replace("\n", ",higher_is_better\n") + "l1,0,a,4,0.9,1,1,1,1,FALSCH\n", "'FALSCH'.*True or False"),
     ],
 )
 def test_files_that_hold_no_results_are_refused(text, told, tmp_path):

@@ -56,7 +56,9 @@ def test_another_space_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"`name`.*{named}.*another `name`"):
             run_sweep(quick(tmp_path / "out", **change))
-    run_sweep(quick(tmp_path / "out", name="other", steps=[1, 3], trials=1))
+    with pytest.raises(ValueError, match=r"`output`.*'other'.*'quick'.*another `output`"):
+        run_sweep(quick(tmp_path / "out", name="other", steps=[1, 3], trials=1))
+    run_sweep(quick(tmp_path / "more", name="other", steps=[1, 3], trials=1))
 
 
 def test_a_grid_that_grows_runs_what_is_new_and_keeps_what_was_measured(tmp_path):
@@ -76,6 +78,20 @@ def test_a_grid_that_grows_runs_what_is_new_and_keeps_what_was_measured(tmp_path
         ("none", None, None, 0): 2, ("none", None, None, 1): 2, ("l1", 1, None, 0): 2, ("l1", 1, "fan_out", 0): 2,
         ("l1", 1, "fan_out", 1): 2, ("l1", 5, "fan_out", 0): 2, ("l1", 5, "fan_out", 1): 2,
     }  # fmt: skip
+
+
+def test_a_score_that_is_no_number_fails_its_trial_and_says_where(tmp_path, monkeypatch):
+    run = Quick.run
+
+    def spoiled(self, point, seeds, folder):
+        rows = run(self, point, seeds, folder)
+        rows[-1]["score"] = float("nan")
+        return rows
+
+    monkeypatch.setattr(Quick, "run", spoiled)
+    study = run_sweep(quick(tmp_path / "out", penalties={"none": None}), console=Console(file=io.StringIO()))
+    ((_, reason),) = study.look().failures
+    assert "nan at T = 4 of the export 'default', seed 0" in reason
 
 
 @pytest.mark.slow
