@@ -189,15 +189,20 @@ def _advice(worst: LayerDiagnosis | None, network: SpikingNetwork) -> tuple[str 
     if worst is None:
         return None, (), "The DNN is silent on this data."
     if (worst.added or 0.0) <= _SMALL:
-        return None, (), f"No layer loses much: none adds an error of more than {_SMALL:.0%} of its mean activation."
+        return (
+            None,
+            (),
+            f"No layer loses much: none adds an error of more than {100 * _SMALL:.0f} % of its mean activation.",
+        )
     given = {**network.conversion, "timesteps": network.timesteps, **asdict(worst)}
     cause, why, remedies = advise(LayerError(**{name: given[name] for name in LayerError._fields if name in given}))
     tried = ", ".join(remedies[:-1]) + " or " * (len(remedies) > 1) + remedies[-1]
-    all_of_it = "all" if worst.added == worst.error else f"{worst.added:.1%}"
+    off = 100 * (worst.error or 0.0)
+    all_of_it = "all" if worst.added == worst.error else f"{100 * (worst.added or 0.0):.1f} %"
     return (
         cause,
         remedies,
-        f"Layer {worst.name!r} loses the most: it is off by {worst.error:.1%} of its mean activation and adds "
+        f"Layer {worst.name!r} loses the most: it is off by {off:.1f} % of its mean activation and adds "
         f"{all_of_it} of that itself, mostly because {why}. Try {tried}.",
     )
 

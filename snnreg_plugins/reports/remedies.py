@@ -57,6 +57,11 @@ class LayerError(NamedTuple):
         return 2 * self.timesteps
 
     @property
+    def dead_in_percent(self) -> str:
+        """The share of neurons that are dead."""
+        return f"{100 * self.dead:.1f} %"
+
+    @property
     def higher(self) -> str:
         """The percentile with a tenth above it."""
         return f"{100 - (100 - self.percent) / 10:.8g}"
@@ -123,7 +128,7 @@ CAUSES: dict[str, tuple[str, list[tuple[Callable[[LayerError], bool], str]]]] = 
         ],
     ),
     "dead": (
-        "{error.dead:.1%} of its neurons never spike though the DNN's are active",
+        "{error.dead_in_percent} of its neurons never spike though the DNN's are active",
         [
             (_own_channels, "per_channel=True"),
             (_always, "timesteps={error.twice}"),

@@ -180,16 +180,18 @@ class Savings(Result):
     def advice(self) -> str:
         """Say what to try next, and what it saves and costs."""
         floor = (
-            f" Layer {self.dearest!r} spends {self.dearest_share:.0%} of the energy, on MACs of real-valued input, "
+            f" Layer {self.dearest!r} spends {_whole(self.dearest_share)} of the energy, on MACs of real-valued input, "
             "which nothing of this changes."
             if self.dearest_macs
-            else f" Layer {self.dearest!r} spends the most energy, {self.dearest_share:.0%}."
+            else f" Layer {self.dearest!r} spends the most energy, {_whole(self.dearest_share)}."
         )
         if not self.suggested:
             return f"None of {len(self.tried)} ways saves anything at a fall of at most {self._allowed()}.{floor}"
         best = self.suggestions[0]
-        energy = "" if best.saved_energy is None else f" and {best.saved_energy:.0%} of the energy"
-        return f"Next: {best.remedy}. It saves {best.saved_sops:.0%} of the SOPs{energy}, {self._fall(best)}.{floor}"
+        energy = "" if best.saved_energy is None else f" and {_whole(best.saved_energy)} of the energy"
+        return (
+            f"Next: {best.remedy}. It saves {_whole(best.saved_sops)} of the SOPs{energy}, {self._fall(best)}.{floor}"
+        )
 
     def table(self, some: Sequence[Saving], caption: str) -> Table:
         """Give the table of some ways."""
@@ -207,9 +209,9 @@ class Savings(Result):
                 Column(self.score_name.replace("_", " ").capitalize(), self._write),
                 Column("Points" if self.is_accuracy else "Difference", lambda pair: self._difference(*pair)),
                 Column("SOPs", in_short),
-                Column("Saved", "{:.0%}".format),
+                Column("Saved", _whole),
                 Column("Energy" if self.unit == "J" else self.unit, lambda value: written(value, self.unit)),
-                Column("Saved energy", "{:.0%}".format),
+                Column("Saved energy", _whole),
             ),
             tuple(Row(row, index == 1, min(index, 1)) for index, row in enumerate(rows)),
         )
@@ -277,7 +279,7 @@ class Savings(Result):
             (0.2, "energy", [one.saved_energy or 0.0 for one in self.suggestions], SKY),
         ):
             bars = axes.barh([place + shift for place in places], shares, height=0.36, color=colour, label=label)
-            axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, color=GREY)
+            axes.bar_label(bars, list(map(_whole, shares)), padding=3, color=GREY)
         names = [f"{literal(one.remedy)}\n{self._difference(one.difference, one.error)}" for one in self.suggestions]
         axes.set_yticks(list(places), names)
         axes.set_ylim(max(len(self.suggested), 3) - 0.5, -0.5)
@@ -287,3 +289,7 @@ class Savings(Result):
         unit = "points" if self.is_accuracy else self.score_name
         axes.set(title=f"Saved at a fall of at most {self._allowed()}", xlabel=f"Share saved; below the names: {unit}")
         legend_below(axes)
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -325,7 +325,7 @@ def test_the_cause_is_found_and_every_remedy_helps(trained, cause, options):
         assert sum(layer.error for layer in better.layers) < sum(layer.error for layer in result.layers), remedy
     worst = next(layer for layer in result.layers if layer.name == result.worst)
     assert result.advice.startswith(
-        f"Layer {result.worst!r} loses the most: it is off by {worst.error:.1%} of its mean"
+        f"Layer {result.worst!r} loses the most: it is off by {100 * worst.error:.1f} % of its mean"
     )
     assert result.advice.endswith(f"{result.remedies[-1]}.")
 
@@ -352,7 +352,7 @@ def test_a_faithful_network_needs_no_advice(trained):
     dnn, x = trained
     result = diagnose(dnn, to_snntorch(dnn, x, timesteps=512, threshold="max", correction="none"), x)
     assert (result.cause, result.remedies) == (None, ())
-    assert result.advice == "No layer loses much: none adds an error of more than 1% of its mean activation."
+    assert result.advice == "No layer loses much: none adds an error of more than 1 % of its mean activation."
     assert result.worst is not None
 
 

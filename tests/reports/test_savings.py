@@ -108,7 +108,7 @@ def test_what_is_suggested_is_the_most_that_each_kind_saves():
     saved = [way.saved_sops for way in found.suggestions]
     assert saved == sorted(saved, reverse=True)
     assert found.suggestions[0].remedy in found.advice()
-    assert f"saves {saved[0]:.0%} of the SOPs" in found.advice()
+    assert f"saves {100 * saved[0]:.0f} % of the SOPs" in found.advice()
     assert all(way.difference >= 0 for way in savings(network, [(x, y)], at_most=0.0).suggestions)
 
 
