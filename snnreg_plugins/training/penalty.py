@@ -130,6 +130,11 @@ class ActivityPenalty:
                 "torch.func (grad, vmap, jacrev). Use torch.autograd.grad there, or leave the layer out by the "
                 "argument `layers`."
             )
+        if differentiable and activity.layout is not torch.strided:
+            raise MisconfigurationException(
+                f"ActivityRegularization cannot serve layer {self._layers[layer][0]!r}, which reads a tensor of layout "
+                f"{activity.layout}. Give it a dense one, or leave the layer out by the argument `layers`."
+            )
         if is_in_backward():
             return self._read_again(layer, args) if differentiable else None
         name, _ = self._layers[layer]

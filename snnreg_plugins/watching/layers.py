@@ -151,6 +151,21 @@ def as_called(layer: Any, args: tuple[Any, ...]) -> Any:
     return called
 
 
+def strided(x: Tensor) -> Tensor:
+    """Give an input of a layer with all its zeros.
+
+    Raises:
+        TypeError: If it is a nested tensor.
+
+    Example:
+        >>> strided(torch.eye(2).to_sparse()).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if x.is_nested:
+        raise TypeError("What a layer does with a nested tensor cannot be counted: give the model its parts, padded.")
+    return x if x.layout is torch.strided else x.detach().to_dense()
+
+
 def one_to_one_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Find the layers that weigh each spike for one target alone, inside recurrent neurons of snnTorch, by name."""
     return {name: module for name, module in model.named_modules() if _is_one_to_one(module)}

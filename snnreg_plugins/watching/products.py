@@ -137,7 +137,8 @@ class Products(_torch.dispatch_mode()):  # type: ignore[misc]
     ) -> None:
         packet = func.overloadpacket
         if any(x.layout is not torch.strided for x in inputs):
-            if packet in _MATRIX_PRODUCTS or self._is_unknown(func, inputs):
+            multiplies = packet in _MATRIX_PRODUCTS or self._is_unknown(func, inputs)
+            if multiplies and not self._is_counted_by_hook():
                 self.miss(self._owner(), f"{packet.__name__} of sparse tensors")
         elif packet in _MATRIX_PRODUCTS:
             first, second = (args[index] for index in _MATRIX_PRODUCTS[packet])

@@ -34,6 +34,7 @@ from snnreg_plugins.watching.layers import (
     is_spiking_neuron,
     neuron_layers,
     one_to_one_layers,
+    strided,
     synaptic_layers,
     time_dim,
 )
@@ -250,7 +251,7 @@ class Tally(Watch):
         self._called(layer, args)
 
     def _count_arrival(self, layer: SynapticLayer, args: tuple[Any, ...]) -> None:
-        row, steps, x = self.index[layer], steps_of_call(), args[0]
+        row, steps, x = self.index[layer], steps_of_call(), strided(args[0])
         layer = as_called(layer, args)
         self.wiring.arrived(self.names[row], steps, tuple(x.shape))
         known = self._reads_events[row] and not self._thorough

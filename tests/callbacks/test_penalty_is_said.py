@@ -84,6 +84,20 @@ def test_parts_that_torch_compiled_are_said(trained):
     assert "penalty/net.3" in trainer.callback_metrics
 
 
+def test_sparse_activity_is_refused_and_the_remedies_work():
+    class Sparse(Classifying):
+        dense = False
+
+        def forward(self, x):
+            h = self.net[1](self.net[0](x))
+            return self.net[2](h if self.dense else h.to_sparse())
+
+    with pytest.raises(MisconfigurationException, match="'net.2', which reads a tensor of layout torch.sparse_coo"):
+        fit(Sparse(), [ActivityRegularization()])
+    Sparse.dense = True
+    fit(Sparse(), [ActivityRegularization()])
+
+
 class Attending(Classifying):
     """Has layers whose weights are used without calling them."""
 

@@ -74,6 +74,23 @@ def test_weights_that_are_packed_are_named():
     assert sops.total("dense_macs") == 6 * 8 + 8 * 3
 
 
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_layers_that_read_sparse_tensors(layout):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.rand(4, 6) * (torch.rand(4, 6) > 0.5)
+    counts = []
+    for given in (x, getattr(x, layout)()):
+        with torch.no_grad(), warnings.catch_warnings(), SynapticOperations(net) as sops:
+            warnings.filterwarnings("error", message="SynapticOperations")
+            for _ in range(3):
+                net(given)
+        counts.append([sops.total(quantity) for quantity in QUANTITIES])
+    assert counts[0] == counts[1]
+    nested = torch.nested.nested_tensor([x[:1], x[1:]], layout=torch.jagged)
+    with pytest.raises(TypeError, match="nested tensor"), SynapticOperations(net):
+        net(nested)
+
+
 def events(*shape):
     return torch.randint(0, 3, shape).float()
 
