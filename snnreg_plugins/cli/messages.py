@@ -9,13 +9,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichModelSummary
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from rich import get_console
 from typing_extensions import override
 
 from snnreg_plugins._console import show
 from snnreg_plugins._text import Column, Note, Row, Table, in_short
 
+# In a narrower terminal the bar's own columns would leave too little for names and numbers.
+_WIDE, _WIDE_FOR_TIME = 100, 70
 _LOGGERS = ("lightning.pytorch", "lightning.fabric")
 # How Lightning begins to advertise.
 _TIP = "💡 Tip"
@@ -58,6 +61,27 @@ class Summary(RichModelSummary):
         )
 
 
+class Bar(RichProgressBar):
+    """Lightning's progress bar with whole names and short counts: 208k SOPs, and not 208340.344."""
+
+    @override
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        columns = super().configure_columns(trainer)
+        width = get_console().width
+        if width >= _WIDE:
+            return columns
+        text, bar, batches, time, *_ = columns
+        bar.bar_width = 10
+        return [text, bar, batches, time] if width >= _WIDE_FOR_TIME else [text, bar, batches]
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # a run of ours has a folder
+        large = {name: in_short(value) for name, value in metrics.items() if isinstance(value, float) and value >= 1000}
+        return {**metrics, **large}
+
+
 def quieten() -> None:
     """Let Lightning's messages go beside its progress bar, without what is of no use."""
     # Data in memory needs no workers, and the other warning is Lightning's own to heed.
@@ -82,6 +106,8 @@ def quieten_run(trainer: Trainer, given: list[Any], has_input: bool) -> None:
     for index, callback in enumerate(callbacks):
         if type(callback) is RichModelSummary and not has_input and all(callback is not one for one in given):
             callbacks[index] = Summary()
+        if type(callback) is RichProgressBar and all(callback is not one for one in given):
+            callbacks[index] = Bar(int(callback.refresh_rate))
     for callback in trainer.checkpoint_callbacks:
         folder = getattr(callback, "dirpath", None)
         # Where there are no checkpoints, none is in the way: other files of the run are there by now.

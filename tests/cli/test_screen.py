@@ -35,7 +35,10 @@ def test_the_main_job_in_a_terminal(columns, tmp_path):
     assert "Written to" in text
     assert lines.index(title) > max(index for index, line in enumerate(lines) if "Epoch" in line)
     assert not [line for line in lines if NOISE.search(line)]
-    assert "snn/sops" in text
+    # Names whole, with their numbers behind them, in short.
+    for metric in (r"train/loss: \d\.\d{3}", r"val/accuracy: \d\.\d{3}", r"snn/accuracy: \d\.\d{3}", r"snn/sops: \d+k"):
+        assert re.search(metric, text), metric
+    assert "v_num" not in text
 
 
 EXPORT = """
