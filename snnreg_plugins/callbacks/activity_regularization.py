@@ -305,8 +305,7 @@ class ActivityRegularization(AddedLossCallback):
 
     @property
     def _running(self) -> ActivityPenalty:
-        assert self._penalty is not None, "between on_fit_start and on_fit_end"
-        return self._penalty
+        return self._of_this_fit(self._penalty)
 
     def samples(self, batch: Any) -> int:
         """Return the samples of a training batch, which ``"energy"`` is per; override for batches that do not tell.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +13,8 @@ from typing_extensions import override
 
 from snnreg_plugins._checks import as_integer
 from snnreg_plugins._lightning import both, loss_scale, overrides
+
+Running = TypeVar("Running")
 
 
 class AddedLossCallback(Callback):
@@ -32,6 +36,7 @@ class AddedLossCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove()  # of a fit that this one runs within
         self._refuse(trainer.strategy)
         self._told_of_past = False
         self._own_backward = overrides(pl_module, "backward")
@@ -76,6 +81,19 @@ class AddedLossCallback(Callback):
         """What a loss that goes backward was multiplied by: divided by the accumulated batches, and by the scaler."""
         accumulated = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         return loss_scale(trainer) / accumulated
+
+    def _of_this_fit(self, running: Running | None) -> Running:
+        """Give what a fit made when it started.
+
+        Raises:
+            MisconfigurationException: If another one has begun and ended since.
+        """
+        if running is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__} was used by another fit while this one ran. Give each Trainer a callback of "
+                "its own."
+            )
+        return running
 
     def _judge_backward(self, missed: bool, went_past: bool) -> None:
         """Refuse a batch without a backward pass of Lightning's, and say once where there are others.

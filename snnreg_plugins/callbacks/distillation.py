@@ -226,8 +226,7 @@ class Distillation(AddedLossCallback):
 
     @property
     def _running(self) -> Distilled:
-        assert self._distilled is not None, "between on_fit_start and on_fit_end"
-        return self._distilled
+        return self._of_this_fit(self._distilled)
 
     def _judge_student(self, pl_module: LightningModule) -> None:
         """Go on no longer without any student."""

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
@@ -96,6 +96,26 @@ def test_sparse_activity_is_refused_and_the_remedies_work():
         fit(Sparse(), [ActivityRegularization()])
     Sparse.dense = True
     fit(Sparse(), [ActivityRegularization()])
+
+
+def test_a_fit_within_a_fit_wants_a_callback_of_its_own():
+    def run(*callbacks):
+        class Inner(Callback):
+            def on_train_batch_start(self, *_):
+                fit(Classifying(), callbacks)
+
+        module = Classifying()
+        try:
+            fit(module, [outer, Inner()])
+        finally:
+            assert not any(part._forward_pre_hooks for part in module.modules())
+
+    outer = ActivityRegularization()
+    run(ActivityRegularization())
+    with pytest.raises(
+        MisconfigurationException, match="used by another fit .* Give each Trainer a callback of its own"
+    ):
+        run(outer)
 
 
 class Attending(Classifying):
