@@ -52,7 +52,7 @@ class Study:
         self.output = Path(job.sweep.output)
         self.name = job.sweep.name or "sweep"
         self._claim()
-        storage = self._storage()
+        self._heart = storage = self._storage()
         how = {"study_name": self.name, "storage": storage, "sampler": self._sampler(0)}
         try:
             self.study = optuna.create_study(**how, directions=["maximize", "minimize"])  # type: ignore[arg-type]
@@ -63,6 +63,8 @@ class Study:
         self._begin(is_new)
         self._running: int | None = None
         self._is_interrupted = False
+        # When running trials were first seen here; None once they have a heartbeat.
+        self._seen: dict[int, float | None] = {}
 
     # Where it is kept.
 
@@ -186,6 +188,7 @@ class Study:
                 warnings.simplefilter("ignore")
                 fail_stale_trials(self.study)
             look = self.look()
+            self._have_a_heartbeat(look)
             changed(look)
             done, running = len(look.finished), look.count("RUNNING")
             is_left = self.job.sweep.search != "grid" or look.count("WAITING") > 0
@@ -199,6 +202,22 @@ class Study:
             else:
                 return
 
+    def _have_a_heartbeat(self, look: Look) -> None:
+        """Give trials that have run for long a heartbeat, once.
+
+        One whose process died before the first, or could not write it to a full disk, has none, and is never taken for
+        dead; those of processes that live have a new one in seconds.
+        """
+        for trial in look.trials:
+            if trial.state.name == "RUNNING":
+                first = self._seen.setdefault(trial.number, time.monotonic())
+                if first is not None and time.monotonic() - first > GRACE:
+                    self._seen[trial.number] = None
+                    study = self._heart.get_study_id_from_name(self.name)
+                    self._heart.record_heartbeat(
+                        self._heart.get_trial_id_from_study_id_trial_number(study, trial.number)
+                    )
+
     def _run_one(self, number: int) -> None:
         self.study.sampler = self._sampler(number)
         self._running, self._is_interrupted = None, False
@@ -209,10 +228,13 @@ class Study:
         except KeyboardInterrupt:
             self._leave_to_others()
             raise
-        except Exception:
+        except Exception as error:
             # A machine that sleeps, or whose clock is set, is taken for dead: its trial has been begun again.
             if not any(trial.state.is_finished() for trial in self._mine()):
-                raise
+                raise OSError(
+                    f"The study of {os.fspath(self.output)!r} could not be written: {_innermost(error)}. When that is "
+                    "mended, as by making room on the disk, the same command goes on."
+                ) from error
             if self._is_interrupted:
                 raise KeyboardInterrupt from None
 
@@ -302,6 +324,12 @@ def _lock(connection: Any) -> None:
     both would begin it.
     """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Give what an error comes from: those of databases are wrapped several times."""
+    below = error.__cause__ or error.__context__
+    return error if below is None else _innermost(below)
 
 
 def _suggested(trial: Trial, sweep: Sweep) -> dict[str, Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from snnreg_plugins.sweeps import find_front, read_results, run_sweep
 from snnreg_plugins.sweeps.run import Progress
 from tests.sweeps.jobs import Quick, quick
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +93,21 @@ def test_a_score_that_is_no_number_fails_its_trial_and_says_where(tmp_path, monk
     study = run_sweep(quick(tmp_path / "out", penalties={"none": None}), console=Console(file=io.StringIO()))
     ((_, reason),) = study.look().failures
     assert "nan at T = 4 of the export 'default', seed 0" in reason
+
+
+def test_a_study_that_cannot_be_written_is_told_in_one_sentence(tmp_path, monkeypatch):
+    from optuna.storages import RDBStorage
+
+    def full(*arguments, **more):
+        raise optuna.exceptions.StorageInternalError("wrapped") from sqlite3.OperationalError("disk is full")
+
+    def run(self, point, seeds, folder):
+        monkeypatch.setattr(RDBStorage, "set_trial_state_values", full)
+        return []
+
+    monkeypatch.setattr(Quick, "run", run)
+    with pytest.raises(OSError, match=r"'.*out' could not be written: disk is full\. .*the same command goes on"):
+        run_sweep(quick(tmp_path / "out"), console=Console(file=io.StringIO()))
 
 
 @pytest.mark.slow

@@ -138,3 +138,17 @@ def test_who_was_taken_for_dead_leaves_its_trial_to_those_who_took_it(is_interru
     rows = read_results(tmp_path / "out" / "results.csv")
     assert Counter(row["state"] for row in rows) == {"complete": 3 * 2, "failed": 1}
     assert len(study.look().trials) == 5
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_died_before_its_first_heartbeat_is_begun_again(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    from snnreg_plugins.sweeps import study as study_of
+
+    for name in ("HEARTBEAT", "GRACE", "_PAUSE"):
+        monkeypatch.setattr(study_of, name, 1)
+    study = study_of.Study(quick(tmp_path / "out"))
+    study.study._storage.set_trial_state_values(study.look().trials[1]._trial_id, optuna.trial.TrialState.RUNNING)
+    study = run_sweep(quick(tmp_path / "out"), console=Console(file=io.StringIO()))
+    assert Counter(trial.state.name for trial in study.look().current) == {"COMPLETE": 3, "FAIL": 1}
+    assert len(study.look().trials) == 5
