@@ -32,14 +32,15 @@ class AddedLossCallback(Callback):
         self.start_epoch = as_integer("start_epoch", start_epoch, at_least=0)
         self.warmup_epochs = as_integer("warmup_epochs", warmup_epochs, at_least=0)
         self._told_of_past = False  # that a backward pass went past Lightning
-        self._own_backward = False  # whether the module's backward() may multiply a loss
+        self._own_backward = False  # whether the user's code may multiply a loss on its way
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove()  # of a fit that this one runs within
         self._refuse(trainer.strategy)
         self._told_of_past = False
-        self._own_backward = overrides(pl_module, "backward")
+        # manual_backward(loss, gradient=...) does so, too.
+        self._own_backward = overrides(pl_module, "backward") or not pl_module.automatic_optimization
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -76,7 +76,7 @@ class Carrier:
         self.samples: int | None = None  # of the batch, where the penalty is a sum per sample and no mean over calls
         # 0 outside of Lightning's own backward pass, so that a user's autograd.grad is clean.
         self._scale = 0.0
-        self._gradients: list[Tensor] = []  # of the loss, if the user's code may multiply it once more
+        self._gradients: list[float] = []  # of the loss, if the user's code may multiply it once more
         self._amounts: dict[str, float] = {}
 
     def start_batch(self, samples: int | None = None) -> None:
@@ -90,7 +90,8 @@ class Carrier:
         Args:
             loss: The loss.
             scale: What it was multiplied by.
-            multiplied: Whether it may be multiplied once more on its way, as by a ``backward()`` of the user's.
+            multiplied: Whether it may be multiplied once more on its way, as by a ``backward()`` of the user's or by
+                the ``gradient`` of a call of it.
         """
         graph = Graph(loss)
         self._gradients = _gradients_of(loss) if multiplied else []
@@ -164,7 +165,7 @@ class Carrier:
             self.collected_without_scale = self.collected_without_scale or _is_collected(below)
             call.differentiated |= torch.is_grad_enabled()
             return 0.0
-        return self._scale * (float(self._gradients[-1]) if self._gradients else 1.0) * self.slope(call)
+        return self._scale * (self._gradients[-1] if self._gradients else 1.0) * self.slope(call)
 
     def compiled_penalty(self) -> Tensor | None:
         """Penalty of the calls in compiled regions, to be added to the scaled loss."""
@@ -282,14 +283,17 @@ class Carry(torch.autograd.Function):
         return grads[0], slope, None, None, *grads[1:]
 
 
-def _gradients_of(loss: Tensor) -> list[Tensor]:
-    """Give a list that will hold the gradient that a loss gets, before the hooks of others change it."""
-    found: list[Tensor] | None = getattr(loss, "_snnreg_gradients", None)
+def _gradients_of(loss: Tensor) -> list[float]:
+    """Give a list that will hold the gradient that a loss gets, before the hooks of others change it.
+
+    Of a loss for each sample, to each of which a penalty is added, it is their sum.
+    """
+    found: list[float] | None = getattr(loss, "_snnreg_gradients", None)
     if found is None:
         found = loss._snnreg_gradients = []  # type: ignore[attr-defined]
         if loss.requires_grad:
             register: Any = loss.register_hook
-            register(found.append)
+            register(lambda gradient: found.append(float(gradient.sum())))
     return found
 
 

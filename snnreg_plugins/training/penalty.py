@@ -261,7 +261,7 @@ class ActivityPenalty:
             multiplied: Whether it may be multiplied once more on its way.
         """
         self.ran_backward = True
-        self._loss = for_summing(loss.detach()).abs() / scale
+        self._loss = for_summing(loss.detach()).mean().abs() / scale
         graph = self._carrier.start(loss, self._factor * scale, multiplied)
         if self.active and self.sightings.looking:
             self.sightings.reached(self._carrier, graph)

@@ -108,6 +108,28 @@ def test_a_backward_of_the_users_own_multiplies_the_penalty_too(options):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
+class Weighing(Module):
+    """Gives manual_backward() a gradient: of the loss, or of a loss for each sample."""
+
+    def __init__(self, each, strength=0.0):
+        super().__init__(start({}, torch.float64), strength, manual=True)
+        self.each = each
+
+    def training_step(self, batch, batch_idx):
+        loss, optimizer = self.loss(batch), self.optimizers()
+        loss = loss.expand(3) if self.each else loss
+        optimizer.zero_grad()
+        self.manual_backward(loss, gradient=torch.full_like(loss, 0.25))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one loss", "a loss for each sample"])
+def test_the_gradient_of_a_manual_backward_multiplies_the_penalty_too(each):
+    expected, _ = fit(Weighing(each, STRENGTH), dtype=torch.float64)
+    actual, _ = fit(Weighing(each), [ActivityRegularization("l1", STRENGTH)], torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
 class Mirrored(torch.nn.Module):
     """Goes back to the size of the input by the ``output_size`` of a call, or the padding of the layer."""
 
