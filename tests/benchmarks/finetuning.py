@@ -27,7 +27,7 @@ from snnreg_plugins import ActivityBudget, Distillation, report, to_snntorch
 from snnreg_plugins._files import atomic
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.modules import VGG, Classifier, LeNet, SpikingClassifier
-from snnreg_plugins.sweeps.results import COMPLETE, rows_of, write_csv
+from snnreg_plugins.sweeps.results import COMPLETE, SNN, rows_of, write_csv
 from tests.benchmarks.common import head, kept, line, settled, spread, timed, trained
 
 NETWORKS = {
@@ -177,7 +177,8 @@ def main() -> None:
             key = f"{options.network} epochs={options.epochs} seed={seed} {run}"
             if key not in found:
                 found[key] = measure()
-                found[key]["row"] |= {"study": f"finetuning {options.network}", "state": COMPLETE, "seed": seed}
+                of_all = {"study": f"finetuning {options.network}", "state": COMPLETE, "trained_as": SNN, "seed": seed}
+                found[key]["row"] |= of_all  # also where it is exported alone: its DNN is that of the others
                 with atomic(path) as temporary:
                     temporary.write_text(json.dumps(found, indent=1))
                 of_network = (
