@@ -106,11 +106,11 @@ def one_line(text: object) -> str:
 
 
 def cut_short(name: str, room: int) -> str:
-    """Leave out the middle of a name that has more letters than there is room for: its end tells it from others.
+    """Leave out the middle of a name that needs more room than so many letters: its end tells it from others.
 
     Example:
-        >>> cut_short("a_name_that_is_long_1", 12)
-        'a_na…_long_1'
+        >>> cut_short("a_layer_that_is_long_1", 12)
+        'a_la…_long_1'
     """
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in name) + 0.8 * sum(c in "mwMW@%" for c in name)
     room = int(room * len(name) / (len(name) + wide)) if name else room

@@ -51,7 +51,7 @@ def test_hooks_are_told_arguments_and_output():
     ours = Hooks(before=[(net, lambda *told_: told.append(told_))], after=[(net, lambda *told_: told.append(told_))])
     ours.around(net, lambda *told_: told.append(told_), lambda *told_: told.append(told_))
     y = net(x, scale=3)
-    assert told == [(net, (x,), {"scale": 3}), (net, (x,)), (net, (x, 3), y), (net, (x,), {"scale": 3}, y)]
+    assert told == [(net, (x,), {"scale": 3}), (net, (x, 3)), (net, (x, 3), y), (net, (x,), {"scale": 3}, y)]
 
 
 def test_hooks_may_replace_arguments_and_output():
