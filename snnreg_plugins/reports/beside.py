@@ -10,7 +10,7 @@ from snnreg_plugins._text import in_short, tick_count, tick_percent
 from snnreg_plugins.reports import pictures
 from snnreg_plugins.reports.figures import Curve, Plane, Point, Series
 from snnreg_plugins.reports.verdict import written
-from snnreg_plugins.reports.views import SHOWN, axis_of, score_tick, score_unit
+from snnreg_plugins.reports.views import SHOWN, axis_of, curve, score_tick, score_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,15 +68,11 @@ def _plane(
     write: Callable[[float], str],
 ) -> Plane:
     """Give the score over something that each run spends at each of its steps."""
-    first, curves, said = found.runs[0].report, [], []
+    first, said = found.runs[0].report, []
+    curves: list[Curve] = []
     for colour, (label, run, costs) in enumerate(zip(found.labels(), found.runs, spent, strict=True)):
         report = run.report
-        at = [index for index, cost in enumerate(costs) if cost]  # what is 0 is on no such axis
-        scores = tuple(report.steps[index].score for index in at)
-        steps = tuple(report.steps[index].timesteps for index in at)
-        if at:
-            spends = tuple(costs[index] for index in at)
-            curves.append(Curve(label, spends, scores, steps, colour, report.timesteps))
+        curves += curve(report, label, costs, colour)
         own = report.write_score(report.at_timesteps().score)
         said.append(f"{label} {own} at {write(costs[report.index])} and T = {report.timesteps}")
     floor = _floor([run.report for run in found.runs])

@@ -63,16 +63,11 @@ def below(report: Report) -> float:
 def score_over_energy(report: Report) -> Plane:
     """Give the score over energy, a curve for each model of energy that is shown, and DNNs as points."""
     models = [model for model in report.shown_models if model.unit == "J" and model.has_all()] or [report.primary]
-    scores = tuple(step.score for step in report.steps)
-    steps = _steps(report)
+    scores = [step.score for step in report.steps]
     curves: list[Curve] = []
     points: list[Point] = []
     for colour, model in enumerate(models):
-        at = [index for index, cost in enumerate(model.steps) if cost.total]  # what is 0 is on no such axis
-        spent = tuple(model.steps[index].total for index in at)
-        if at:
-            told = tuple(scores[index] for index in at), tuple(steps[index] for index in at)
-            curves.append(Curve(f"SNN, {model.name}", spent, *told, colour, report.timesteps))
+        curves += curve(report, f"SNN, {model.name}", [cost.total for cost in model.steps], colour)
         if report.dnn is not None:
             bits = model.bits(report.timesteps)
             few = "" if bits is None else f", {bits} bits"
@@ -87,7 +82,7 @@ def score_over_energy(report: Report) -> Plane:
         hidden = []
     below = ", ".join(f"T = {step.timesteps} ({tick_percent(round(step.score, 3))})" for step in hidden)
     first, last = report.steps[0], report.steps[-1]
-    costs = [cost for curve in curves for cost in curve.spent] + [point.spent for point in points]
+    costs = [cost for one in curves for cost in one.spent] + [point.spent for point in points]
     unit, write = axis_of("J", costs)
     return Plane(
         title=f"{report.score_title} over energy",
@@ -105,6 +100,15 @@ def score_over_energy(report: Report) -> Plane:
         write_spent=write,
         most=1.0 if report.is_accuracy else None,
     )
+
+
+def curve(report: Report, name: str, costs: Sequence[float], colour: int) -> list[Curve]:
+    """Give the score over what each step of a report spends; none where that is 0, which is on no logarithmic axis."""
+    at = [(cost, step.score, step.timesteps) for cost, step in zip(costs, report.steps, strict=True) if cost]
+    if not at:
+        return []
+    spent, scores, steps = zip(*at, strict=True)
+    return [Curve(name, spent, scores, steps, colour, report.timesteps)]
 
 
 def over_dnns(report: Report) -> Ratios:
