@@ -56,6 +56,8 @@ def test_a_table_is_compared_with_the_one_of_the_same_columns_and_rows():
     page = f"{header}| none | 1.0 |\n| L1 | 2.0 |\n\n{header}| none | 7.0 |\n| L2 | 8.0 |\n"
     assert every.compared(page, f"{header}| none | 7.0 |\n| L2 | 8.0 |\n", every.Noise(0.1, 0.0)) == (2, [])
     assert every.compared(page, f"{header}| rate | 7.0 |\n", every.Noise(0.1, 0.0)) == (0, [])
+    longer = f"{header}| none | 3.0 |\n| L1 | 4.0 |\n| L2 | 5.0 |\n\n{page}"
+    assert every.compared(longer, f"{header}| none | 1.0 |\n| L1 | 2.0 |\n", every.Noise(0.1, 0.0)) == (2, [])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -152,9 +153,14 @@ def pairs(page: str, printed: str) -> Iterator[tuple[Figures, Figures]]:
     """Match each printed table with that of a page which has the same columns and the most rows alike."""
     for found in tables_of(printed):
         alike = [table for table in tables_of(page) if table.columns == found.columns]
-        told = max(alike, key=lambda table: len(table.rows.keys() & found.rows.keys()), default=None)
+        told = max(alike, key=partial(_likeness, found), default=None)
         if told is not None and told.rows.keys() & found.rows.keys():
             yield told, found
+
+
+def _likeness(found: Figures, told: Figures) -> tuple[int, int]:
+    """Tell how many rows two tables share, and then how few the second has beside."""
+    return len(told.rows.keys() & found.rows.keys()), -len(told.rows)
 
 
 def compared(page: str, printed: str, noise: Noise, whole: bool = True) -> tuple[int, list[tuple[str, ...]]]:
