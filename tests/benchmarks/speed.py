@@ -279,37 +279,37 @@ def sinabs(setting: Setting) -> Contestant:
 class SnnTorchNeuron(nn.Module):
     """Leaky as its users call it, but from an initial potential as ours has it."""
 
-    def __init__(self, threshold: float, initial: float) -> None:
+    def __init__(self, threshold: float, initial: Tensor) -> None:
         super().__init__()
         surrogate = snntorch.surrogate.fast_sigmoid(slope=SLOPE / threshold)
         self.neuron = snntorch.Leaky(beta=1.0, threshold=threshold, spike_grad=surrogate)
-        self.initial = initial
+        self.register_buffer("initial", initial)
 
     def forward(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Give spikes and the state to pass on."""
-        return self.neuron(current, torch.full_like(current, self.initial) if state is None else state)
+        return self.neuron(current, torch.zeros_like(current) + self.initial if state is None else state)
 
 
 class NorseNeuron(nn.Module):
     """The same of Norse; it leaks, and weights before it have to be 1 / LEAK as large."""
 
-    def __init__(self, threshold: float, initial: float) -> None:
+    def __init__(self, threshold: float, initial: Tensor) -> None:
         super().__init__()
         one = torch.tensor(1.0)
         parameters = LIFBoxParameters(
             tau_mem_inv=one, v_th=threshold * one, alpha=SLOPE / threshold * one, reset_method=reset_subtract
         )
         self.neuron = norse.LIFBoxCell(parameters, dt=LEAK)
-        self.initial = initial
+        self.register_buffer("initial", initial)
 
     def forward(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Give spikes and the state to pass on."""
         if state is None:
-            state = LIFBoxFeedForwardState(v=torch.full_like(current, self.initial))
+            state = LIFBoxFeedForwardState(v=torch.zeros_like(current) + self.initial)
         return self.neuron(current, state)
 
 
-Neuron = Callable[[float, float], nn.Module]
+Neuron = Callable[[float, Tensor], nn.Module]
 
 
 class PlainResidual(nn.Module):
@@ -333,7 +333,7 @@ class PlainResidual(nn.Module):
 def converted(holder: nn.Module, name: str, neuron: Neuron) -> nn.Module:
     """Make the neuron of a loop from one of ours."""
     threshold, initial = holder.get_submodule(name).threshold, holder.get_submodule(f"{name}_initial").potential
-    return neuron(float(threshold), float(initial))
+    return neuron(float(threshold), initial.detach().clone())
 
 
 def layers(holder: nn.Module, neuron: Neuron) -> Iterator[nn.Module]:
