@@ -27,7 +27,7 @@ from snnreg_plugins.training.carried import Call, Carrier, Carry, Logged, carrie
 from snnreg_plugins.training.sightings import Sightings
 from snnreg_plugins.training.thresholds import RunningThresholds
 from snnreg_plugins.watching.hooks import Hooks, notice_new_hooks
-from snnreg_plugins.watching.layers import as_called, is_spiking_neuron, is_unbatched
+from snnreg_plugins.watching.layers import FanOutKey, as_called, fan_out_key, is_spiking_neuron, is_unbatched
 from snnreg_plugins.watching.steps import steps_of_call
 
 
@@ -84,7 +84,7 @@ class ActivityPenalty:
         self._function, self._layers, self._by_fan_out = function, dict(layers), by_fan_out
         self._on_spikes = ON_SPIKES.get(function) if spikes else None
         self._thresholds, self._bounds = thresholds, bounds
-        self._fan_outs: dict[tuple[str, tuple[int, ...], Any], tuple[Tensor, int]] = {}
+        self._fan_outs: dict[FanOutKey, tuple[Tensor, int]] = {}
         self._factor = 0.0
         self._carrier, self._logged = Carrier(), Logged()
         self._loss: Tensor | None = None  # of the backward pass under way, without the penalty
@@ -196,7 +196,7 @@ class ActivityPenalty:
         if not self._by_fan_out:
             return None, float(samples)
         layer = as_called(layer, args)
-        key = name, shape, getattr(layer, "output_padding", None)  # which a call may change
+        key = fan_out_key(name, layer, shape)
         if key not in self._fan_outs:
             self._fan_outs[key] = _fan_out(layer, shape)
         weight, total = self._fan_outs[key]

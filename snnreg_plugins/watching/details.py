@@ -13,7 +13,14 @@ from snnreg_plugins.frameworks.registry import framework_of
 from snnreg_plugins.functional.costs import Need
 from snnreg_plugins.functional.synapses import count_events_by_step, is_synaptic
 from snnreg_plugins.functional.zero_weights import of_zeros
-from snnreg_plugins.watching.layers import is_spiking_neuron, one_to_one_layers, synaptic_layers, time_dim
+from snnreg_plugins.watching.layers import (
+    FanOutKey,
+    fan_out_key,
+    is_spiking_neuron,
+    one_to_one_layers,
+    synaptic_layers,
+    time_dim,
+)
 from snnreg_plugins.watching.products import Cost
 from snnreg_plugins.watching.simulated import SimulatedNetwork
 from snnreg_plugins.watching.steps import CallSteps
@@ -53,7 +60,7 @@ class Details:
         self.needs = frozenset(one_of("counting", need, QUANTITIES) for need in counting)
         self.quantities = tuple(name for need in QUANTITIES if need in self.needs for name in QUANTITIES[need])
         self._networks = [it for it in model.modules() if isinstance(it, SimulatedNetwork)]
-        self._zeros: dict[tuple[int, tuple[int, ...], Any], tuple[Tensor, Tensor]] = {}
+        self._zeros: dict[FanOutKey, tuple[Tensor, Tensor]] = {}
         self._got: dict[nn.Module, Tensor] = {}  # where neurons got something, in the call under way
         self._had: dict[nn.Module, Tensor] = {}  # where they have a state
 
@@ -119,7 +126,7 @@ class Details:
         zeros = weight == 0
         if not bool(zeros.any()):
             return None
-        key = row, shape, getattr(layer, "output_padding", None)  # which a call may change
+        key = fan_out_key(row, layer, shape)
         known = self._zeros.get(key)
         if known is None or known[0].shape != zeros.shape or not torch.equal(known[0], zeros):
             reached = of_zeros(layer, zeros, shape) if is_synaptic(layer) else zeros.double().expand(shape)

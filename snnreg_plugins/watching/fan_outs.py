@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from snnreg_plugins.functional.synapses import Synapses, SynapticLayer, fan_out, is_synaptic
+from snnreg_plugins.watching.layers import FanOutKey, fan_out_key
 
 # Input shapes of a layer, on average, whose fan-out is kept at most.
 _SHAPES = 8
@@ -22,14 +21,14 @@ class SynapsesByShape:
 
     def __init__(self, rows: int) -> None:
         self._most = _SHAPES * rows
-        self._found: dict[tuple[int, tuple[int, ...], Any], Synapses] = {}
+        self._found: dict[FanOutKey, Synapses] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
     def of(self, row: int, layer: SynapticLayer, shape: tuple[int, ...]) -> Synapses:
         """Give the synapses of a layer, which has a number, for inputs of a shape."""
-        key = row, shape, getattr(layer, "output_padding", None)  # which a call may change
+        key = fan_out_key(row, layer, shape)
         found = self._found.get(key)
         if found is None:
             if len(self._found) >= self._most:  # inputs of ever new sizes

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from snnreg_plugins.frameworks.registry import framework_of
 from snnreg_plugins.functional.synapses import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, is_synaptic, sample_shape_of
+
+#: See :func:`fan_out_key`.
+FanOutKey: TypeAlias = tuple[int | str, tuple[int, ...], tuple[int, ...] | None]
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -149,6 +152,17 @@ def as_called(layer: Any, args: tuple[Any, ...]) -> Any:
     called = copy(layer)
     called.output_padding = padding
     return called
+
+
+def fan_out_key(which: int | str, layer: Any, shape: tuple[int, ...]) -> FanOutKey:
+    """Give what the fan-out of a layer as it is called depends on: its inputs' shape, and what a call may change.
+
+    Args:
+        which: The number or name of the layer.
+        layer: The layer, :func:`as_called`.
+        shape: Of a sample of its inputs.
+    """
+    return which, shape, getattr(layer, "output_padding", None)
 
 
 def strided(x: Tensor) -> Tensor:

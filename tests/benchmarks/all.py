@@ -102,7 +102,10 @@ def noise_of(text: str) -> Noise:
         >>> noise_of("0.5 points, 5 %")
         Noise(points=0.5, share=0.05)
     """
-    points, share = re.fullmatch(r"(?:(\S+) points?, )?(\S+) %", text).groups(default="0")  # type: ignore[union-attr]
+    found = re.fullmatch(r"(?:(\S+) points?, )?(\S+) %", text)
+    if found is None:
+        raise ValueError(f"Expected noise such as '0.5 points, 5 %', but {HOME} has {text!r}.")
+    points, share = found.groups(default="0")
     return Noise(float(points), float(share) / 100)
 
 

@@ -9,7 +9,6 @@ one validation with all metrics. Printed are the median and range of paired runs
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -20,7 +19,7 @@ from snnreg_plugins.callbacks.measurement import Measurement
 from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.export.trace import trace
 from tests.benchmarks import conversion
-from tests.benchmarks.common import settled, timed
+from tests.benchmarks.common import head, line, median_and_range, settled, timed
 
 METHODS: dict[str, dict[str, object]] = {
     "percentile": {},
@@ -57,10 +56,9 @@ def main() -> None:
 
     def printed(name: str, timesteps: int, run: Callable[[], object]) -> None:
         ratios = [timed(run) / (timesteps * timed(dnn)) for _ in range(options.repeats)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {timesteps} | {name} | {spread} |", flush=True)
+        print(line(timesteps, name, median_and_range(ratios)), flush=True)
 
-    print(f"{len(batches) * BATCH} samples\n\n| T | | / T × DNN |\n| --- | --- | --- |")
+    print(f"{len(batches) * BATCH} samples\n\n{head('T', '', '/ T × DNN')}")
     dnn()
     for timesteps in options.timesteps:
         for name, method in METHODS.items():

@@ -90,6 +90,16 @@ def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
     return f"{statistics.mean(values):.{digits}f}{unit}{beside}"
 
 
+def median_and_range(ratios: Sequence[float]) -> str:
+    """Write ratios of paired runs; nothing of none.
+
+    Example:
+        >>> median_and_range([1.2, 1.0, 1.1])
+        '1.10 (1.00 to 1.20)'
+    """
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
+
+
 def timed(run: Callable[[], object], device: torch.device | None = None) -> float:
     """Seconds that a call takes, all that it started on ``device`` included."""
     cuda = device is not None and device.type == "cuda"

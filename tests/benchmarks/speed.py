@@ -65,7 +65,7 @@ from snnreg_plugins.data import FashionMNIST
 from snnreg_plugins.spiking.layers import InitialState, SpikeMaxPool
 from snnreg_plugins.watching.layers import synaptic_layers
 from tests.benchmarks import conversion
-from tests.benchmarks.common import fit, head, kept, line, timed
+from tests.benchmarks.common import fit, head, kept, line, median_and_range, timed
 
 REFERENCE, LOOP = "T × DNN", "snnTorch loop"
 SPARSE = 0.03  # spikes per neuron and step that a regularized network may have
@@ -557,11 +557,6 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def spread(ratios: list[float]) -> str:
-    """Write median and range."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
-
-
 def row(results: Results, name: str, batch: int) -> list[str]:
     """Write the cells of a contestant, from its agreement on."""
     if name in results.errors["all"]:
@@ -574,9 +569,9 @@ def row(results: Results, name: str, batch: int) -> list[str]:
             samples = 1 if measure == "latency" else batch
             cell = f"{1e3 * statistics.median(seconds) / samples:.3f} ms/sample"
         else:
-            cell = spread(results.ratios(measure, name, REFERENCE))
+            cell = median_and_range(results.ratios(measure, name, REFERENCE))
         cells.append(results.errors.get(measure, {}).get(name, cell))
-        cells.append(spread(results.ratios(measure, name, beside[measure])))
+        cells.append(median_and_range(results.ratios(measure, name, beside[measure])))
         if measure != "latency":
             bytes_ = results.peaks.get(measure, {}).get(name)
             cells.append("" if bytes_ is None else f"{bytes_ / 2**20:.1f}")
